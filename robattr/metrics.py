@@ -9,11 +9,11 @@ Common to all of them:
 - a batch gives what its samples give one at a time, up to rounding;
 - an argument that cannot be used raises a one-line ``ValueError``.
 
-Written here rather than taken from a library where the library's per-sample answer is not this one:
+Written here rather than taken from a library where the library's per-sample answer is not this one.
 ``torch.nn.functional.cosine_similarity`` floors the norms at 1e-8, so maps of tiny gradients lose their scale
-invariance; torchmetrics' Pearson gives NaN for a constant map, its Spearman loops over the samples in Python, its SSIM
-derives the window from sigma (11 for 1.5, where 7 is wanted) and pads; SciPy and scikit-image work on the CPU, one
-sample at a time. The tests hold all four against these functions.
+invariance; torchmetrics' Pearson gives NaN or noise for a constant map, its Spearman loops over the samples in Python, and its
+SSIM ignores the Gaussian window asked for (11 pixels at sigma 1.5, where 7 are wanted) and averages over padding; SciPy
+and scikit-image work on the CPU, one sample at a time. Where they agree on the definition, the tests compare with them.
 """
 
 import math
