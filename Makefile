@@ -1,0 +1,56 @@
+# make book: environment, executed chapters, pages. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= quick
+JOBS ?= 1
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# The cores are shared out among the chapters that run at once.
+THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --config profile=$(PROFILE) threads=$(THREADS) \
+	--quiet host reason --rerun-incomplete --show-failed-logs
+
+.DEFAULT_GOAL := help
+.PHONY: help env book chapters lint test test-book lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=1 (chapters at once), PYTHON=python3 (3.11 or newer)"
+
+env: $(INSTALLED)  ## the environment in .venv, from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed; $(PYTHON) is %d.%d (choose one with PYTHON=...)" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(INSTALLED)  ## execute what changed and draw the pages: _build/html/index.html
+	@$(SNAKEMAKE) html
+
+chapters: $(INSTALLED)  ## execute what changed, without pages: _build/executed/
+	@$(SNAKEMAKE) chapters
+
+lint: $(INSTALLED)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(INSTALLED)  ## the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-book: $(INSTALLED)  ## the built book in a browser
+	$(BIN)/python -m pytest -m browser tests/test_book.py $(PYTEST_ARGS)
+
+lock:  ## requirements.lock from pyproject.toml
+	rm -rf _build/lock && $(PYTHON) -m venv _build/lock && _build/lock/bin/pip install --quiet uv
+	_build/lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url \
+		--generate-hashes --quiet --custom-compile-command "make lock" -o requirements.lock
+	rm -rf _build/lock
+
+clean:  ## remove everything that was built, but for the environment
+	rm -rf _build .snakemake

@@ -1,0 +1,125 @@
+"""The book: every chapter's notebook source is executed, and the executed notebooks become pages.
+
+    snakemake -c 2                          the book, with the parameters of profiles/quick.yaml
+    snakemake -c 2 --config profile=full    ... of another profile
+    snakemake -c 2 chapters                 execute the chapters only
+
+Snakemake deletes what a failed job was to make. So a chapter is executed into _build/fresh/<profile>/ and copied to
+_build/executed/<profile>/ when it is whole, and the book is built in _build/books/<profile>/ and then put in place of
+_build/html: after a failure the last good notebook and the last good book are still there.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from robattr import chapters as book
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+PROFILE = str(config.get("profile", "quick"))
+THREADS = int(config.get("threads", 2))
+# What runs a chapter and what draws the command line decide nothing about its results.
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("robattr/*.py") if path.stem not in {"chapters", "cli"})
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("book/**/*"), *ROOT.glob("_*.yml")]
+    if path.is_file() and "__pycache__" not in path.parts
+)
+
+
+def chapters_of_the_book():
+    """Names of the chapters in _toc.yml, in its order; their parameters in this profile are checked here, before any runs."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    sections = [contents, *contents.get("parts", [])]
+    files = [entry["file"] for section in sections for entry in section.get("chapters", [])]
+    names = [Path(file).name for file in files if Path(file).parent.name == "notebooks"]
+    try:
+        values = book.profile_parameters(ROOT, PROFILE)
+        return {name: book.check_parameters(book.chapter(ROOT, name), values.get(name, {})) for name in names}
+    except book.ChapterError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CHAPTERS = chapters_of_the_book()
+
+
+wildcard_constraints:
+    chapter="|".join(CHAPTERS) or "none",
+    profile=PROFILE,
+
+
+rule html:
+    input:
+        "_build/html/index.html",
+
+
+rule chapters:
+    input:
+        expand("_build/executed/{profile}/{chapter}.ipynb", profile=PROFILE, chapter=CHAPTERS),
+
+
+rule execute:
+    input:
+        "notebooks/{chapter}.md",
+        SOURCES,
+    output:
+        "_build/fresh/{profile}/{chapter}.ipynb",
+    log:
+        "_build/logs/{profile}/{chapter}.log",
+    params:
+        python=sys.executable,
+        values=lambda wildcards: [
+            word
+            for name, value in sorted(CHAPTERS[wildcards.chapter].items())
+            for word in ("-p", name, json.dumps(value))
+        ],
+    threads: THREADS
+    message:
+        "{wildcards.chapter} ({wildcards.profile}): executing"
+    shell:
+        "OMP_NUM_THREADS={threads} {params.python:q} -m robattr.cli run {wildcards.chapter} {params.values:q}"
+        " --profile {wildcards.profile} --output {output:q} --errors {log:q} >/dev/null"
+
+
+rule keep:
+    input:
+        "_build/fresh/{profile}/{chapter}.ipynb",
+    output:
+        "_build/executed/{profile}/{chapter}.ipynb",
+    message:
+        "{wildcards.chapter} ({wildcards.profile}): done"
+    shell:
+        "cp {input:q} {output:q}.new && mv {output:q}.new {output:q}"
+
+
+rule pages:
+    input:
+        PAGES,
+        notebooks=rules.chapters.input,
+    output:
+        f"_build/books/{PROFILE}/html/index.html",
+    log:
+        f"_build/logs/{PROFILE}/book.log",
+    params:
+        python=sys.executable,
+    message:
+        "book: drawing the pages"
+    shell:
+        "{params.python:q} book/build.py --profile {PROFILE:q} --output _build/books/{PROFILE:q}/html {input.notebooks:q}"
+        " >{log:q} 2>&1"
+
+
+rule publish:
+    input:
+        rules.pages.output,
+    output:
+        "_build/html/index.html",
+    params:
+        profile=PROFILE,
+    message:
+        "book: _build/html/index.html ({params.profile})"
+    shell:
+        "rm -rf _build/html.new _build/html.old && cp -a $(dirname {input:q}) _build/html.new"
+        " && mv _build/html _build/html.old && mv _build/html.new _build/html && rm -rf _build/html.old"

@@ -1,0 +1,116 @@
+"""Build the book's pages from its executed notebooks; the result replaces ``--output`` once it is whole."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
+
+
+def main() -> None:
+    """Stage, build, rename."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", required=True, help="what the status page calls this book")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the pages")
+    parser.add_argument("notebooks", type=Path, nargs="*", help="executed chapters")
+    arguments = parser.parse_args()
+    output: Path = arguments.output.resolve()
+    work = output.with_name(f".{output.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    stage(work / "source", arguments.profile, arguments.notebooks)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    options = ["--all", "-W", "--keep-going", "--path-output", str(work)]
+    if subprocess.run([*command, "build", *options, str(work / "source")], check=False).returncode:
+        sys.exit("book/build.py: the pages have mistakes, listed above")
+    page = work / "_build" / "html"
+    shutil.rmtree(output, ignore_errors=True)
+    page.rename(output)
+    shutil.rmtree(work)
+
+
+def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
+    """Lay out in ``folder`` what Jupyter Book reads.
+
+    Raises:
+        SystemExit: a picture has no alternative text.
+    """
+    shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "notebooks").mkdir()
+    notebooks = {}
+    for path in paths:
+        notebooks[path.stem] = notebook = nbformat.read(path, as_version=4)
+        describe_pictures(path.stem, notebook)
+        nbformat.write(notebook, folder / "notebooks" / path.name)
+    generated = folder / "book" / "generated"
+    generated.mkdir()
+    (generated / "status.md").write_text(status(profile, notebooks), encoding="utf-8")
+
+
+def describe_pictures(name: str, notebook: Any) -> None:
+    """Take pictures' alternative texts from outputs, where a notebook can compute them, to cells, where MyST-NB looks.
+
+    Raises:
+        SystemExit: a cell shows a picture without a text, or two pictures with different ones.
+    """
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code" or {"remove-cell", "remove-output"} & set(cell.metadata.get("tags", [])):
+            continue
+        shown = [(kind, output) for output in cell.outputs for kind in PICTURES if kind in output.get("data", {})]
+        if not shown:
+            continue
+        options = cell.metadata.setdefault("mystnb", {}).setdefault("image", {})
+        texts = {output.metadata.get(kind, {}).get("alt") or options.get("alt") for kind, output in shown}
+        if len(texts) != 1 or None in texts:
+            sys.exit(
+                f"{name}: cell {index} needs one alternative text for what it shows, not {sorted(map(str, texts))}"
+            )
+        options["alt"] = texts.pop()
+
+
+def status(profile: str, notebooks: dict[str, Any]) -> str:
+    """The generated part of the status page: when, where and with what each chapter was executed."""
+    rows = []
+    runs = []
+    for name, notebook in notebooks.items():
+        record, run = notebook.metadata["papermill"], notebook.metadata["robattr"]["run"]
+        ended = datetime.datetime.fromisoformat(record["end_time"]).astimezone(datetime.UTC)
+        state = "failed" if record["exception"] else "complete"
+        rows.append((f"{{doc}}`/notebooks/{name}`", run["profile"], f"{ended:%Y-%m-%d %H:%M}",
+                     f"{record['duration']:.0f} s", state, f"`{run['commit']}`"))  # fmt: skip
+        runs.append(run)
+    built = datetime.datetime.now(datetime.UTC)
+    lines = [f"Profile **{profile}**; pages drawn {built:%Y-%m-%d %H:%M} UTC.", ""]
+    lines += table(("Chapter", "Profile", "Executed (UTC)", "Wall time", "State", "Commit"), rows)
+    facts = {
+        "Python": {run["python"] for run in runs},
+        "System": {run["platform"] for run in runs},
+        "Processor": {f"{run['cpu']}, {run['cores']} cores, {run['threads']} used" for run in runs},
+        "Memory": {f"{run['memory_gib']} GiB" for run in runs},
+        "GPU": {run["gpu"] for run in runs},
+        "Data": {", ".join(run["data"]) or "none" for run in runs},
+    }
+    for package in runs[0]["versions"] if runs else ():
+        facts[package] = {run["versions"].get(package, "none") for run in runs}
+    lines += ["", *table(("What the chapters ran with", ""), [(key, "; ".join(sorted(v))) for key, v in facts.items()])]
+    return "\n".join(lines) + "\n"
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """A Markdown table's lines."""
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+
+
+if __name__ == "__main__":
+    main()

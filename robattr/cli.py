@@ -1,0 +1,153 @@
+"""The command line: list chapters, execute one with parameters of one's own, see and fetch data.
+
+A refusal is one line on stderr and exit status 2; a chapter that fails while it runs is its traceback and status 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from robattr import chapters as book
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _refuse(error: Exception) -> NoReturn:
+    click.echo(f"robattr: {' '.join(str(error).split())}", err=True)
+    raise SystemExit(2)
+
+
+def _refusals(command: Callable[P, R]) -> Callable[P, R]:
+    """A wrong request as one line: no caller needs a traceback of this program for a value it can correct."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            _refuse(error)
+
+    return wrapped
+
+
+def _show(table: Table) -> None:
+    # Off a terminal nobody folds lines for a reader: a pipe gets whole lines.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("robattr"), prog_name="robattr")
+def main() -> None:
+    """Explanations that hold still and those that don't: the chapters of the book, and their data."""
+
+
+@main.command()
+@click.argument("name", required=False)
+@_refusals
+def chapters(name: str | None) -> None:
+    """List the chapters, or the parameters of the one called NAME."""
+    root = book.find_root()
+    if name is None:
+        table = Table("chapter", "title", "claim")
+        for each in book.chapters(root):
+            table.add_row(each.name, each.title, each.claim)
+        _show(table)
+        return
+    chapter = book.chapter(root, name)
+    click.echo(f"{chapter.name}: {chapter.title}\n{chapter.claim}")
+    table = Table("parameter", "default", "accepts", "meaning")
+    for parameter in chapter.parameters.values():
+        table.add_row(parameter.name, repr(parameter.default), parameter.accepts, parameter.description)
+    _show(table)
+
+
+@main.command()
+@click.argument("chapter")
+@click.option("-p", "--parameter", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A value, in YAML.")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="YAML file that maps names to values.")
+@click.option("--profile", help="Start from what this profile sets for the chapter.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The executed notebook.")
+@click.option("--errors", type=click.Path(path_type=Path), help="Write a failure's traceback here, not to stderr.")
+@_refusals
+def run(
+    chapter: str,
+    pairs: tuple[tuple[str, str], ...],
+    file: Path | None,
+    profile: str | None,
+    output: Path | None,
+    errors: Path | None,
+) -> None:
+    """Execute CHAPTER (a name or its number) and print where the executed notebook is.
+
+    Values given with -p win over those of the file, and those over the profile's.
+    """
+    root = book.find_root()
+    chosen = book.chapter(root, chapter)
+    values: dict[str, Any] = dict(book.profile_parameters(root, profile).get(chosen.name, {})) if profile else {}
+    if file is not None:
+        content = book.parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        if not isinstance(content, dict):
+            raise book.ChapterError(f"{file}: must map parameters to values")
+        values |= content
+    values |= {name: book.parse_yaml(value, f"parameter {name!r}") for name, value in pairs}
+    values = book.check_parameters(chosen, values)
+    try:
+        done = book.execute(
+            chosen,
+            output or book.custom_output(root, chosen, values),
+            values,
+            root=root,
+            profile=profile or "custom",
+        )
+    except book.ExecutionError as error:
+        report = f"{error.traceback}\nrobattr: {error}\n"
+        if errors is None:
+            sys.stderr.write(report)
+        else:
+            errors.parent.mkdir(parents=True, exist_ok=True)
+            errors.write_text(report, encoding="utf-8")
+        raise SystemExit(1) from None
+    click.echo(done)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def data(context: click.Context) -> None:
+    """List the data sets: which there are, and which of them are here."""
+    if context.invoked_subcommand is None:
+        _list_data()
+
+
+@_refusals
+def _list_data() -> None:
+    from robattr import data as sets
+
+    table = Table("data set", "here", "what it is", "size", "where")
+    for each in sets.available():
+        table.add_row(each.name, "yes" if each.present else "no", each.description, each.size, each.location)
+    _show(table)
+
+
+@data.command()
+@click.argument("name")
+@click.option("--root", type=click.Path(path_type=Path), help="Data folder; by default $ROBATTR_DATA or the cache.")
+@_refusals
+def fetch(name: str, root: Path | None) -> None:
+    """Download the data set NAME."""
+    from robattr import data as sets
+
+    click.echo(sets.fetch(name, root=root))
+
+
+if __name__ == "__main__":
+    main()
