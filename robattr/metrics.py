@@ -11,9 +11,9 @@ Common to all of them:
 
 Written here rather than taken from a library where the library's per-sample answer is not this one.
 ``torch.nn.functional.cosine_similarity`` floors the norms at 1e-8, so maps of tiny gradients lose their scale
-invariance; torchmetrics' Pearson gives NaN or noise for a constant map, its Spearman loops over the samples in Python, and its
-SSIM ignores the Gaussian window asked for (11 pixels at sigma 1.5, where 7 are wanted) and averages over padding; SciPy
-and scikit-image work on the CPU, one sample at a time. Where they agree on the definition, the tests compare with them.
+invariance; torchmetrics' Pearson gives NaN or noise for a constant map, its Spearman loops over the samples in Python,
+and its SSIM ignores the Gaussian window asked for (11 pixels at sigma 1.5, where 7 are wanted) and averages over
+padding; SciPy and scikit-image work on the CPU, one sample at a time. The tests compare with each of them.
 """
 
 import math
