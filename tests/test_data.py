@@ -1,0 +1,669 @@
+"""Data sets: what is loaded, what is refused and in which words, and what a failed fetch leaves behind."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from robattr import data
+from robattr.data import (
+    CIFAR10_CLASSES,
+    DataError,
+    ImageSet,
+    available,
+    check_images,
+    check_labels,
+    data_root,
+    fetch,
+    load,
+)
+
+NAMES = ["imagenet-samples", "cifar10-samples", "digits", "cifar10"]
+
+
+def make_set(n: int = 6, classes: int = 3) -> ImageSet:
+    images = torch.rand((n, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(n) % classes
+    return ImageSet(images, labels, tuple("abcdefgh"[:classes]), "made", "test", {"source": "here"})
+
+
+def message_of(error: pytest.ExceptionInfo[DataError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------- the set itself
+
+
+def test_a_set_knows_its_length_and_checksum() -> None:
+    made = make_set()
+    assert len(made) == 6
+    content = b"(6, 1, 2, 2)" + made.images.numpy().tobytes() + made.labels.numpy().tobytes()
+    assert made.provenance == {"source": "here", "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_select_takes_images_in_the_order_given() -> None:
+    made = make_set()
+    part = made.select([4, 0])
+    assert torch.equal(part.images, made.images[[4, 0]])
+    assert part.labels.tolist() == [1, 0]
+    assert part.provenance["selection"] == "2 of 6 by index"
+    assert part.provenance["sha256"] != made.provenance["sha256"]
+    again = part.select(torch.tensor([1]))
+    assert again.provenance["selection"] == "2 of 6 by index; 1 of 2 by index"
+
+
+def test_subsets_are_seeded_and_nest() -> None:
+    made = make_set()
+    three, five = made.subset(3, seed=1), made.subset(5, seed=1)
+    assert torch.equal(three.images, five.images[:3])
+    assert three.provenance["sha256"] == made.subset(3, seed=1).provenance["sha256"]
+    orders = {tuple(make_set().subset(6, seed=s).images[:, 0, 0, 0].tolist()) for s in range(5)}
+    assert len(orders) > 1
+    assert {x for order in orders for x in order} == set(made.images[:, 0, 0, 0].tolist())
+
+
+def test_to_keeps_the_checksum() -> None:
+    made = make_set()
+    assert made.to("cpu").provenance == made.provenance
+
+
+@pytest.mark.parametrize("indices", [[], [6], [-1], [0.5], [[0]], torch.ones(6, dtype=torch.bool)])
+def test_select_refuses_what_is_no_index(indices: Any) -> None:
+    with pytest.raises(DataError, match="indices must be a non-empty list of integers from 0 to 5"):
+        make_set().select(indices)
+
+
+@pytest.mark.parametrize("limit", [0, 7, -1])
+def test_subset_refuses_a_limit_out_of_range(limit: int) -> None:
+    with pytest.raises(DataError, match=f"limit must be from 1 to 6, the number of images in made; got {limit}"):
+        make_set().subset(limit)
+
+
+def test_a_set_wants_float32() -> None:
+    with pytest.raises(DataError, match=r"float32; got torch.float64"):
+        ImageSet(torch.zeros(1, 1, 2, 2).double(), torch.zeros(1).long(), ("a",), "made", "test", {})
+
+
+# ---------------------------------------------------------------- checks that other modules share
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_images_in_range_pass(value: float, dtype: torch.dtype) -> None:
+    check_images(torch.full((1, 3, 2, 2), value, dtype=dtype))
+    check_images(torch.full((1, 3, 2, 2), value, dtype=dtype, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((1, 3, 2, 2)), r"x must be a torch\.Tensor \[N, C, H, W\]; got ndarray"),
+        (torch.zeros(3, 2, 2), r"x must be \[N, C, H, W\]; got shape \[3, 2, 2\] \(one image\? .*x\[None\]\)"),
+        (torch.zeros(2, 2), r"x must be \[N, C, H, W\]; got shape \[2, 2\]$"),
+        (torch.zeros(0, 3, 2, 2), r"x must not be empty"),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.uint8), r"x must be floating point; got torch\.uint8 .*/ 255"),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.int64), r"x must be floating point; got torch\.int64$"),
+        (torch.tensor([0.5, float("nan"), 2.0]).view(1, 1, 1, 3), r"x must be finite"),
+        (torch.tensor([0.5, float("inf")]).view(1, 1, 1, 2), r"x must be finite"),
+        (torch.tensor([0.0, 254.0]).view(1, 1, 1, 2), r"in \[0, 1\]; got values up to 254 \(divide by 255\?\)"),
+        (torch.tensor([-2.1, 2.0]).view(1, 1, 1, 2), r"in \[0, 1\]; got values down to -2\.1 \(.*un-normalized"),
+    ],
+)
+def test_unusable_images_are_named(x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check_images(x, "x")
+    message_of(error)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], r"y must be a torch\.Tensor \[2\]; got list"),
+        (torch.tensor([0]), r"y must be \[2\], one per image; got shape \[1\]"),
+        (torch.tensor([[0, 1]]), r"y must be \[2\], one per image; got shape \[1, 2\]"),
+        (torch.tensor([0.0, 1.0]), r"y must be int64; got torch\.float32"),
+        (torch.tensor([0, 3]), r"y must be from 0 to 2, for 3 classes; got 3"),
+        (torch.tensor([0, -1]), r"y must be from 0 to 2, for 3 classes; got -1"),
+    ],
+)
+def test_unusable_labels_are_named(labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check_labels(labels, 2, 3, "y")
+    message_of(error)
+
+
+def test_usable_labels_pass() -> None:
+    check_labels(torch.tensor([0, 2]), 2, 3)
+
+
+# ---------------------------------------------------------------- where data lies, and what there is
+
+
+def test_data_root_prefers_argument_then_environment_then_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBATTR_DATA", str(tmp_path / "environment"))
+    assert data_root(tmp_path) == tmp_path
+    assert data_root("~/somewhere") == Path.home() / "somewhere"
+    assert data_root() == tmp_path / "environment"
+    for unset in ("", None):
+        monkeypatch.delenv("ROBATTR_DATA") if unset is None else monkeypatch.setenv("ROBATTR_DATA", unset)
+        assert data_root() == Path(platformdirs.user_cache_dir("robattr"))
+
+
+def test_available_lists_every_name(tmp_path: Path) -> None:
+    listed = {info.name: info for info in available(tmp_path)}
+    assert list(listed) == NAMES
+    assert [info.present for info in listed.values()] == [True, True, True, False]
+    assert listed["cifar10"].location == str(tmp_path / "cifar-10-batches-bin")
+    assert all(info.description and info.size for info in listed.values())
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_module_and_its_listing_import_nothing_slow() -> None:
+    code = (
+        "import sys; from robattr.data import available; available();"
+        "print([m for m in ('foolbox', 'timm', 'sklearn', 'torchvision') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_shipped_sets_are_there_without_fetching(name: str, tmp_path: Path) -> None:
+    assert fetch(name, tmp_path).is_dir()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_cannot_be_fetched() -> None:
+    with pytest.raises(DataError, match="folder:x cannot be fetched"):
+        fetch("folder:x")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cifar", "did you mean 'cifar10'?"), ("digit", "did you mean 'digits'?"), ("zzz", "'zzz' (known")],
+)
+@pytest.mark.parametrize("call", [load, fetch])
+def test_unknown_names_are_answered_with_the_known(call: Any, name: str, hint: str) -> None:
+    with pytest.raises(DataError, match="unknown data set") as error:
+        call(name)
+    assert hint in message_of(error)
+    assert "known: imagenet-samples, cifar10-samples, digits, cifar10, folder:PATH" in message_of(error)
+
+
+def test_a_bare_path_is_answered_with_the_folder_form(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="did you mean 'folder:"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "splits"),
+    [("imagenet-samples", "train", "test"), ("digits", "val", "train, test"), ("cifar10", "val", "train, test")],
+)
+def test_unknown_splits_are_answered_with_the_known(name: str, split: str, splits: str, tmp_path: Path) -> None:
+    for call in (load, fetch):
+        with pytest.raises(DataError, match=f"{name} has no split '{split}'; it has: {splits}$"):
+            call(name, split=split, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("digits", {"limit": 501}, "limit must be from 1 to 500, the number of images in digits; got 501"),
+        ("imagenet-samples", {"limit": 21}, "limit must be from 1 to 20"),
+        ("imagenet-samples", {"limit": 0}, "limit must be from 1 to 20"),
+        ("imagenet-samples", {"size": 0}, "size must be at least 1 pixel; got 0"),
+        ("digits", {"size": 28}, "size of digits is 8 px and cannot be chosen; got 28"),
+        ("cifar10-samples", {"size": 64}, "size of cifar10-samples is 32 px"),
+    ],
+)
+def test_options_out_of_range(name: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(name, **options)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- sets that ship with packages
+
+
+def test_imagenet_samples() -> None:
+    loaded = load("imagenet-samples")
+    assert loaded.images.shape == (20, 3, 224, 224)
+    assert len(loaded.class_names) == len(set(loaded.class_names)) == 1000
+    names = [loaded.class_names[label] for label in loaded.labels.tolist()]
+    # the photographs show these; the numbers are in the file names
+    assert loaded.labels[:4].tolist() == [243, 559, 438, 990]
+    assert names[:4] == ["bull mastiff", "folding chair", "beaker", "buckeye"]
+    assert [loaded.class_names[i] for i in (0, 134, 517, 999)] == [
+        "tench",
+        "crane (n02012849)",
+        "crane (n03126707)",
+        "toilet tissue",
+    ]
+    assert set(loaded.provenance) == {"source", "licence", "prepared", "sha256"}
+    assert load("imagenet-samples", size=32).images.shape == (20, 3, 32, 32)
+
+
+def test_cifar10_samples() -> None:
+    loaded = load("cifar10-samples")
+    assert loaded.images.shape == (20, 3, 32, 32)
+    assert loaded.labels.tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1, 0, 9, 5, 7, 9, 8, 5, 7, 8, 6]
+    assert loaded.class_names == CIFAR10_CLASSES
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    train, test = load("digits", "train"), load("digits")
+    assert (train.images.shape, test.images.shape) == ((1297, 1, 8, 8), (500, 1, 8, 8))
+    assert test.labels.bincount().tolist() == [50, 51, 49, 51, 50, 51, 50, 50, 48, 50]
+    # 1,797 images in all, 178 zeros, 182 ones, ... as scikit-learn's documentation counts them
+    assert (train.labels.bincount() + test.labels.bincount()).tolist() == [
+        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
+    ]  # fmt: skip
+    assert not {tuple(x) for x in train.images.flatten(1).tolist()} & {
+        tuple(x) for x in test.images.flatten(1).tolist()
+    }
+    assert test.provenance["sha256"] == "f2ad98066358871ffadb6f706625aa556d31a2269472c1d215dbabef5e536b11"
+    assert train.provenance["sha256"] == "18d5be72d4e65c2c19d6420ed62b3da372c600461b50c17d3b65aee1ee5aac50"
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-samples"])
+def test_a_limit_draws_what_subset_draws(name: str) -> None:
+    drawn, subset = load(name, limit=5, seed=3), load(name).subset(5, seed=3)
+    assert torch.equal(drawn.images, subset.images)
+    assert torch.equal(drawn.labels, subset.labels)
+    assert drawn.provenance == subset.provenance
+    assert "drawn with seed 3" in drawn.provenance["selection"]
+    assert not torch.equal(drawn.images, load(name, limit=5, seed=4).images)
+
+
+# ---------------------------------------------------------------- folders of pictures
+
+
+def picture(path: Path, width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+def test_folder_classes_are_sorted_names(tmp_path: Path) -> None:
+    for number, file in enumerate(["dog/b.png", "cat/a.jpg", "dog/deep/er/a.JPEG", "cat/.hidden.png", ".trash/x.png"]):
+        picture(tmp_path / file, seed=number)
+    (tmp_path / "dog/notes.txt").write_text("no picture")
+    loaded = load(f"folder:{tmp_path}", size=8)
+    assert loaded.images.shape == (3, 3, 8, 8)
+    assert loaded.class_names == ("cat", "dog")
+    assert loaded.labels.tolist() == [0, 1, 1]
+    assert load(f"folder:{tmp_path}").images.shape == (3, 3, 224, 224)
+
+
+def test_folder_with_splits(tmp_path: Path) -> None:
+    for file in ("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png", "val/b/5.png"):
+        picture(tmp_path / file)
+    assert len(load(f"folder:{tmp_path}", "train", size=8)) == 2
+    assert load(f"folder:{tmp_path}", "val", size=8).labels.tolist() == [0, 1, 1]
+    with pytest.raises(DataError, match=r"has no split 'test'; it has: train, val$"):
+        load(f"folder:{tmp_path}")
+
+
+def test_folder_without_splits_is_all_test(tmp_path: Path) -> None:
+    picture(tmp_path / "a/1.png")
+    with pytest.raises(DataError, match=r"has no split 'train'; without split folders all of it is: test"):
+        load(f"folder:{tmp_path}", "train")
+
+
+def test_folders_named_by_wordnet_id_get_imagenet_labels(tmp_path: Path) -> None:
+    picture(tmp_path / "all/n02108422/1.png")  # 243, bull mastiff
+    picture(tmp_path / "all/n01443537/2.png")  # 1, goldfish
+    loaded = load(f"folder:{tmp_path / 'all'}", size=8)
+    assert loaded.labels.tolist() == [1, 243]
+    assert [loaded.class_names[i] for i in (1, 243)] == ["goldfish", "bull mastiff"]
+    assert len(loaded.class_names) == 1000
+    picture(tmp_path / "all/n00000000/3.png")  # no ImageNet-1k class, so now all are plain names
+    loaded = load(f"folder:{tmp_path / 'all'}", size=8)
+    assert loaded.labels.tolist() == [0, 1, 2]
+    assert loaded.class_names == ("n00000000", "n01443537", "n02108422")
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 40), (33, 33), (101, 20), (20, 21)])
+@pytest.mark.parametrize("size", [8, 24, 224])
+def test_photographs_are_prepared_as_by_torchvision(width: int, height: int, size: int, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a/1.png", width, height)
+    recipe = transforms.Compose(
+        [
+            transforms.Resize(round(size / 0.875), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+        ]
+    )
+    with Image.open(path) as image:
+        expected: Tensor = recipe(image.convert("RGB"))
+    assert torch.equal(load(f"folder:{tmp_path}", size=size).images[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_8_bit_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    picture(tmp_path / ("a/1.tif" if mode == "CMYK" else "a/1.png"), mode=mode)
+    assert load(f"folder:{tmp_path}", size=8).images.shape == (1, 3, 8, 8)
+
+
+def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a/1.png", mode="P")
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, transparency=b"\x00\x80\xff")
+    assert load(f"folder:{tmp_path}", size=8).images.shape == (1, 3, 8, 8)
+
+
+def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a/1.jpg", 200, 200)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(
+        DataError, match=r"1\.jpg cannot be read as an image \(.*truncated.*\); replace or remove it"
+    ) as e:
+        load(f"folder:{tmp_path}")
+    assert str(path) in message_of(e)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a/1.png")
+    path.write_text("not a picture")
+    with pytest.raises(DataError, match=r"1\.png cannot be read as an image") as error:
+        load(f"folder:{tmp_path}")
+    message_of(error)
+
+
+def test_a_16_bit_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)).save(tmp_path / "a/1.png")
+    with pytest.raises(DataError, match=r"1\.png .*mode I;16, where 8 bits a channel are needed"):
+        load(f"folder:{tmp_path}")
+
+
+def test_folders_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        load(f"folder:{tmp_path / 'nowhere'}")
+    with pytest.raises(DataError, match="has no class folders"):
+        load(f"folder:{tmp_path}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty has no images \(\.bmp, .*\.webp\)"):
+        load(f"folder:{tmp_path}")
+
+
+# ---------------------------------------------------------------- CIFAR-10, on files of 3 images
+
+
+BATCH = 3
+
+
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Small files that stand for the official ones: their contents, with size and checksums replaced to fit."""
+    generator = np.random.default_rng(0)
+    contents: dict[str, bytes] = {}
+    table: dict[str, dict[str, str]] = {}
+    for split, files in data.CIFAR10_SHA256.items():
+        table[split] = {}
+        for file in files:
+            labels = generator.integers(0, 10, (BATCH, 1), dtype=np.uint8)
+            pixels = generator.integers(0, 256, (BATCH, 3072), dtype=np.uint8)
+            contents[file] = np.concatenate([labels, pixels], axis=1).tobytes()
+            table[split][file] = hashlib.sha256(contents[file]).hexdigest()
+    monkeypatch.setattr(data, "CIFAR10_SHA256", table)
+    monkeypatch.setattr(data, "CIFAR10_BATCH", BATCH)
+    return contents
+
+
+def lay_out(root: Path, contents: dict[str, bytes]) -> Path:
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for file, content in contents.items():
+        (folder / file).write_bytes(content)
+    return folder
+
+
+class Torchvision:
+    """Stands for torchvision's CIFAR10: the official images, as it presents them, or an error."""
+
+    base_folder = "cifar-10-batches-py"
+
+    def __init__(self, contents: dict[str, bytes], error: BaseException | None = None) -> None:
+        self.contents, self.error = contents, error
+        self.calls: list[tuple[Path, bool]] = []
+
+    def __call__(self, root: Path, train: bool, download: bool) -> "Torchvision":
+        self.calls.append((Path(root), download))
+        if download:
+            (Path(root) / "cifar-10-python.tar.gz").write_bytes(b"the beginning of a download")
+        if self.error:
+            raise self.error
+        raw = b"".join(content for file, content in self.contents.items() if (file == "test_batch.bin") != train)
+        records = np.frombuffer(raw, np.uint8).reshape(-1, 3073)
+        self.targets = records[:, 0].tolist()
+        self.data = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # images come height first
+        return self
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, torchvision: Torchvision) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", torchvision)
+
+
+def test_cifar10_reads_the_binary_layout(official: dict[str, bytes], tmp_path: Path) -> None:
+    lay_out(tmp_path, official)
+    train, test = load("cifar10", "train", root=tmp_path), load("cifar10", root=tmp_path)
+    assert train.images.shape == (15, 3, 32, 32)
+    assert test.images.shape == (3, 3, 32, 32)
+    second = official["data_batch_2.bin"]
+    image = train.images[4]  # the second of the second file: label, then red rows, green rows, blue rows
+    assert train.labels[4] == second[3073]
+    assert image[0, 0, 1] == torch.tensor(second[3073 + 1 + 1]) / 255
+    assert image[1, 2, 0] == torch.tensor(second[3073 + 1 + 1024 + 2 * 32]) / 255
+    assert image[2, 31, 31] == torch.tensor(second[2 * 3073 - 1]) / 255
+    assert test.class_names == CIFAR10_CLASSES
+
+
+def test_cifar10_limit_draws_what_subset_draws(official: dict[str, bytes], tmp_path: Path) -> None:
+    lay_out(tmp_path, official)
+    drawn = load("cifar10", "train", root=tmp_path, limit=7, seed=2)
+    subset = load("cifar10", "train", root=tmp_path).subset(7, seed=2)
+    assert drawn.provenance == subset.provenance
+    assert drawn.provenance["selection"] == "7 of 15, drawn with seed 2"
+    with pytest.raises(DataError, match="limit must be from 1 to 15"):
+        load("cifar10", "train", root=tmp_path, limit=16)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"data_batch_3\.bin is missing; run `robattr data fetch cifar10`"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            r"data_batch_3\.bin has 9,218 bytes where the official file has 9,219; delete it and run `robattr",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x00"),
+            r"data_batch_3\.bin is not the official file \(its SHA-256 differs\); delete it and run `robattr",
+        ),
+    ],
+)
+def test_damaged_files_are_named(damage: Any, message: str, official: dict[str, bytes], tmp_path: Path) -> None:
+    folder = lay_out(tmp_path, official)
+    damage(folder / "data_batch_3.bin")
+    with pytest.raises(DataError, match=message) as error:
+        load("cifar10", "train", root=tmp_path, limit=1)
+    assert str(folder) in message_of(error)
+    assert len(load("cifar10", root=tmp_path)) == 3  # the test split needs another file
+
+
+def test_the_way_out_of_a_damaged_file_works(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lay_out(tmp_path, official)
+    broken = folder / "data_batch_3.bin"
+    broken.write_bytes(b"")
+    torchvision = Torchvision(official)
+    stand_in(monkeypatch, torchvision)
+    with pytest.raises(DataError, match="delete it"):
+        fetch("cifar10", tmp_path)
+    assert fetch("cifar10", tmp_path, split="test") == folder
+    assert torchvision.calls == []
+    broken.unlink()
+    assert fetch("cifar10", tmp_path) == folder
+    assert broken.read_bytes() == official["data_batch_3.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-bin"]
+
+
+def test_first_use_downloads_and_converts(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "not/yet/there"
+    torchvision = Torchvision(official)
+    stand_in(monkeypatch, torchvision)
+    assert not {info.name: info.present for info in available(root)}["cifar10"]
+    assert len(load("cifar10", root=root)) == 3
+    folder = root / "cifar-10-batches-bin"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == official
+    assert list(root.iterdir()) == [folder]  # neither the archive nor a temporary folder stays
+    assert {info.name: info.present for info in available(root)}["cifar10"]
+    calls = len(torchvision.calls)
+    assert len(load("cifar10", "train", root=root)) == 15
+    assert len(torchvision.calls) == calls
+
+
+def test_a_copy_of_torchvision_is_used_as_it_lies(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    torchvision = Torchvision(official)
+    stand_in(monkeypatch, torchvision)
+    assert fetch("cifar10", tmp_path).is_dir()
+    assert set(torchvision.calls) == {(tmp_path, False)}
+    torchvision.error = RuntimeError("Dataset not found or corrupted.")
+    (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").unlink()
+    with pytest.raises(DataError, match=r"cifar-10-batches-py is damaged \(.*corrupted\.\); delete it and run"):
+        fetch("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("Name or service not known"),
+        TimeoutError("timed out"),
+        RuntimeError("File not found\nor corrupted."),
+        EOFError(),
+    ],
+)
+def test_no_network_is_one_line_and_leaves_nothing(
+    error: Exception, official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, Torchvision(official, error))
+    with pytest.raises(
+        DataError, match=r"^cifar10 could not be downloaded \(.+\); put cifar-10-batches-bin under"
+    ) as e:
+        load("cifar10", root=tmp_path)
+    assert str(tmp_path) in message_of(e)
+    assert "ROBATTR_DATA" in message_of(e)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interrupt_leaves_nothing(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, Torchvision(official, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        load("cifar10", root=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_download_with_other_content_is_refused(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = official | {"data_batch_5.bin": official["data_batch_4.bin"]}
+    stand_in(monkeypatch, Torchvision(other))
+    with pytest.raises(DataError, match=r"data_batch_5\.bin is not the official file"):
+        load("cifar10", root=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_root_that_cannot_be_written_is_named(official: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cifar10 cannot be written under .*file.*; set ROBATTR_DATA") as error:
+        load("cifar10", root=tmp_path / "file" / "root")
+    message_of(error)
+
+
+# ---------------------------------------------------------------- the real things
+
+
+@pytest.fixture
+def real_root() -> Path:
+    if not os.environ.get("ROBATTR_DATA"):
+        pytest.skip("ROBATTR_DATA is not set")
+    return data_root()
+
+
+def real_folder(root: Path, name: str) -> Path:
+    if not (root / name).is_dir():
+        pytest.skip(f"{name} is not under ROBATTR_DATA")
+    return root / name
+
+
+@pytest.mark.data
+def test_real_cifar10(real_root: Path) -> None:
+    real_folder(real_root, "cifar-10-batches-bin")
+    assert {info.name: info.present for info in available(real_root)}["cifar10"]
+    test, train = load("cifar10", root=real_root), load("cifar10", "train", root=real_root)
+    assert test.labels.bincount().tolist() == [1000] * 10
+    assert train.labels.bincount().tolist() == [5000] * 10
+    # the constants that everyone quotes, here from the pixels themselves
+    assert [round(v, 4) for v in train.images.mean((0, 2, 3)).tolist()] == [0.4914, 0.4822, 0.4465]
+    # foolbox numbers its samples as the official test set does
+    samples = load("cifar10-samples")
+    assert torch.equal(samples.images, test.images[:20])
+    assert torch.equal(samples.labels, test.labels[:20])
+
+
+@pytest.mark.data
+def test_real_cifar10_conversion_gives_the_official_bytes(
+    real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = real_folder(real_root, "cifar-10-batches-bin")
+    contents = {file: (folder / file).read_bytes() for files in data.CIFAR10_SHA256.values() for file in files}
+    stand_in(monkeypatch, Torchvision(contents))
+    assert fetch("cifar10", tmp_path).is_dir()  # which checks every SHA-256
+    assert len(load("cifar10", "train", root=tmp_path, limit=10)) == 10
+
+
+@pytest.mark.data
+def test_real_photographs_of_every_imagenet_class(real_root: Path) -> None:
+    folder = real_folder(real_root, "imagenet-samples")
+    loaded = load(f"folder:{folder}", limit=64)
+    assert loaded.images.shape == (64, 3, 224, 224)
+    every = [path.name for path in sorted(folder.iterdir()) if path.name.startswith("n")]
+    assert len(every) == 1000
+    # one photograph a class in WordNet order, which is ImageNet-1k's: the draw is the labels
+    expected = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:64]
+    assert torch.equal(loaded.labels, expected)
+
+
+@pytest.mark.data
+def test_real_tiny_imagenet(real_root: Path) -> None:
+    folder = real_folder(real_root, "tiny-imagenet-100")
+    loaded = load(f"folder:{folder}", "val", size=64, limit=100)
+    assert loaded.images.shape == (100, 3, 64, 64)
+    assert len(loaded.class_names) == 1000
+    with pytest.raises(DataError, match=r"has no split 'test'; it has: train, val$"):
+        load(f"folder:{folder}")
