@@ -6,7 +6,8 @@
 
 Snakemake deletes what a failed job was to make. So a chapter is executed into _build/fresh/<profile>/ and copied to
 _build/executed/<profile>/ when it is whole, and the book is built in _build/books/<profile>/ and then put in place of
-_build/html: after a failure the last good notebook and the last good book are still there.
+_build/html: after a failure the last good notebook and the last good book are still there. The copying rules name the
+sources too: Snakemake does not make a missing file again for one that exists and whose own inputs have not changed.
 """
 
 import json
@@ -45,6 +46,11 @@ def chapters_of_the_book():
 CHAPTERS = chapters_of_the_book()
 
 
+def values(wildcards):
+    """A chapter's parameters as the command line wants them; where they change, the chapter is executed again."""
+    return [word for pair in sorted(CHAPTERS[wildcards.chapter].items()) for word in ("-p", pair[0], json.dumps(pair[1]))]
+
+
 wildcard_constraints:
     chapter="|".join(CHAPTERS) or "none",
     profile=PROFILE,
@@ -70,11 +76,7 @@ rule execute:
         "_build/logs/{profile}/{chapter}.log",
     params:
         python=sys.executable,
-        values=lambda wildcards: [
-            word
-            for name, value in sorted(CHAPTERS[wildcards.chapter].items())
-            for word in ("-p", name, json.dumps(value))
-        ],
+        values=values,
     threads: THREADS
     message:
         "{wildcards.chapter} ({wildcards.profile}): executing"
@@ -85,13 +87,16 @@ rule execute:
 
 rule keep:
     input:
-        "_build/fresh/{profile}/{chapter}.ipynb",
+        rules.execute.input,
+        fresh=rules.execute.output,
     output:
         "_build/executed/{profile}/{chapter}.ipynb",
+    params:
+        values=values,
     message:
         "{wildcards.chapter} ({wildcards.profile}): done"
     shell:
-        "cp {input:q} {output:q}.new && mv {output:q}.new {output:q}"
+        "cp {input.fresh:q} {output:q}.new && mv {output:q}.new {output:q}"
 
 
 rule pages:
@@ -113,7 +118,8 @@ rule pages:
 
 rule publish:
     input:
-        rules.pages.output,
+        rules.pages.input,
+        index=rules.pages.output,
     output:
         "_build/html/index.html",
     params:
@@ -121,5 +127,5 @@ rule publish:
     message:
         "book: _build/html/index.html ({params.profile})"
     shell:
-        "rm -rf _build/html.new _build/html.old && cp -a $(dirname {input:q}) _build/html.new"
+        "rm -rf _build/html.new _build/html.old && cp -a $(dirname {input.index:q}) _build/html.new"
         " && mv _build/html _build/html.old && mv _build/html.new _build/html && rm -rf _build/html.old"

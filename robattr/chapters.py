@@ -444,6 +444,7 @@ def execute(
     values = check_parameters(chapter, parameters or {})
     root = root or chapter.path.parents[1]
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run = {"profile": profile, "started": started, **_environment(root)}
     source = _read_notebook(chapter.path)
     source.metadata.pop("jupytext", None)
     source.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -451,7 +452,6 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     with _working_copy(output) as temporary:
         notebook = _run(chapter, source, temporary, values, root)
-        run = {"profile": profile, "started": started, **_environment(root)}
         notebook.metadata["robattr"] = {"claim": chapter.claim, "run": run}
         _tidy(notebook, chapter, root, output)
         nbformat.write(notebook, temporary)  # type: ignore[no-untyped-call]

@@ -1,0 +1,57 @@
+"""Fixtures that several tests share: real data where it is, and small projects with chapters that need no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+WriteChapter = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with real data sets; without one, the test is reported as skipped."""
+    root = os.environ.get("ROBATTR_DATA")
+    if not root:
+        pytest.skip("ROBATTR_DATA is not set: no real data")
+    if not Path(root).is_dir():
+        pytest.skip(f"ROBATTR_DATA={root} is not a folder: no real data")
+    return Path(root)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """An empty project: notebooks/ and a profile that sets nothing."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "quick.yaml").write_text("description: small\nparameters: {}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def write_chapter(project: Path) -> WriteChapter:
+    """Writes a chapter whose last cell leaves a line in ``ran.txt``, so that a test can see whether it ran."""
+
+    def write(
+        name: str = "01_stub",
+        schemas: str = "{count: {type: integer, minimum: 1, maximum: 9, description: how many}}",
+        defaults: str | None = "count = 3",
+        code: str = "print('nothing')",
+        header: str | None = None,
+    ) -> Path:
+        path = project / "notebooks" / f"{name}.md"
+        section = header if header is not None else f"robattr:\n  claim: It runs.\n  parameters: {schemas}"
+        parameters = "" if defaults is None else f"```{{code-cell}} ipython3\n:tags: [parameters]\n{defaults}\n```\n"
+        trace = f"open('ran.txt', 'a').write('{name} ' + repr(globals().get('count')) + '\\n');"
+        path.write_text(
+            f"---\nkernelspec: {{name: python3, display_name: Python 3}}\n{section}\n---\n# The title of {name}\n\n"
+            f"{parameters}\n```{{code-cell}} ipython3\n{code}\n```\n\n```{{code-cell}} ipython3\n{trace}\n```\n"
+        )
+        return path
+
+    return write

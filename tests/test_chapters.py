@@ -1,0 +1,278 @@
+"""Chapters: what is refused before anything runs, in what words, and what an execution leaves behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from conftest import WriteChapter
+
+from robattr import chapters as book
+
+SCHEMAS = """
+    epsilons: {type: array, items: {type: number, exclusiveMinimum: 0, maximum: 255}, minItems: 1}
+    images: {type: integer, minimum: 1}
+    rate: {type: number, minimum: 1e-5}
+    method: {enum: [gradient, lrp]}
+    label: {type: [string, "null"]}
+    smooth: {type: boolean}"""
+DEFAULTS = "epsilons = [1, 2.5]\nimages = 4\nrate = 1e-3\nmethod = 'lrp'\nlabel = None\nsmooth = False"
+
+
+@pytest.fixture
+def stub(project: Path, write_chapter: WriteChapter) -> book.Chapter:
+    write_chapter("02_stub", SCHEMAS, DEFAULTS)
+    return book.chapter(project, "02_stub")
+
+
+def test_a_chapter_is_read(project: Path, stub: book.Chapter) -> None:
+    assert (stub.name, stub.title, stub.claim) == ("02_stub", "The title of 02_stub", "It runs.")
+    assert {name: each.default for name, each in stub.parameters.items()} == {
+        "epsilons": [1, 2.5],
+        "images": 4,
+        "rate": 1e-3,
+        "method": "lrp",
+        "label": None,
+        "smooth": False,
+    }
+    assert book.chapters(project) == [stub]
+    assert book.chapter(project, "02") == stub
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "integer", "minimum": 1}, "an integer >= 1"),
+        ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, "a number > 0 and < 1"),
+        ({"enum": ["a", "b"]}, "one of 'a', 'b'"),
+        ({"const": 3}, "3"),
+        ({"type": "boolean"}, "true or false"),
+        ({"type": "array"}, "a list"),
+        (
+            {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 255}},
+            "a list of numbers > 0 and <= 255",
+        ),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 1}, "a non-empty list of strings"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 2}, "a list of at least 2 integers"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}, "a list of exactly 2 integers"),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 5}, "a list of 0 to 5 integers"),
+        (
+            {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True},
+            "a list of different values out of 'a', 'b'",
+        ),
+        ({"type": ["integer", "null"], "minimum": 1}, "an integer >= 1 or null"),
+        ({"anyOf": [{"type": "string"}, {"type": "boolean"}]}, "a string or true or false"),
+        ({"type": "integer", "multipleOf": 8}, "an integer, a multiple of 8"),
+        ({"type": "string", "pattern": "^a"}, "a string that matches ^a"),
+        ({}, "any value"),
+    ],
+)
+def test_schemas_in_words(schema: dict[str, Any], words: str) -> None:
+    assert book.accepted(schema) == words
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"epsilons": [1], "rate": 1},  # an integer is a number
+        {"images": 10**9, "method": "gradient", "label": "x", "smooth": True},
+        {"label": None},
+    ],
+)
+def test_good_values_pass_unchanged(stub: book.Chapter, values: dict[str, Any]) -> None:
+    assert book.check_parameters(stub, values) == values
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"epsilon": [1]}, ["'epsilon'", "did you mean 'epsilons'?", "it takes epsilons, images, rate"]),
+        ({"zzz": 1}, ["'zzz'", "it takes epsilons, images"]),
+        ({"images": 0}, ["'images'", "0", "an integer >= 1"]),
+        ({"images": True}, ["'images'", "True", "an integer >= 1"]),
+        ({"images": 2.0}, ["'images'", "2.0", "an integer >= 1"]),
+        ({"images": "4"}, ["'images'", "'4'", "an integer >= 1"]),
+        ({"rate": False}, ["'rate'", "False", "a number >= 1e-05"]),
+        ({"rate": float("nan")}, ["'rate'", "nan", "a number >= 1e-05"]),
+        ({"rate": float("inf")}, ["'rate'", "inf", "a number >= 1e-05"]),
+        ({"epsilons": []}, ["'epsilons'", "[]", "a non-empty list of numbers > 0 and <= 255"]),
+        ({"epsilons": 4}, ["'epsilons'", "4", "a non-empty list of numbers > 0 and <= 255"]),
+        ({"epsilons": [1, 300]}, ["'epsilons'", "[1, 300]", "[1] is 300", "<= 255"]),
+        ({"method": "lime"}, ["'method'", "'lime'", "one of 'gradient', 'lrp'"]),
+        ({"label": 3}, ["'label'", "3", "a string or null"]),
+        ({"smooth": 1}, ["'smooth'", "1", "true or false"]),
+        ({"label": 2, "images": "a\nb" * 100}, ["'label'"]),
+    ],
+)
+def test_bad_values_are_refused_in_one_line_before_anything_runs(
+    project: Path, stub: book.Chapter, values: dict[str, Any], said: list[str]
+) -> None:
+    with pytest.raises(book.ChapterError) as refusal:
+        book.execute(stub, project / "out.ipynb", values)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert len(message) < 300
+    for part in ("02_stub", *said):
+        assert part in message
+    assert sorted(path.name for path in project.iterdir()) == ["notebooks", "profiles"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ({"header": "author: me"}, "robattr:"),
+        ({"header": "robattr: {parameters: {}}"}, "claim"),
+        ({"header": "robattr: {claim: x, parameters: [1]}"}, "must map names to JSON Schemas"),
+        ({"header": "robattr: [unclosed"}, "not a"),
+        ({"schemas": "{}"}, "parameter 'count' has no schema"),
+        ({"defaults": None}, "parameter 'count' has no default"),
+        ({"defaults": "count = 1 + len([])"}, "'count' must be a plain literal"),
+        ({"defaults": "count = 10"}, "default of parameter 'count' is 10; its schema accepts an integer >= 1 and <= 9"),
+        ({"defaults": "count = True"}, "default of parameter 'count' is True"),
+        ({"defaults": "import os"}, "may only hold lines 'name = literal', not 'import os'"),
+        ({"defaults": "a = b = 1"}, "may only hold lines"),
+        ({"defaults": "count ="}, "not Python"),
+        ({"schemas": "{count: {type: integr}}"}, "schema of parameter 'count' is not JSON Schema"),
+        ({"schemas": "{count: 3}"}, "schema of parameter 'count' must be a mapping"),
+    ],
+)
+def test_a_chapter_with_a_mistake_is_refused_in_one_line(
+    project: Path, write_chapter: WriteChapter, mistake: dict[str, Any], said: str
+) -> None:
+    write_chapter("01_wrong", **mistake)
+    with pytest.raises(book.ChapterError) as refusal:
+        book.chapter(project, "01_wrong")
+    assert "01_wrong" in str(refusal.value)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_two_parameter_cells_are_refused(project: Path, write_chapter: WriteChapter) -> None:
+    path = write_chapter()
+    cell = "```{code-cell} ipython3\n:tags: [parameters]\nmore = 1\n```\n"
+    path.write_text(f"{path.read_text()}\n{cell}")
+    with pytest.raises(book.ChapterError, match="2 cells are tagged 'parameters'"):
+        book.chapter(project, "01_stub")
+
+
+def test_a_chapter_without_a_title_is_refused(project: Path, write_chapter: WriteChapter) -> None:
+    path = write_chapter()
+    path.write_text(path.read_text().replace("# The title", "The title"))
+    with pytest.raises(book.ChapterError, match="no title"):
+        book.chapter(project, "01_stub")
+
+
+def test_an_unknown_chapter_is_refused_with_the_nearest(project: Path, stub: book.Chapter) -> None:
+    with pytest.raises(book.ChapterError, match=r"did you mean '02_stub'\? \(there are 02_stub\)"):
+        book.chapter(project, "02_stup")
+
+
+def test_yaml_spells_numbers_as_people_do() -> None:
+    text = "[1e-3, 10, -0.5, .inf, on, 1:30, 010, true, 1_000]"
+    assert book.parse_yaml(text, "test") == [1e-3, 10, -0.5, float("inf"), "on", "1:30", "010", True, "1_000"]
+    with pytest.raises(book.ChapterError, match="test: not valid YAML"):
+        book.parse_yaml("[1", "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("description: x", "must hold 'description' and 'parameters'"),
+        ("description: x\nparameters: {01_stab: {count: 1}}", "did you mean '01_stub'?"),
+        ("description: x\nparameters: {01_stub: 3}", "01_stub must map parameters to values, not 3"),
+        ("description: x\nparameters: [1]", "'parameters' must map chapters"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_profile_is_refused(project: Path, write_chapter: WriteChapter, content: str, said: str) -> None:
+    write_chapter()
+    (project / "profiles" / "quick.yaml").write_text(content)
+    with pytest.raises(book.ChapterError) as refusal:
+        book.profile_parameters(project, "quick")
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_profiles(project: Path, write_chapter: WriteChapter) -> None:
+    write_chapter()
+    (project / "profiles" / "full.yaml").write_text("description: x\nparameters: {01_stub: {count: 7}}\n")
+    assert book.profile_names(project) == ["full", "quick"]
+    assert book.profile_parameters(project, "full") == {"01_stub": {"count": 7}}
+    assert book.profile_parameters(project, "quick") == {}
+    with pytest.raises(book.ChapterError, match=r"no profile 'ful'; did you mean 'full'\? \(there are full, quick\)"):
+        book.profile_parameters(project, "ful")
+
+
+def test_the_root_is_found_from_below(project: Path) -> None:
+    below = project / "notebooks" / "deeper"
+    below.mkdir()
+    assert book.find_root(below) == project
+
+
+def test_execution_injects_values_and_records_the_run(project: Path, write_chapter: WriteChapter) -> None:
+    write_chapter(code="import sys, os\nprint(sys.executable)\nprint(os.getcwd())\nprint(count)")
+    output = project / "out" / "01.ipynb"
+    assert book.execute(book.chapter(project, "01_stub"), output, {"count": 7}, profile="quick") == output
+    notebook = nbformat.read(output, as_version=4)
+    injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert "count = 7" in injected.source
+    assert book.HIDDEN in injected.metadata["tags"]
+    printed = next(cell.outputs[0].text for cell in notebook.cells if "getcwd" in cell.source).splitlines()
+    assert printed == [sys.executable, str(project), "7"]
+    assert (project / "ran.txt").read_text() == "01_stub 7\n"
+    run = notebook.metadata["robattr"]["run"]
+    assert run["profile"] == "quick"
+    assert run["versions"]["torch"]
+    assert {"python", "cpu", "cores", "memory_gib", "gpu", "data", "commit"} <= set(run)
+    assert notebook.metadata["papermill"]["duration"] > 0
+    assert notebook.metadata["papermill"]["input_path"] == "notebooks/01_stub.md"
+    assert str(project) not in json.dumps(notebook.metadata)
+    assert [path.name for path in output.parent.iterdir()] == ["01.ipynb"]
+
+
+def test_the_kernel_is_ours_whatever_the_user_installed(
+    project: Path, write_chapter: WriteChapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = project / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "broken", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(project / "jupyter"))
+    write_chapter()
+    book.execute(book.chapter(project, "01_stub"), project / "out.ipynb")
+    assert (project / "ran.txt").read_text() == "01_stub 3\n"
+
+
+def test_a_failure_keeps_the_last_good_notebook(project: Path, write_chapter: WriteChapter) -> None:
+    write_chapter()
+    output = project / "out" / "01.ipynb"
+    book.execute(book.chapter(project, "01_stub"), output)
+    good = output.read_bytes()
+    write_chapter(code="def deep():\n    raise KeyError('the\\nreason')\n\ndeep()")
+    with pytest.raises(book.ExecutionError) as failure:
+        book.execute(book.chapter(project, "01_stub"), output)
+    assert "01_stub failed in cell [2]: KeyError: 'the\\nreason'" in str(failure.value)
+    assert "\n" not in str(failure.value)
+    assert "raise KeyError('the\\nreason')" in failure.value.traceback
+    assert "\x1b" not in failure.value.traceback
+    assert output.read_bytes() == good
+    assert [path.name for path in output.parent.iterdir()] == ["01.ipynb"]
+
+
+def test_a_kernel_that_dies_is_a_failure(project: Path, write_chapter: WriteChapter) -> None:
+    write_chapter(code="import os\nos._exit(3)")
+    with pytest.raises(book.ExecutionError, match="01_stub failed: Kernel died"):
+        book.execute(book.chapter(project, "01_stub"), project / "out" / "01.ipynb")
+    assert list((project / "out").iterdir()) == []
+
+
+def test_runs_of_ones_own_have_a_name_for_each_set_of_values(project: Path, stub: book.Chapter) -> None:
+    one = book.custom_output(project, stub, {"images": 1, "rate": 0.5})
+    assert one == book.custom_output(project, stub, {"rate": 0.5, "images": 1})
+    assert one != book.custom_output(project, stub, {"images": 2, "rate": 0.5})
+    assert one.parent == project / "_build" / "executed" / "custom"
+    assert one.name.startswith("02_stub-")

@@ -1,0 +1,200 @@
+"""The workflow: what is executed again and what is not, and what a failure leaves as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import REPOSITORY, WriteChapter
+
+PAGE = "_build/html/notebooks/{}.html"
+
+
+class Workflow:
+    """A copy of the project's workflow with two chapters of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def snakemake(self, *words: str) -> subprocess.CompletedProcess[str]:
+        # Snakemake's modules are imported by a process of its own: it changes signal handlers and warnings.
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", "--show-failed-logs", "--rerun-incomplete", *words],
+            cwd=self.root,
+            env=os.environ | {"XDG_CACHE_HOME": str(self.root / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def build(self, *words: str) -> list[str]:
+        """Build what must build, and say which chapters ran for it."""
+        before = self.ran()
+        done = self.snakemake(*words)
+        assert done.returncode == 0, done.stderr
+        return self.ran()[len(before) :]
+
+    def ran(self) -> list[str]:
+        path = self.root / "ran.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def read(self, path: str) -> str:
+        return (self.root / path).read_text()
+
+    def change(self, path: str, old: str, new: str) -> None:
+        text = self.read(path)
+        assert old in text
+        (self.root / path).write_text(text.replace(old, new))
+
+    def extend(self, path: str, text: str) -> None:
+        (self.root / path).write_text(self.read(path) + text)
+
+
+@pytest.fixture
+def workflow(project: Path, write_chapter: WriteChapter) -> Workflow:
+    write_chapter("01_one", code="print('one says', count)")
+    write_chapter("02_two", code="print('two says', count)")
+    for name in ("Snakefile", "_config.yml"):
+        shutil.copy(REPOSITORY / name, project / name)
+    for name in ("robattr", "book"):
+        shutil.copytree(REPOSITORY / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # The list of data sets comes with torch, whose import would take longer than all of the rest.
+    (project / "robattr" / "data.py").write_text("def available():\n    return []\n")
+    (project / "book" / "references.bib").write_text("")
+    (project / "book" / "introduction.md").write_text("# A book\n\nOf two chapters.\n")
+    (project / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/introduction\nparts:\n  - caption: Part\n    chapters:\n"
+        "      - file: notebooks/01_one\n      - file: notebooks/02_two\n      - file: book/status\n"
+    )
+    (project / "profiles" / "full.yaml").write_text("description: large\nparameters: {01_one: {count: 9}}\n")
+    return Workflow(project)
+
+
+def test_only_what_changed_is_executed_again(workflow: Workflow) -> None:
+    assert sorted(workflow.build()) == ["01_one 3", "02_two 3"]
+    assert "one says 3" in workflow.read(PAGE.format("01_one"))
+    assert "two says 3" in workflow.read(PAGE.format("02_two"))
+    status = workflow.read("_build/html/book/status.html")
+    for part in ("The title of 01_one", "complete", "quick", "Python", "Processor", "Memory", "torch"):
+        assert part in status
+
+    again = workflow.snakemake()
+    assert "Nothing to be done" in again.stderr
+    assert len(workflow.ran()) == 2
+
+    workflow.change("notebooks/01_one.md", "one says", "one tells")
+    assert workflow.build() == ["01_one 3"]
+    assert "one tells 3" in workflow.read(PAGE.format("01_one"))
+
+    workflow.change("profiles/quick.yaml", "{}", "{02_two: {count: 5}}")
+    assert workflow.build() == ["02_two 5"]
+    assert "two says 5" in workflow.read(PAGE.format("02_two"))
+
+    workflow.extend("robattr/cli.py", "# changed\n")
+    workflow.extend("robattr/chapters.py", "# changed\n")
+    assert workflow.build() == []
+    workflow.change("book/introduction.md", "Of two", "Of these two")
+    assert workflow.build() == []
+    assert "Of these two chapters" in workflow.read("_build/html/book/introduction.html")
+    workflow.extend("robattr/models.py", "# changed\n")
+    assert sorted(workflow.build()) == ["01_one 3", "02_two 5"]
+
+
+def test_profiles_do_not_mix(workflow: Workflow) -> None:
+    workflow.build()
+    assert sorted(workflow.build("--config", "profile=full")) == ["01_one 9", "02_two 3"]
+    assert "one says 9" in workflow.read(PAGE.format("01_one"))
+    assert workflow.build() == []
+    assert "one says 3" in workflow.read(PAGE.format("01_one"))
+    for profile, count in (("quick", 3), ("full", 9)):
+        notebook = nbformat.read(workflow.root / "_build" / "executed" / profile / "01_one.ipynb", as_version=4)
+        assert any(f"one says {count}" in str(cell.get("outputs")) for cell in notebook.cells)
+
+
+def test_a_chapter_that_fails_stops_the_build_and_keeps_the_last_good_one(workflow: Workflow) -> None:
+    workflow.build()
+    executed = workflow.read("_build/executed/quick/01_one.ipynb")
+    page = workflow.read(PAGE.format("01_one"))
+    workflow.change("notebooks/01_one.md", "print('one says', count)", "print(undefined_name)")
+    for _ in range(2):  # and so it is the second time: what was kept does not pass for new
+        failed = workflow.snakemake()
+        assert failed.returncode != 0
+        assert "print(undefined_name)" in failed.stderr
+        ending = failed.stderr[failed.stderr.index("robattr: 01_one failed in cell") :]
+        assert "NameError: name 'undefined_name' is not defined" in ending
+        assert len(ending.splitlines()) < 12
+        assert workflow.read("_build/executed/quick/01_one.ipynb") == executed
+        assert workflow.read(PAGE.format("01_one")) == page
+        assert workflow.read("_build/html/index.html")
+    workflow.change("notebooks/01_one.md", "print(undefined_name)", "print('one again', count)")
+    assert workflow.build() == ["01_one 3"]
+    assert "one again 3" in workflow.read(PAGE.format("01_one"))
+
+
+def test_a_page_with_a_mistake_stops_the_build_and_keeps_the_last_good_book(workflow: Workflow) -> None:
+    workflow.build()
+    page = workflow.read("_build/html/book/introduction.html")
+    good = "Of two chapters."
+    for mistake in ("[nowhere](no-such-page.md)", "{cite}`nobody`", "### Skips a level"):
+        workflow.change("book/introduction.md", good, f"Of two.\n\n{mistake}")
+        for _ in range(2):
+            failed = workflow.snakemake()
+            assert failed.returncode != 0
+            assert "introduction.md" in failed.stderr
+            assert "WARNING" in failed.stderr
+            assert workflow.read("_build/html/book/introduction.html") == page
+            assert workflow.read("_build/html/index.html")
+        good = f"Of two.\n\n{mistake}"
+    workflow.change("book/introduction.md", good, "Of two good chapters.")
+    assert workflow.build() == []
+    assert "Of two good chapters." in workflow.read("_build/html/book/introduction.html")
+
+
+def test_a_picture_without_a_text_stops_the_build(workflow: Workflow) -> None:
+    draw = "from IPython.display import Image\nimport matplotlib.pyplot as plt\nplt.savefig('p.png'); plt.close()"
+    workflow.change("notebooks/01_one.md", "print('one says', count)", f"{draw}\nImage('p.png')")
+    failed = workflow.snakemake()
+    assert failed.returncode != 0
+    assert "01_one: cell 2 needs one alternative text for what it shows" in failed.stderr
+    workflow.change("notebooks/01_one.md", "Image('p.png')", "Image('p.png', alt='It was computed: %d' % count)")
+    workflow.build()
+    assert 'alt="It was computed: 3"' in workflow.read(PAGE.format("01_one"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("profiles/quick.yaml", "{}", "{02_two: {count: 50}}"), "02_two: parameter 'count' cannot be 50"),
+        (("profiles/quick.yaml", "{}", "{02_two: {cuont: 5}}"), "did you mean 'count'?"),
+        (("notebooks/02_two.md", "count = 3", "count = [][0]"), "default of parameter 'count' must be a plain literal"),
+        (("_toc.yml", "02_two", "03_three"), "no chapter '03_three'"),
+    ],
+)
+def test_a_mistake_in_the_parameters_is_refused_before_any_chapter_runs(
+    workflow: Workflow, change: tuple[str, str, str], said: str
+) -> None:
+    workflow.change(*change)
+    refused = workflow.snakemake()
+    assert refused.returncode != 0
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert workflow.ran() == []
+
+
+def test_a_chapter_outside_the_book_is_not_executed(workflow: Workflow, write_chapter: WriteChapter) -> None:
+    write_chapter("03_draft", code="raise SystemExit")
+    assert sorted(workflow.build("chapters")) == ["01_one 3", "02_two 3"]
+
+
+def test_deleted_outputs_are_made_again(workflow: Workflow) -> None:
+    workflow.build()
+    shutil.rmtree(workflow.root / "_build" / "html")
+    assert workflow.build() == []
+    (workflow.root / "_build" / "executed" / "quick" / "01_one.ipynb").unlink()
+    assert workflow.build() == []
+    assert "one says 3" in workflow.read(PAGE.format("01_one"))
