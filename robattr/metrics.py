@@ -17,6 +17,7 @@ padding; SciPy and scikit-image work on the CPU, one sample at a time. The tests
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def center_of_mass(a: Tensor) -> Tensor:
     """
     a = _checked(a, "a")
     _require_planes(a)
-    if bool((a < 0).any()):
+    if bool(a.amin() < 0):
         raise ValueError(f"a must not have negative values to have a center of mass (take abs()?); min {a.min():.4g}")
     _, height, width = a.shape
     mass = _rescaled(a.flatten(1)).view_as(a)
@@ -178,9 +179,9 @@ def ssim(a: Tensor, b: Tensor, *, window: int = 7, sigma: float = 1.5, data_rang
         raise ValueError(f"sigma must be positive and finite; got {sigma}")
     if not (data_range > 0 and math.isfinite(data_range)):
         raise ValueError(f"data_range must be positive and finite; got {data_range}")
-    offsets = torch.arange(window, dtype=a.dtype, device=a.device) - window // 2
-    taps = torch.exp(-(offsets**2) / (2 * sigma**2))
-    taps = taps / taps.sum()
+    offsets = [(i - window // 2) / sigma for i in range(window)]
+    bell = [math.exp(-z * z / 2) for z in offsets]
+    taps = [value / sum(bell) for value in bell]
     mean_a, mean_b = _filtered(a, taps), _filtered(b, taps)
     var_a = _filtered(a * a, taps) - mean_a * mean_a
     var_b = _filtered(b * b, taps) - mean_b * mean_b
@@ -200,9 +201,8 @@ def _checked(x: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} must be a non-empty batch of maps, [N, H, W] or [N, ...]; got shape {list(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{name} must be floating point; got {x.dtype} (call .float()?)")
-    finite = x.isfinite().flatten(1).all(1)
-    if not bool(finite.all()):
-        sample = int(finite.logical_not().nonzero()[0])
+    if not bool(torch.stack(torch.aminmax(x.detach())).isfinite().all()):  # several times faster than x.isfinite()
+        sample = int(x.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
         raise ValueError(f"{name} has a NaN or infinite value in sample {sample}; maps must be finite")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -249,12 +249,16 @@ def _centred(x: Tensor) -> Tensor:
 
 def _centred_ranks(x: Tensor) -> Tensor:
     """Twice the average ranks minus twice their mean: integers, so exact."""
-    x = x.detach().contiguous()
-    ordered = x.sort(dim=1).values
-    below = torch.searchsorted(ordered, x)
-    up_to = torch.searchsorted(ordered, x, right=True)
-    # Ties span the ranks below+1 .. up_to, on average (below + up_to + 1)/2; the mean of all P ranks is (P + 1)/2.
-    return (below + up_to - x.shape[1]).to(x.dtype)
+    ordered, index = x.detach().sort(dim=1)
+    pixels = x.shape[1]
+    place = torch.arange(pixels, device=x.device)
+    starts = torch.ones_like(ordered, dtype=torch.bool)  # of a run of equal values
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    ends = starts.roll(-1, dims=1)
+    below = torch.where(starts, place, 0).cummax(1).values
+    up_to = torch.where(ends, place + 1, pixels).flip(1).cummin(1).values.flip(1)
+    # A run has the ranks below+1 .. up_to, on average (below + up_to + 1)/2; the mean of all P ranks is (P + 1)/2.
+    return torch.empty_like(ordered).scatter_(1, index, (below + up_to - pixels).to(x.dtype))
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -274,7 +278,7 @@ def _top_mask(x: Tensor, k: int) -> Tensor:
     return torch.zeros_like(x, dtype=torch.bool).scatter_(1, index, True)
 
 
-def _filtered(x: Tensor, taps: Tensor) -> Tensor:
+def _filtered(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Rows and columns of ``[N, H, W]`` correlated with ``taps``, windows inside the map only.
 
     Written tap by tap: conv2d may round to TF32 on a GPU, which the differences of squares in `ssim` do not survive.
@@ -283,7 +287,7 @@ def _filtered(x: Tensor, taps: Tensor) -> Tensor:
         size = x.shape[dim] - len(taps) + 1
         total = torch.zeros_like(x.narrow(dim, 0, size))
         for i, tap in enumerate(taps):
-            total = total + tap * x.narrow(dim, i, size)
+            total = torch.add(total, x.narrow(dim, i, size), alpha=tap)
         x = total
     return x
 
