@@ -77,6 +77,7 @@ def describe_pictures(name: str, notebook: Any) -> None:
                 f"{name}: cell {index} needs one alternative text for what it shows, not {sorted(map(str, texts))}"
             )
         options["alt"] = texts.pop()
+        options.setdefault("align", "center")
 
 
 def status(profile: str, notebooks: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the book's pages need beside Jupyter Book: plotly figures, drawn by the plotly.js that plotly's wheel carries.
+"""What the book's pages need beside Jupyter Book: figures of plotly, and no complaints when read from the disk.
 
 A notebook emits a figure as HTML that holds its JSON and no script of its own::
 
@@ -10,6 +10,7 @@ Pages with such a figure, and only those, load plotly.js and ``plotly-figure.js`
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sphinx.util.fileutil import copy_asset
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 
-def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+def add_scripts(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
     """Load the scripts on pages with a plotly figure."""
     if 'class="plotly-figure"' in context.get("body", ""):
         app.add_js_file(PLOTLY.name, loading_method="defer")
@@ -33,8 +34,17 @@ def copy_plotly(app: Sphinx, failure: Exception | None) -> None:
         copy_asset(PLOTLY, Path(app.outdir) / "_static")
 
 
+def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
+    """Take the theme's font preloads out of the pages: a browser refuses them for pages opened from the disk."""
+    if failure is None:
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
     app.connect("build-finished", copy_plotly)
+    app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

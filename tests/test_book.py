@@ -1,0 +1,178 @@
+"""The built book in a browser: every page complete, silent, offline, legible in both themes and on a phone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.browser
+
+HTML = REPOSITORY / "_build" / "html"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+
+def pages() -> list[str]:
+    """Pages of the table of contents, without their suffix."""
+    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text(encoding="utf-8"))
+    parts = [contents, *contents.get("parts", [])]
+    return [contents["root"], *(entry["file"] for part in parts for entry in part.get("chapters", []))]
+
+
+@dataclass
+class Visit:
+    """A page as the browser saw it."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if not (HTML / "index.html").exists():
+        pytest.skip("the book is not built (make book)")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+def visit(browser: Any, name: str, size: dict[str, int], theme: str) -> Visit:
+    """Open a page from the disk and let its scripts finish."""
+    context = browser.new_context(viewport=size)
+    context.add_init_script(
+        f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}');"
+        "document.documentElement && (document.documentElement.dataset.mode = '" + theme + "');"
+    )
+    seen = Visit(context.new_page())
+    seen.page.on("console", lambda message: message.type == "error" and seen.complaints.append(message.text))
+    seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    seen.page.on("requestfailed", lambda request: seen.complaints.append(f"failed: {request.url}"))
+    seen.page.on("request", lambda request: seen.requests.append(request.url))
+    seen.page.goto((HTML / f"{name}.html").as_uri(), wait_until="load")
+    if "MathJax" in seen.page.content():
+        seen.page.wait_for_function("window.MathJax === undefined || MathJax.startup?.promise !== undefined")
+        seen.page.evaluate("window.MathJax?.startup?.promise")
+    return seen
+
+
+@pytest.fixture(params=pages())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_is_complete_and_legible(browser: Any, name: str, theme: str) -> None:
+    seen = visit(browser, name, DESK, theme)
+    page = seen.page
+    assert seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page.title().strip()
+    assert page.locator("article h1").count() == 1
+
+    # Formulas: as many typeset as there are in the source, none with an error.
+    assert page.locator("mjx-container").count() == page.locator(".math").count()
+    assert page.locator("mjx-merror").count() == 0
+    assert page.locator(".math", has_text=re.compile(r"\\[(\[]")).count() == 0
+
+    for picture in page.locator("article img").all():
+        assert (picture.get_attribute("alt") or "").strip(), picture.get_attribute("src")
+        assert picture.evaluate("each => each.decode().then(() => each.naturalWidth)") > 0
+    for figure in page.locator(".plotly-figure").all():
+        assert (figure.get_attribute("aria-label") or "").strip()
+        assert figure.locator("svg.main-svg").count() > 0
+
+    assert page.locator("html").get_attribute("data-theme") == theme
+    assert brightness(page.locator("body").evaluate("each => getComputedStyle(each).backgroundColor")) == pytest.approx(
+        {"light": 1.0, "dark": 0.08}[theme], abs=0.08
+    )
+    assert page.evaluate(CONTRASTS) == []
+    page.context.close()
+
+
+def test_a_page_fits_a_phone(browser: Any, name: str) -> None:
+    page = visit(browser, name, PHONE, "light").page
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.evaluate("document.body.scrollWidth") <= PHONE["width"]
+    page.context.close()
+
+
+def test_the_front_door_leads_to_the_first_page(browser: Any) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((HTML / "index.html").as_uri())
+    page.wait_for_url(f"**/{pages()[0]}.html")
+    context.close()
+
+
+def test_the_search_finds_words_offline(browser: Any) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{(HTML / 'search.html').as_uri()}?q=attribution")
+    page.locator("#search-results ul.search li").first.wait_for()
+    context.close()
+
+
+def test_no_page_names_another_host_as_a_source() -> None:
+    if not (HTML / "index.html").exists():
+        pytest.skip("the book is not built (make book)")
+    source = re.compile(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+    assert [found for path in HTML.rglob("*.html") for found in source.findall(path.read_text(encoding="utf-8"))] == []
+
+
+def brightness(colour: str) -> float:
+    """Mean of an ``rgb(...)`` in [0, 1]."""
+    parts = [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
+    return sum(parts) / (255 * len(parts))
+
+
+# Text of the article whose contrast to what is behind it is below WCAG's 4.5 : 1, as "contrast colour ground text".
+CONTRASTS = r"""() => {
+  const parse = (text) => { const [r, g, b, a = 1] = text.match(/[\d.]+/g).map(Number); return { r, g, b, a }; };
+  const over = (top, below) => ({
+    r: top.r * top.a + below.r * (1 - top.a),
+    g: top.g * top.a + below.g * (1 - top.a),
+    b: top.b * top.a + below.b * (1 - top.a),
+    a: 1,
+  });
+  const luminance = ({ r, g, b }) => {
+    const [x, y, z] = [r, g, b].map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const ground = (element) => {
+    if (!element) return { r: 255, g: 255, b: 255, a: 1 };
+    const own = parse(getComputedStyle(element).backgroundColor);
+    return own.a === 1 ? own : over(own, ground(element.parentElement));
+  };
+  const faint = new Set();
+  const walker = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const hidden = !element.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true });
+    const other = element.closest("script, style, svg, button, .headerlink");
+    if (!walker.currentNode.data.trim() || hidden || other) continue;
+    const behind = ground(element);
+    const text = over(parse(getComputedStyle(element).color), behind);
+    const [low, high] = [luminance(text), luminance(behind)].sort((a, b) => a - b);
+    const contrast = (high + 0.05) / (low + 0.05);
+    if (contrast < 4.5) {
+      const colours = `${getComputedStyle(element).color} on ${JSON.stringify(behind)}`;
+      faint.add(`${contrast.toFixed(2)} ${colours} ${walker.currentNode.data.trim().slice(0, 30)}`);
+    }
+  }
+  return [...faint];
+}"""
