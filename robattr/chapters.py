@@ -13,14 +13,10 @@ import contextlib
 import datetime
 import difflib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,13 +26,12 @@ from typing import Any
 import jsonschema
 import yaml
 
+from robattr._environment import environment
+
 Schema = Mapping[str, Any]
 
 HIDDEN = "hide-input"
 """Tag of the cell with the values of a run: in the book its source is folded away behind a button."""
-
-VERSIONS = ("torch", "torchvision", "numpy", "scipy", "timm", "captum", "zennit", "papermill", "jupyter-book")
-"""Distributions whose versions go into an executed notebook, where installed."""
 
 
 class ChapterError(ValueError):
@@ -441,10 +436,17 @@ def execute(
     """
     import nbformat
 
+    from robattr import data
+
     values = check_parameters(chapter, parameters or {})
     root = root or chapter.path.parents[1]
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run = {"profile": profile, "started": started, **_environment(root)}
+    run = {
+        "profile": profile,
+        "started": started,
+        **environment(root),
+        "data": [each.name for each in data.available() if each.present],
+    }
     source = _read_notebook(chapter.path)
     source.metadata.pop("jupytext", None)
     source.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -525,56 +527,3 @@ def _tidy(notebook: Any, chapter: Chapter, root: Path, output: Path) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"].append(HIDDEN)
             cell.source = cell.source.replace("# Parameters\n", "# Values of this run, not the defaults above\n", 1)
-
-
-def _environment(root: Path) -> dict[str, Any]:
-    """What a result may depend on beside the code: versions, hardware, data, commit."""
-    from robattr import data
-
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
-        "versions": _versions(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": _gpu(),
-        "data": [each.name for each in data.available() if each.present],
-        "commit": _commit(root),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        if match:
-            return match[1]
-    return platform.processor() or platform.machine()
-
-
-def _output_of(*command: str, cwd: Path) -> str:
-    """What a command prints, or "" where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _gpu() -> str:
-    lines = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader", cwd=Path.cwd()).splitlines()
-    return ", ".join(sorted(set(lines))) or "none"
-
-
-def _commit(root: Path) -> str:
-    commit = _output_of("git", "rev-parse", "--short=10", "HEAD", cwd=root)
-    changed = _output_of("git", "status", "--porcelain", "--untracked-files=no", cwd=root)
-    return f"{commit or 'unknown'}{' with changes' if changed else ''}"

@@ -1,0 +1,495 @@
+"""Experiments: a validated configuration, a key made from it, and a folder in which its result is kept.
+
+An experiment that was run is loaded, not run again. The key covers the configuration, the source of the modules that
+compute the result, and the files that a reader brought, so a changed algorithm or picture is a new experiment.
+A result is written to a temporary folder that is renamed when it is whole: what can be seen is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robattr import attacks, data, metrics, models
+from robattr._environment import environment
+from robattr.attributions import METHODS, Attribution, heatmap, integrated_gradients, smoothgrad
+from robattr.data import ImageSet
+
+__all__ = [
+    "Fragility",
+    "FragilityResult",
+    "Interval",
+    "Row",
+    "interval",
+    "load_records",
+    "run_fragility",
+    "save_records",
+]
+
+AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
+
+
+class Fragility(BaseModel):
+    """One attack on one attribution method at one epsilon: protocol of Ghorbani et al. 2019.
+
+    Raises:
+        pydantic.ValidationError: a value is not what the field accepts; :func:`run_fragility` is never reached.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "imagenet-samples"
+    split: str = "test"
+    images: int | None = Field(None, ge=1, description="number of images drawn from the data set; None for all")
+    model: str = "efficientnet-lite0"
+    weights: str | None = None
+    attribution: str = "gradient"
+    attribution_steps: int | None = Field(None, ge=1, description="integrated gradients, SmoothGrad: points")
+    attack: AttackName = "top-k"
+    epsilon: float = Field(8.0, gt=0, le=255, description="largest change of a value, in 1/255")
+    k: int = Field(1000, ge=1, description="number of top pixels")
+    step: float = Field(0.5, gt=0, le=255, description="alpha, in 1/255")
+    iterations: int = Field(300, ge=1)
+    beta: float | tuple[float, float] | None = 30.0
+    region: tuple[float, float, float, float] | None = Field(
+        None, description="top, left, bottom, right of the target as fractions of the image; of the targeted attack"
+    )
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Fragility:
+        if self.attribution not in METHODS:
+            raise ValueError(f"attribution is {self.attribution!r}; accepted are {', '.join(METHODS)}")
+        if (self.attack == "targeted") != (self.region is not None):
+            raise ValueError("region goes with the targeted attack, and with it only: four fractions 0 to 1")
+        if self.region is not None:
+            top, left, bottom, right = self.region
+            if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+                raise ValueError(f"region is {self.region}; accepted is top < bottom and left < right, all from 0 to 1")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True) + _code_digest() + _files_digest(self)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def method(self) -> Attribution:
+        """The attribution method with its options bound."""
+        n = self.attribution_steps
+        if n is None:
+            return METHODS[self.attribution]
+        if self.attribution == "integrated_gradients":
+            return partial(integrated_gradients, steps=n)
+        if self.attribution == "smoothgrad":
+            return partial(smoothgrad, samples=n)
+        raise ValueError(f"attribution_steps is {n}; {self.attribution} has no steps: leave it out")
+
+    def mask(self, height: int, width: int) -> Tensor:
+        """The target region as bool [height, width]; at least one pixel."""
+        if self.region is None:
+            raise ValueError("region is None; only the targeted attack has one")
+        top, left, bottom, right = self.region
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        rows = slice(int(top * height), max(int(top * height) + 1, round(bottom * height)))
+        columns = slice(int(left * width), max(int(left * width) + 1, round(right * width)))
+        mask[rows, columns] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image under one attack. Similarities compare the map of the clean image with that of the returned one.
+
+    A failed attack returned the clean image, so its similarities are those of an unchanged map.
+    """
+
+    image: int
+    label: int
+    prediction: int
+    probability: float
+    attacked_probability: float
+    success: bool
+    iterate: int
+    topk_intersection: float
+    rank_correlation: float
+    cosine: float
+    center_shift: float
+    mass_before: float | None
+    mass_after: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class FragilityResult:
+    """The rows of one experiment, and the images it came to.
+
+    Attributes:
+        config: what was asked for.
+        rows: one for each image that was classified correctly, in order.
+        started: number of images at the start.
+        wrong: how many of them were left out because their prediction was wrong.
+        images: the attacked images [len(rows), C, H, W].
+        provenance: data set with its checksum, code, versions, hardware, date and wall time.
+    """
+
+    config: Fragility
+    rows: tuple[Row, ...]
+    started: int
+    wrong: int
+    images: Tensor
+    provenance: dict[str, Any]
+
+    @property
+    def failed(self) -> int:
+        """How many attacks never kept the prediction; they count as unchanged maps."""
+        return sum(not row.success for row in self.rows)
+
+    def values(self, quantity: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """One value an image of a numeric field of :class:`Row`."""
+        return np.array([getattr(row, quantity) for row in self.rows], dtype=np.float64)
+
+
+def run_fragility(
+    configs: Iterable[Fragility],
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[FragilityResult]:
+    """The results of experiments, in their order: loaded where they exist, computed and kept where they do not.
+
+    Data, model and the maps of the clean images are shared by experiments that agree on them. Each experiment is stored
+    as soon as it is done, so a stopped run goes on where it was; two processes that ask at once compute it once.
+
+    Args:
+        configs: what to run.
+        root: folder of the results, one folder ``fragility-<key>`` an experiment.
+        data_root: see :func:`robattr.data.load`.
+        device: where to compute; a GPU when there is one by default.
+        batch_size: images attacked at once; bounds the memory and changes no result.
+        progress: show a bar with the time left.
+
+    Raises:
+        ValueError, DataError, ModelError: data, model or an option that does not fit, before the first attack.
+    """
+    configs = list(configs)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for config in configs:
+        config.method()
+    subject = _Subjects(data_root, device)
+    results = []
+    for config in tqdm(configs, desc="experiments", disable=None if progress else True):
+        folder = Path(root) / f"fragility-{config.key}"
+        with _locked(folder):
+            result = _load(folder, config)
+            if result is None:
+                result = _compute(config, subject, batch_size)
+                _store(folder, result)
+        results.append(result)
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A data set's correctly classified images, with the model."""
+
+    images: ImageSet
+    model: nn.Module
+    correct: Tensor
+    kept: Tensor
+    labels: Tensor
+
+
+class _Subjects:
+    """The last subject that was asked for: experiments of a grid share it."""
+
+    def __init__(self, data_root: Path | str | None, device: torch.device) -> None:
+        self.data_root, self.device = data_root, device
+        self._last: tuple[object, _Subject] | None = None
+
+    def get(self, config: Fragility) -> _Subject:
+        key = (config.dataset, config.split, config.images, config.seed, config.model, config.weights)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._make(config)
+        return self._last[1]
+
+    def _make(self, config: Fragility) -> _Subject:
+        model = models.build(config.model, weights=config.weights).to(self.device).requires_grad_(False)
+        size = {} if config.dataset in ("digits", "cifar10", "cifar10-samples") else {"size": model.input_size[1]}
+        images = data.load(
+            config.dataset, config.split, root=self.data_root, limit=config.images, seed=config.seed, **size
+        )
+        if len(images.class_names) != model.num_classes:
+            raise ValueError(
+                f"{config.dataset} has {len(images.class_names)} classes and {config.model} has {model.num_classes}; "
+                "choose a data set of the classes that the model was trained on"
+            )
+        parts = (images.images[i : i + 64].to(self.device) for i in range(0, len(images), 64))
+        predicted = torch.cat([model(x).argmax(1).cpu() for x in parts])
+        correct = predicted == images.labels
+        if not correct.any():
+            raise ValueError(
+                f"{config.model} classifies none of the {len(images)} images of {config.dataset} correctly: "
+                "there is no prediction whose explanation could be attacked"
+            )
+        return _Subject(images, model, correct, images.images[correct].to(self.device), images.labels[correct])
+
+
+def _compute(config: Fragility, subjects: _Subjects, batch_size: int) -> FragilityResult:
+    started = time.monotonic()
+    subject, method = subjects.get(config), config.method()
+    clean, model = subject.kept, subject.model
+    result = _attack(config, model, clean, method, batch_size)
+    rows: list[Row] = []
+    indices = subject.correct.nonzero().flatten().tolist()
+    mask = None if config.region is None else config.mask(*clean.shape[2:]).to(clean)
+    for part in (slice(i, i + batch_size) for i in range(0, len(clean), batch_size)):
+        labels = result.prediction[part]
+        before, after = (heatmap(method(model, x[part], labels)) for x in (clean, result.images))
+        columns: dict[str, list[Any]] = {
+            "image": indices[part],
+            "label": subject.labels[part].tolist(),
+            "prediction": labels.tolist(),
+            "probability": _probability(model, clean[part], labels).tolist(),
+            "attacked_probability": _probability(model, result.images[part], labels).tolist(),
+            "success": result.success[part].tolist(),
+            "iterate": result.best[part].tolist(),
+            "topk_intersection": metrics.topk_intersection(before, after, config.k).tolist(),
+            "rank_correlation": metrics.spearman(before, after).tolist(),
+            "cosine": metrics.cosine(before, after).tolist(),
+            "center_shift": metrics.center_shift(before, after).tolist(),
+            "mass_before": [None] * len(labels) if mask is None else (before * mask).sum((1, 2)).tolist(),
+            "mass_after": [None] * len(labels) if mask is None else (after * mask).sum((1, 2)).tolist(),
+        }
+        rows += [Row(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    return FragilityResult(
+        config=config,
+        rows=tuple(rows),
+        started=len(subject.images),
+        wrong=int((~subject.correct).sum()),
+        images=result.images.cpu(),
+        provenance={
+            "dataset": {"name": _public(config).dataset, "split": config.split, **subject.images.provenance},
+            "code": _code_digest(),
+            "device": _device_name(subjects.device),
+            "seconds": round(time.monotonic() - started, 3),
+            **environment(),
+        },
+    )
+
+
+def _attack(
+    config: Fragility, model: nn.Module, images: Tensor, method: Attribution, batch_size: int
+) -> attacks.AttackResult:
+    objective: attacks.Objective = attacks.TopK(config.k)
+    if config.attack == "mass-center":
+        objective = attacks.MassCenter()
+    elif config.attack == "targeted":
+        objective = attacks.Targeted(config.mask(*images.shape[2:]))
+    common: dict[str, Any] = {
+        "objective": objective,
+        "epsilon": config.epsilon / 255,
+        "attribution": method,
+        "seed": config.seed,
+        "batch_size": batch_size,
+    }
+    if config.attack == "random-sign":
+        return attacks.random_sign(model, images, **common)
+    return attacks.iterative_attack(
+        model, images, step=config.step / 255, iterations=config.iterations, beta=config.beta, **common
+    )
+
+
+def _probability(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        p: Tensor = model(x).softmax(1).gather(1, labels[:, None]).squeeze(1)
+    return p
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _public(config: Fragility) -> Fragility:
+    """Files by their own names in place of the paths to them, which are nobody else's business."""
+    kind, _, path = config.dataset.partition(":")
+    return config.model_copy(
+        update={
+            "dataset": f"{kind}:{Path(path).name}" if path else kind,
+            "weights": None if config.weights is None else Path(config.weights).name,
+        }
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Keeping results
+
+_CODE = ("data", "models", "_convolution", "attributions", "metrics", "attacks", "experiments")
+
+
+def _code_digest() -> str:
+    """A digest of the source that computes a result."""
+    digest = hashlib.sha256()
+    for name in _CODE:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _files_digest(config: Fragility) -> str:
+    """A digest of what the configuration only points to: pictures of a folder and a weights file, as they are now."""
+    digest = hashlib.sha256()
+    kind, _, path = config.dataset.partition(":")
+    files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if kind == "folder" else []
+    if config.weights not in (None, "random"):
+        files.append(Path(str(config.weights)))
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield
+
+
+def _store(folder: Path, result: FragilityResult) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(exist_ok=True)
+    try:
+        save_file({"images": result.images.contiguous()}, temporary / "images.safetensors")
+        save_records([result], temporary / "record.json")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _load(folder: Path, config: Fragility) -> FragilityResult | None:
+    """The stored result; None where there is none, or where what there is is damaged and has to be made again."""
+    try:
+        (result,) = load_records(folder / "record.json")
+        images = load_file(folder / "images.safetensors")["images"]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    except Exception as error:  # safetensors raises its own type, which derives from Exception alone
+        if type(error).__name__ != "SafetensorError":
+            raise
+        return None
+    if result.config != _public(config) or len(images) != len(result.rows):
+        return None
+    return FragilityResult(config, result.rows, result.started, result.wrong, images, result.provenance)
+
+
+def save_records(results: Sequence[FragilityResult], path: Path | str) -> None:
+    """Write results without their images as JSON, one object an experiment, to a temporary name that is renamed."""
+    path = Path(path)
+    lines = []
+    for result in results:
+        config = _public(result.config).model_dump(mode="json")
+        rows = {name: [getattr(row, name) for row in result.rows] for name in Row.__dataclass_fields__}
+        record = {
+            "experiment": "fragility",
+            "config": config,
+            "started": result.started,
+            "wrong": result.wrong,
+            "rows": rows,
+            "provenance": result.provenance,
+        }
+        lines.append(json.dumps(record))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_records(path: Path | str) -> list[FragilityResult]:
+    """Results written by :func:`save_records`; their images are empty.
+
+    Raises:
+        ValueError: the file holds something else; one line names the file and the experiment.
+    """
+    path = Path(path)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); it is written by save_records") from None
+    results = []
+    for number, record in enumerate(records, 1):
+        try:
+            columns = record["rows"]
+            if set(columns) != set(Row.__dataclass_fields__):
+                raise ValueError(f"rows have the columns {sorted(columns)}")
+            rows = tuple(
+                Row(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)
+            )
+            config = Fragility.model_validate(record["config"])
+            results.append(
+                FragilityResult(config, rows, record["started"], record["wrong"], torch.empty(0), record["provenance"])
+            )
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}, experiment {number}: not a record of this kind ({reason})") from None
+    return results
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Numbers about numbers
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the ends of its confidence interval, over n values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def interval(
+    values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], *, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean and its bias-corrected and accelerated bootstrap interval (Efron 1987, through SciPy).
+
+    Equal values, or a single one, have an interval of no length.
+
+    Args:
+        values: one value an image.
+        level: of confidence, between 0 and 1.
+        seed: of the resampling.
+    """
+    from scipy.stats import bootstrap
+
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
+        raise ValueError(f"values have shape {x.shape}; an interval takes at least one finite number")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; a confidence level lies between 0 and 1")
+    mean = float(x.mean())
+    if np.ptp(x) == 0:
+        return Interval(mean, mean, mean, len(x))
+    resample: Callable[..., Any] = bootstrap
+    found = resample((x,), np.mean, confidence_level=level, n_resamples=9999, rng=np.random.default_rng(seed))
+    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high), len(x))
