@@ -1,0 +1,316 @@
+"""Figures of the book. Each function takes results and returns a matplotlib figure; words come from the caller.
+
+Colors are those of Okabe and Ito, which readers with any common color vision tell apart; lines differ in their marker
+as well. Images carry no axes, because a pixel position is not a measurement; curves have units on both axes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from robattr.experiments import FragilityResult, Interval, interval
+
+__all__ = [
+    "COLORS",
+    "Panel",
+    "Published",
+    "agreement",
+    "fragility_curves",
+    "fragility_table",
+    "interval_text",
+    "map_grid",
+    "pictures",
+    "slider",
+]
+
+COLORS = {
+    "top-k": "#D55E00",
+    "mass-center": "#0072B2",
+    "random-sign": "#555555",
+    "targeted": "#009E73",
+}
+_MARKERS = {"top-k": "o", "mass-center": "s", "random-sign": "^", "targeted": "D"}
+_MAP = "inferno"  # perceptually uniform, and readable without color
+
+Curve = Mapping[float, float]
+"""Epsilon in 1/255 -> value."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: an image [C, H, W] in [0, 1] or a map [H, W], with the line above it.
+
+    Attributes:
+        picture: what is drawn.
+        title: short; may have line breaks.
+        region: (top, left, bottom, right) in pixels to outline, or None.
+        center: (row, column) in pixels to mark, or None.
+    """
+
+    picture: Tensor
+    title: str = ""
+    region: tuple[float, float, float, float] | None = None
+    center: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Values of another source to draw beside ours: (attack, quantity) -> curve, and how the legend names them."""
+
+    label: str
+    curves: Mapping[tuple[str, str], Curve]
+
+    @classmethod
+    def read(cls, path: Path | str, attribution: str, label: str) -> Published:
+        """The curves of one attribution method from a file of ``results/literature``.
+
+        Raises:
+            ValueError: the file has no such method; those that it has are named.
+        """
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["curves"]
+        if attribution not in found:
+            raise ValueError(f"{path} has no values for {attribution!r}; it has {', '.join(found)}")
+        curves = {
+            (attack, quantity): {float(epsilon): value for epsilon, value in curve.items()}
+            for attack, quantities in found[attribution].items()
+            for quantity, curve in quantities.items()
+        }
+        return cls(label, curves)
+
+
+def pictures(rows: Sequence[Sequence[Panel]], *, size: float = 2.1, labels: Sequence[str] = ()) -> Figure:
+    """Panels in rows. Maps are shown up to their 99.5th percentile: a few pixels would leave the rest black.
+
+    Args:
+        rows: the panels; every row has as many.
+        size: width of a panel in inches.
+        labels: one for each row, written to its left.
+    """
+    columns = len(rows[0])
+    if any(len(row) != columns for row in rows):
+        raise ValueError(f"rows have {sorted({len(row) for row in rows})} panels; every row takes as many")
+    lines = max(panel.title.count("\n") + 1 for row in rows for panel in row)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(size * columns, (size + 0.19 * lines) * len(rows)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for i, row in enumerate(rows):
+        for ax, panel in zip(axes[i], row, strict=True):
+            _draw(ax, panel)
+        if labels:
+            axes[i][0].set_ylabel(labels[i], fontsize=9)
+    return _closed(figure)
+
+
+def _draw(ax: Axes, panel: Panel) -> None:
+    picture = panel.picture.detach().cpu()
+    if picture.ndim == 3:
+        ax.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+    else:
+        ax.imshow(picture.numpy(), cmap=_MAP, vmin=0, vmax=_ceiling(picture))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.set_title(panel.title, fontsize=9)
+    if panel.region is not None:
+        top, left, bottom, right = panel.region
+        frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="#56B4E9", lw=1.8)
+        ax.add_patch(frame)
+    if panel.center is not None:
+        ax.plot(panel.center[1], panel.center[0], "+", color="#56B4E9", markersize=14, markeredgewidth=2.2)
+
+
+def _ceiling(heat: Tensor) -> float:
+    top = float(np.quantile(heat.numpy(), 0.995))
+    return top if top > 0 else max(float(heat.max()), 1e-30)
+
+
+def map_grid(images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], *, size: float = 1.75) -> Figure:
+    """A row for each image [N, C, H, W]: the photograph, then its map [N, H, W] by each method."""
+    rows = []
+    for i, title in enumerate(titles):
+        row = [Panel(images[i], title)]
+        row += [Panel(heat[i], name if i == 0 else "") for name, heat in maps.items()]
+        rows.append(row)
+    return pictures(rows, size=size)
+
+
+def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], *, title: str, label: str) -> Figure:
+    """A symmetric table of means in [0, 1] with half the length of their intervals, as a heat map.
+
+    Args:
+        names: of the rows and columns.
+        values: for each unordered pair (i, j) with i before j in ``names``.
+        title: the finding.
+        label: of the color bar, with its unit.
+    """
+    n = len(names)
+    table = np.full((n, n), np.nan)
+    side = 0.95 * n
+    figure, ax = plt.subplots(figsize=(side + 1.6, side * 0.8 + 0.9), layout="constrained")
+    for i in range(n):
+        for j in range(i):
+            found = values[names[j], names[i]]
+            table[i, j] = found.mean
+            half = (found.high - found.low) / 2
+            color = "white" if found.mean < 0.6 else "black"
+            ax.text(j, i, f"{found.mean:.2f}\n± {half:.2f}", ha="center", va="center", fontsize=8, color=color)
+    shown = ax.imshow(table[1:, :-1], cmap="viridis", vmin=0, vmax=1, extent=(-0.5, n - 1.5, n - 0.5, 0.5))
+    ax.set_xticks(range(n - 1), names[:-1], rotation=30, ha="right", fontsize=9)
+    ax.set_yticks(range(1, n), names[1:], fontsize=9)
+    ax.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
+    ax.set_title(title, fontsize=11)
+    return _closed(figure)
+
+
+QUANTITIES = {
+    "topk_intersection": "top-{k} intersection (fraction)",
+    "rank_correlation": "rank correlation (Spearman)",
+    "center_shift": "center shift (pixels)",
+}
+
+
+def fragility_curves(
+    results: Sequence[FragilityResult], *, published: Published | None = None, title: str = ""
+) -> Figure:
+    """Similarity of clean and attacked maps against epsilon, a panel for each quantity, a line for each attack.
+
+    Bars are 95 % bootstrap intervals of the mean over images. Lines of the same attack are moved apart a little on the
+    horizontal axis so that their bars can be seen.
+
+    Args:
+        results: experiments that differ in attack and epsilon.
+        published: values of another source, drawn hollow and dashed.
+        title: the finding.
+    """
+    figure, axes = plt.subplots(1, len(QUANTITIES), figsize=(10.5, 3.9), layout="constrained")
+    attacks = list(dict.fromkeys(result.config.attack for result in results))
+    k = results[0].config.k
+    for ax, (quantity, label) in zip(np.atleast_1d(axes), QUANTITIES.items(), strict=True):
+        epsilons: set[float] = set()
+        for j, attack in enumerate(attacks):
+            points: dict[float, Interval] = {
+                r.config.epsilon: interval(r.values(quantity)) for r in results if r.config.attack == attack
+            }
+            x = np.array(sorted(points))
+            epsilons |= set(points)
+            found = [points[e] for e in x]
+            mean = np.array([f.mean for f in found])
+            bars = [mean - [f.low for f in found], np.array([f.high for f in found]) - mean]
+            shifted = x * (1 + 0.035 * (j - (len(attacks) - 1) / 2))
+            style: dict[str, Any] = {"color": COLORS[attack], "marker": _MARKERS[attack], "markersize": 5, "lw": 1.6}
+            ax.errorbar(shifted, mean, yerr=np.maximum(bars, 0), capsize=2.5, label=attack, **style)
+            other = None if published is None else published.curves.get((attack, quantity))
+            if published is not None and other is not None:
+                style |= {"lw": 1.0, "ls": "--", "markerfacecolor": "none", "alpha": 0.75}
+                ax.plot(list(other), list(other.values()), label=f"{attack}, {published.label}", **style)
+                epsilons |= set(other)
+        ax.set_xscale("log", base=2)
+        ticks = sorted(epsilons)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel("epsilon (1/255)")
+        ax.set_ylabel(label.format(k=k))
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_ylim(bottom=0)
+        if quantity != "center_shift":
+            ax.set_ylim(top=1)
+    handles, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8.5, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def fragility_table(results: Sequence[FragilityResult]) -> str:
+    """Markdown: a line for each experiment, with means, 95 % bootstrap intervals and what became of every image."""
+    head = ["attack", "epsilon (1/255)", "started", "wrong prediction", "prediction changed", "n"]
+    lines = [[*head, *(label.format(k=results[0].config.k) for label in QUANTITIES.values())]]
+    lines.append(["---"] * len(lines[0]))
+    for r in results:
+        cells = [r.config.attack, f"{r.config.epsilon:g}", r.started, r.wrong, r.failed, len(r.rows)]
+        lines.append([*map(str, cells), *(interval_text(interval(r.values(q))) for q in QUANTITIES)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def interval_text(found: Interval) -> str:
+    """Mean and interval as text, with two decimals below ten and one from there on."""
+    digits = 1 if found.high >= 10 else 2
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: str) -> str:
+    """HTML of an interactive figure: a slider moves through pairs of a photograph and its map.
+
+    The page's own copy of plotly.js draws it, so it works without a network.
+
+    Args:
+        frames: (position of the slider, image [C, H, W], map [H, W]).
+        title: the finding.
+        label: what a reader who cannot see the figure is told.
+    """
+    ceiling = max(_ceiling(heat.detach().cpu()) for _, _, heat in frames)
+    sources = []
+    for _, image, heat in frames:
+        photograph = (image.detach().cpu().permute(1, 2, 0).squeeze(-1) * 255).round().to(torch.uint8).numpy()
+        colors = plt.get_cmap(_MAP)(np.clip(heat.detach().cpu().numpy() / ceiling, 0, 1), bytes=True)[..., :3]
+        sources.append((_encoded(photograph, "PNG"), _encoded(colors, "JPEG")))
+
+    def placed(pair: tuple[str, str]) -> list[dict[str, Any]]:
+        common = {"xref": "paper", "yref": "paper", "y": 1, "sizex": 0.49, "sizey": 1, "layer": "below"}
+        return [{**common, "source": source, "x": x} for source, x in zip(pair, (0.0, 0.51), strict=True)]
+
+    steps = [
+        {"label": name, "method": "relayout", "args": [{"images": placed(pair)}]}
+        for (name, _, _), pair in zip(frames, sources, strict=True)
+    ]
+    layout = {
+        "title": {"text": title, "font": {"size": 15}},
+        "images": placed(sources[0]),
+        "xaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
+        "yaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
+        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
+        "height": 430,
+        "sliders": [{"active": 0, "steps": steps, "pad": {"t": 10}, "currentvalue": {"prefix": "epsilon in 1/255: "}}],
+    }
+    # Plotly draws axes, and with them the images, only when there is a trace.
+    trace = {"type": "scatter", "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"}
+    body = json.dumps({"data": [trace], "layout": layout}).replace("</", "<\\/")
+    return (
+        f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
+        f'<script type="application/json">{body}</script></div>'
+    )
+
+
+def _encoded(pixels: np.ndarray[Any, Any], kind: Literal["PNG", "JPEG"]) -> str:
+    """A data URL; lossless for photographs, whose perturbation a JPEG would smooth away."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def _closed(figure: Figure) -> Figure:
+    """Out of pyplot's hands, so that a notebook shows a figure once and a loop holds none in memory."""
+    plt.close(figure)
+    return figure
