@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from robattr import metrics
 from robattr.attributions import Attribution, gradient, heatmap
@@ -111,7 +111,7 @@ def iterative_attack(
     attribution: Attribution = gradient,
     step: float = 0.5 / 255,
     iterations: int = 300,
-    beta: float | tuple[float, float] | None = 10.0,
+    beta: float | tuple[float, float] | None = (3.0, 30.0),
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
