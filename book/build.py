@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import datetime
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +43,50 @@ def main() -> None:
 def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     """Lay out in ``folder`` what Jupyter Book reads.
 
+    Pages of ``book/`` find in ``generated/`` the status tables, and as ``NAME.png`` the picture of the cell that a
+    chapter tagged ``picture:NAME``.
+
     Raises:
-        SystemExit: a picture has no alternative text.
+        SystemExit: a picture has no alternative text, or a tagged cell has no picture.
     """
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, folder / name)
+    generated = folder / "book" / "generated"
+    generated.mkdir()
     (folder / "notebooks").mkdir()
     notebooks = {}
     for path in paths:
         notebooks[path.stem] = notebook = nbformat.read(path, as_version=4)
         describe_pictures(path.stem, notebook)
+        for name, picture in named_pictures(path.stem, notebook):
+            (generated / f"{name}.png").write_bytes(picture)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                # In the repository a chapter is a .md file, and links among chapters work there too.
+                cell.source = re.sub(r"\]\((\d\d_\w+)\.md(?=[)#])", r"](\1.ipynb", cell.source)
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    generated = folder / "book" / "generated"
-    generated.mkdir()
     (generated / "status.md").write_text(status(profile, notebooks), encoding="utf-8")
+
+
+def named_pictures(name: str, notebook: Any) -> Iterator[tuple[str, bytes]]:
+    """Names and PNG files of the cells tagged ``picture:NAME``.
+
+    Raises:
+        SystemExit: such a cell does not show exactly one PNG.
+    """
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("picture:"):
+                pictures = [data["image/png"] for data in outputs(cell) if "image/png" in data]
+                if len(pictures) != 1:
+                    sys.exit(f"{name}: the cell tagged {tag!r} shows {len(pictures)} pictures; one is wanted")
+                yield tag.removeprefix("picture:"), base64.b64decode(pictures[0])
+
+
+def outputs(cell: Any) -> list[Any]:
+    """The contents of a code cell's outputs, by type."""
+    return [output.data for output in cell.get("outputs", []) if "data" in output]
 
 
 def describe_pictures(name: str, notebook: Any) -> None:

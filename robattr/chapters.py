@@ -33,6 +33,9 @@ Schema = Mapping[str, Any]
 HIDDEN = "hide-input"
 """Tag of the cell with the values of a run: in the book its source is folded away behind a button."""
 
+NO_WIDGETS = "ignore:IProgress not found"
+"""Warning filter: tqdm asks for progress bars as widgets, which no page could show."""
+
 
 class ChapterError(ValueError):
     """A chapter, a profile or a parameter is refused; the message is one line."""
@@ -501,6 +504,7 @@ def _kernel_manager() -> type:
                 display_name="Python 3",
                 language="python",
                 metadata={"supported_encryption": ["curve"]},
+                env={"PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS]))},
             )
 
     return ThisInterpreter

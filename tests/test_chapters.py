@@ -247,6 +247,13 @@ def test_the_kernel_is_ours_whatever_the_user_installed(
     assert (project / "ran.txt").read_text() == "01_stub 3\n"
 
 
+def test_tqdm_asks_for_no_widgets(project: Path, write_chapter: WriteChapter) -> None:
+    write_chapter(code="import tqdm.auto")
+    book.execute(book.chapter(project, "01_stub"), project / "out.ipynb")
+    notebook = nbformat.read(project / "out.ipynb", as_version=4)
+    assert [cell.outputs for cell in notebook.cells if cell.get("outputs")] == []
+
+
 def test_a_failure_keeps_the_last_good_notebook(project: Path, write_chapter: WriteChapter) -> None:
     write_chapter()
     output = project / "out" / "01.ipynb"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, WriteChapter
 
 PAGE = "_build/html/notebooks/{}.html"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 class Workflow:
@@ -92,17 +94,17 @@ def test_only_what_changed_is_executed_again(workflow: Workflow) -> None:
     assert "one tells 3" in workflow.read(PAGE.format("01_one"))
 
     workflow.change("profiles/quick.yaml", "{}", "{02_two: {count: 5}}")
-    assert workflow.build() == ["02_two 5"]
-    assert "two says 5" in workflow.read(PAGE.format("02_two"))
+    assert workflow.build("chapters") == ["02_two 5"]
 
     workflow.extend("robattr/cli.py", "# changed\n")
     workflow.extend("robattr/chapters.py", "# changed\n")
-    assert workflow.build() == []
+    assert workflow.build("chapters") == []
     workflow.change("book/introduction.md", "Of two", "Of these two")
     assert workflow.build() == []
     assert "Of these two chapters" in workflow.read("_build/html/book/introduction.html")
+    assert "two says 5" in workflow.read(PAGE.format("02_two"))
     workflow.extend("robattr/models.py", "# changed\n")
-    assert sorted(workflow.build()) == ["01_one 3", "02_two 5"]
+    assert sorted(workflow.build("chapters")) == ["01_one 3", "02_two 5"]
 
 
 def test_profiles_do_not_mix(workflow: Workflow) -> None:
@@ -154,14 +156,25 @@ def test_a_page_with_a_mistake_stops_the_build_and_keeps_the_last_good_book(work
 
 
 def test_a_picture_without_a_text_stops_the_build(workflow: Workflow) -> None:
-    draw = "from IPython.display import Image\nimport matplotlib.pyplot as plt\nplt.savefig('p.png'); plt.close()"
-    workflow.change("notebooks/01_one.md", "print('one says', count)", f"{draw}\nImage('p.png')")
+    draw = "from IPython.display import Image\nimport base64; picture = base64.b64decode('" + PIXEL + "')"
+    workflow.change("notebooks/01_one.md", "print('one says', count)", f"{draw}\nImage(picture)")
     failed = workflow.snakemake()
     assert failed.returncode != 0
     assert "01_one: cell 2 needs one alternative text for what it shows" in failed.stderr
-    workflow.change("notebooks/01_one.md", "Image('p.png')", "Image('p.png', alt='It was computed: %d' % count)")
+    workflow.change("notebooks/01_one.md", "Image(picture)", "Image(picture, alt='It was computed: %d' % count)")
     workflow.build()
     assert 'alt="It was computed: 3"' in workflow.read(PAGE.format("01_one"))
+
+
+def test_chapters_link_to_each_other_and_lend_pictures_to_pages(workflow: Workflow) -> None:
+    draw = "from IPython.display import Image\nimport base64; Image(base64.b64decode('" + PIXEL + "'), alt='A dot')"
+    workflow.change("notebooks/01_one.md", "print('one says', count)", f":tags: [remove-cell, 'picture:dot']\n{draw}")
+    workflow.change("notebooks/02_two.md", "# The title of 02_two", "# Two\n\nSee [the first](01_one.md).")
+    workflow.change("book/introduction.md", "Of two chapters.", "![A dot](generated/dot.png)")
+    workflow.build()
+    assert 'href="01_one.html"' in workflow.read(PAGE.format("02_two"))
+    assert 'src="../_images/dot.png"' in workflow.read("_build/html/book/introduction.html")
+    assert (workflow.root / "_build" / "html" / "_images" / "dot.png").read_bytes() == base64.b64decode(PIXEL)
 
 
 @pytest.mark.parametrize(
