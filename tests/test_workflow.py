@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,13 +167,16 @@ def test_a_picture_without_a_text_stops_the_build(workflow: Workflow) -> None:
     assert 'alt="It was computed: 3"' in workflow.read(PAGE.format("01_one"))
 
 
-def test_chapters_link_to_each_other_and_lend_pictures_to_pages(workflow: Workflow) -> None:
+def test_chapters_link_to_each_other_show_tables_and_lend_pictures_to_pages(workflow: Workflow) -> None:
     draw = "from IPython.display import Image\nimport base64; Image(base64.b64decode('" + PIXEL + "'), alt='A dot')"
     workflow.change("notebooks/01_one.md", "print('one says', count)", f":tags: [remove-cell, 'picture:dot']\n{draw}")
     workflow.change("notebooks/02_two.md", "# The title of 02_two", "# Two\n\nSee [the first](01_one.md).")
+    table = "from IPython.display import Markdown\nMarkdown('| a |\\n| - |\\n| $x^2$ |')"
+    workflow.change("notebooks/02_two.md", "print('two says', count)", table)
     workflow.change("book/introduction.md", "Of two chapters.", "![A dot](generated/dot.png)")
     workflow.build()
     assert 'href="01_one.html"' in workflow.read(PAGE.format("02_two"))
+    assert re.search(r"<td><p><span class=.math[^>]*>\\\(x\^2", workflow.read(PAGE.format("02_two")))
     assert 'src="../_images/dot.png"' in workflow.read("_build/html/book/introduction.html")
     assert (workflow.root / "_build" / "html" / "_images" / "dot.png").read_bytes() == base64.b64decode(PIXEL)
 
