@@ -30,9 +30,6 @@ from robattr._environment import environment
 
 Schema = Mapping[str, Any]
 
-HIDDEN = "hide-input"
-"""Tag of the cell with the values of a run: in the book its source is folded away behind a button."""
-
 NO_WIDGETS = "ignore:IProgress not found"
 """Warning filter: tqdm asks for progress bars as widgets, which no page could show."""
 
@@ -141,6 +138,30 @@ _Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     ),
 )
 
+_FORMATS = {
+    "dataset": ("the name of a data set (robattr data), or folder:PATH with an existing folder", "names of data sets"),
+    "model": ("the name of a model that robattr.models.available() lists", "names of models"),
+}
+_FORMAT_CHECKER = jsonschema.FormatChecker(formats=())
+
+
+@_FORMAT_CHECKER.checks("dataset")
+def _is_dataset(value: object) -> bool:
+    from robattr import data
+
+    if not isinstance(value, str):
+        return True  # the type is for "type" to check
+    kind, _, path = value.partition(":")
+    return Path(path).is_dir() if kind == "folder" and path else value in {each.name for each in data.available()}
+
+
+@_FORMAT_CHECKER.checks("model")
+def _is_model(value: object) -> bool:
+    from robattr import models
+
+    return not isinstance(value, str) or value in models.available()
+
+
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _NOUNS = {
     "integer": ("an integer", "integers"),
@@ -170,6 +191,8 @@ def accepted(schema: Schema, *, plural: bool = False) -> str:
         return " or ".join(accepted({**schema, "type": one}, plural=plural) for one in kind)
     if kind not in _NOUNS:
         return "values of any kind" if plural else "any value"
+    if kind == "string" and schema.get("format") in _FORMATS:
+        return _FORMATS[schema["format"]][plural]
     words = _NOUNS[kind][plural]
     if kind == "array":
         return _list_words(schema, words)
@@ -201,7 +224,7 @@ def _list_words(schema: Schema, words: str) -> str:
 
 def _reason(schema: Schema, value: Any) -> str | None:
     """Why ``value`` does not fit ``schema``: None where it fits, "" where the value as a whole is at fault."""
-    error = next(iter(_Validator(schema).iter_errors(value)), None)
+    error = next(iter(_Validator(schema, format_checker=_FORMAT_CHECKER).iter_errors(value)), None)
     if error is None:
         return None
     if not error.absolute_path:
@@ -529,5 +552,4 @@ def _tidy(notebook: Any, chapter: Chapter, root: Path, output: Path) -> None:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"].append(HIDDEN)
             cell.source = cell.source.replace("# Parameters\n", "# Values of this run, not the defaults above\n", 1)

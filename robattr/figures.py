@@ -141,13 +141,15 @@ def _ceiling(heat: Tensor) -> float:
     return top if top > 0 else max(float(heat.max()), 1e-30)
 
 
-def map_grid(images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], *, size: float = 1.75) -> Figure:
-    """A row for each image [N, C, H, W]: the photograph, then its map [N, H, W] by each method."""
+def map_grid(
+    images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], *, columns: int = 4, size: float = 2.1
+) -> Figure:
+    """For each image [N, C, H, W] the photograph, then its map [N, H, W] by each method, wrapped after ``columns``."""
     rows = []
     for i, title in enumerate(titles):
-        row = [Panel(images[i], title)]
-        row += [Panel(heat[i], name if i == 0 else "") for name, heat in maps.items()]
-        rows.append(row)
+        panels = [Panel(images[i], title), *(Panel(heat[i], name) for name, heat in maps.items())]
+        panels += [Panel(torch.ones_like(images[i][:1]))] * (-len(panels) % columns)
+        rows += [panels[j : j + columns] for j in range(0, len(panels), columns)]
     return pictures(rows, size=size)
 
 
@@ -200,7 +202,7 @@ def fragility_curves(
         published: values of another source, drawn hollow and dashed.
         title: the finding.
     """
-    figure, axes = plt.subplots(1, len(QUANTITIES), figsize=(10.5, 3.9), layout="constrained")
+    figure, axes = plt.subplots(1, len(QUANTITIES), figsize=(9.2, 4.1), layout="constrained")
     attacks = list(dict.fromkeys(result.config.attack for result in results))
     k = results[0].config.k
     for ax, (quantity, label) in zip(np.atleast_1d(axes), QUANTITIES.items(), strict=True):
@@ -234,7 +236,12 @@ def fragility_curves(
         if quantity != "center_shift":
             ax.set_ylim(top=1)
     handles, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8.5, frameon=False)
+    # Ours first: a legend fills its columns from the top, so each attack stands above its published values.
+    order = sorted(range(len(names)), key=lambda i: (attacks.index(names[i].split(",")[0]), "," in names[i]))
+    figure.legend(
+        [handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=len(attacks),
+        fontsize=9, frameon=False,
+    )  # fmt: skip
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
@@ -282,7 +289,7 @@ def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: s
         for (name, _, _), pair in zip(frames, sources, strict=True)
     ]
     layout = {
-        "title": {"text": title, "font": {"size": 15}},
+        "title": {"text": title, "font": {"size": 14}},
         "images": placed(sources[0]),
         "xaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
         "yaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},

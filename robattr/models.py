@@ -320,7 +320,8 @@ def available() -> list[str]:
     import torchvision
     from torchvision.models import list_models
 
-    return ["efficientnet-lite0", *_OWN, *list_models(module=torchvision.models)]
+    theirs = list_models(module=torchvision.models)
+    return ["efficientnet-lite0", *_OWN, *theirs, *(f"torchvision/{name}" for name in theirs)]
 
 
 def build(
@@ -455,7 +456,7 @@ def _torchvision(name: str, published: bool, num_classes: int | None) -> Classif
         names = available()
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        own = ", ".join(n for n in names if n not in known)
+        own = ", ".join(["efficientnet-lite0", *_OWN])
         raise ValueError(f"model {name!r} is unknown; {hint}accepted are {own} and torchvision's classifiers")
     meta = torchvision.models.get_model_weights(name).DEFAULT
     preset = meta.transforms()

@@ -68,11 +68,34 @@ def test_a_chapter_is_read(project: Path, stub: book.Chapter) -> None:
         ({"anyOf": [{"type": "string"}, {"type": "boolean"}]}, "a string or true or false"),
         ({"type": "integer", "multipleOf": 8}, "an integer, a multiple of 8"),
         ({"type": "string", "pattern": "^a"}, "a string that matches ^a"),
+        ({"type": "string", "format": "model"}, "the name of a model that robattr.models.available() lists"),
         ({}, "any value"),
     ],
 )
 def test_schemas_in_words(schema: dict[str, Any], words: str) -> None:
     assert book.accepted(schema) == words
+
+
+def test_names_of_models_and_data_sets_are_checked_before_anything_runs(
+    project: Path, write_chapter: WriteChapter
+) -> None:
+    schemas = """
+    dataset: {type: string, format: dataset}
+    model: {type: string, format: model}"""
+    write_chapter("03_names", schemas, "dataset = 'digits'\nmodel = 'efficientnet-lite0'")
+    chapter = book.chapter(project, "03_names")
+    for good in ({"model": "resnet50"}, {"model": "torchvision/resnet18"}, {"dataset": f"folder:{project}"}):
+        assert book.check_parameters(chapter, good) == good
+    for bad, accepts in (
+        ({"model": "resnet5O"}, "robattr.models.available()"),
+        ({"dataset": "digit"}, "the name of a data set"),
+        ({"dataset": "folder:/no/such/folder"}, "an existing folder"),
+    ):
+        with pytest.raises(book.ChapterError) as error:
+            book.check_parameters(chapter, bad)
+        assert accepts in str(error.value)
+        assert repr(next(iter(bad.values()))) in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +244,7 @@ def test_execution_injects_values_and_records_the_run(project: Path, write_chapt
     notebook = nbformat.read(output, as_version=4)
     injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
     assert "count = 7" in injected.source
-    assert book.HIDDEN in injected.metadata["tags"]
+    assert not {"hide-input", "remove-cell"} & set(injected.metadata["tags"])  # a reader sees what ran
     printed = next(cell.outputs[0].text for cell in notebook.cells if "getcwd" in cell.source).splitlines()
     assert printed == [sys.executable, str(project), "7"]
     assert (project / "ran.txt").read_text() == "01_stub 7\n"

@@ -111,8 +111,9 @@ def test_pictures_and_grids_draw_color_gray_and_empty_maps() -> None:
     assert figure.axes[0].get_title() == "a"
     with pytest.raises(ValueError, match="every row takes as many"):
         pictures([[Panel(gray)], [Panel(gray), Panel(gray)]])
-    grid = map_grid(torch.rand(2, 3, 8, 8), {"gradient": torch.rand(2, 8, 8)}, ["x", "y"])
-    assert [ax.get_title() for ax in grid.axes] == ["x", "gradient", "y", ""]
+    maps = {"gradient": torch.rand(2, 8, 8), "LRP": torch.rand(2, 8, 8)}
+    grid = map_grid(torch.rand(2, 3, 8, 8), maps, ["x", "y"], columns=2)
+    assert [ax.get_title() for ax in grid.axes] == ["x", "gradient", "LRP", "", "y", "gradient", "LRP", ""]
 
 
 def test_agreement_writes_every_pair_once() -> None:
