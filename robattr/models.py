@@ -102,9 +102,9 @@ class Classifier(nn.Module):
 class SoftClip(nn.Module):
     """A smooth ReLU6, ``softplus(x) - softplus(x - cap)`` at the given beta; tends to ``clamp(x, 0, cap)``.
 
-    Written as ``clamp(x, 0, cap) + log((1 + exp(-beta |x|)) / (1 + exp(-beta |x - cap|))) / beta``: one logarithm in
-    place of two, no overflow, and closed-form first and second derivatives. An image attack on EfficientNet-Lite0
-    spends most of its time here.
+    Written as ``clamp(x, 0, cap) + log(sigmoid(beta |x - cap|) / sigmoid(beta |x|)) / beta``: one logarithm in place
+    of two, no overflow, no denormal numbers, and closed-form first and second derivatives. An attack on
+    EfficientNet-Lite0 spends a large part of its time here.
     """
 
     def __init__(self, beta: float, cap: float = 6.0) -> None:
@@ -125,9 +125,9 @@ class _SoftClip(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, beta: float, cap: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.beta, ctx.cap = beta, cap
-        lower = x.abs().mul_(-beta).exp_().add_(1)
-        upper = (x - cap).abs_().mul_(-beta).exp_().add_(1)
-        return lower.div_(upper).log_().div_(beta).add_(x.clamp(0, cap))
+        lower = x.abs().mul_(beta).sigmoid_()
+        upper = (x - cap).abs_().mul_(beta).sigmoid_()
+        return upper.div_(lower).log_().div_(beta).add_(x.clamp(0, cap))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
