@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = [
     "Classifier",
@@ -140,7 +141,8 @@ class _SoftClipSlope(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, beta: float, cap: float) -> Tensor:
         s = torch.sigmoid(x * beta)
         u = torch.sigmoid((x - cap) * beta)
-        slope = s - u
+        # What is nothing beside one is set to zero: products of such slopes are denormal numbers, and slow.
+        slope = F.hardshrink(s - u, torch.finfo(x.dtype).eps)
         ctx.save_for_backward(slope, s.add_(u))
         ctx.beta = beta
         return slope
