@@ -35,6 +35,7 @@ __all__ = [
     "interval_text",
     "map_grid",
     "pictures",
+    "population",
     "slider",
 ]
 
@@ -247,14 +248,23 @@ def fragility_curves(
 
 
 def fragility_table(results: Sequence[FragilityResult]) -> str:
-    """Markdown: a line for each experiment, with means, 95 % bootstrap intervals and what became of every image."""
-    head = ["attack", "epsilon (1/255)", "started", "wrong prediction", "prediction changed", "n"]
+    """Markdown: what became of the images, then a line for each experiment with means and 95 % bootstrap intervals."""
+    head = ["attack", "ε (1/255)", "prediction changed"]
     lines = [[*head, *(label.format(k=results[0].config.k) for label in QUANTITIES.values())]]
     lines.append(["---"] * len(lines[0]))
     for r in results:
-        cells = [r.config.attack, f"{r.config.epsilon:g}", r.started, r.wrong, r.failed, len(r.rows)]
-        lines.append([*map(str, cells), *(interval_text(interval(r.values(q))) for q in QUANTITIES)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        cells = [r.config.attack, f"{r.config.epsilon:g}", f"{r.failed} of {len(r.rows)}"]
+        lines.append([*cells, *(interval_text(interval(r.values(q))) for q in QUANTITIES)])
+    return population(results[0]) + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def population(result: FragilityResult) -> str:
+    """One sentence: how many images an experiment started from, and how many were left out and why."""
+    name, n = result.config.dataset.partition(":")[0], len(result.rows)
+    return (
+        f"Started from {result.started} images of `{name}`; {result.wrong} left out because the prediction was wrong; "
+        f"{n} attacked."
+    )
 
 
 def interval_text(found: Interval) -> str:
