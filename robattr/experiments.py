@@ -37,8 +37,10 @@ __all__ = [
     "FragilityResult",
     "Interval",
     "Row",
+    "Subject",
     "interval",
     "load_records",
+    "load_subject",
     "run_fragility",
     "save_records",
 ]
@@ -209,14 +211,76 @@ def run_fragility(
 
 
 @dataclass(frozen=True, eq=False)
-class _Subject:
-    """A data set's correctly classified images, with the model."""
+class Subject:
+    """A model and what it makes of a data set: the images whose explanations can be studied are the correct ones.
+
+    Attributes:
+        images: the images that were drawn, on the CPU.
+        model: the classifier, in evaluation mode, its parameters constants.
+        prediction: int64 [N]; predicted class of each image.
+        probability: [N]; probability of the predicted class.
+        correct: bool [N]; whether the prediction is the label.
+        kept: the correctly classified images, on the model's device.
+    """
 
     images: ImageSet
-    model: nn.Module
+    model: models.Classifier
+    prediction: Tensor
+    probability: Tensor
     correct: Tensor
     kept: Tensor
-    labels: Tensor
+
+    @property
+    def wrong(self) -> int:
+        """How many images are left out because their prediction is wrong."""
+        return int((~self.correct).sum())
+
+
+def load_subject(
+    dataset: str,
+    model: str,
+    *,
+    split: str = "test",
+    images: int | None = None,
+    seed: int = 0,
+    weights: str | None = None,
+    data_root: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+) -> Subject:
+    """Load a data set at the size that a model wants, and the model; find out what it classifies correctly.
+
+    Args:
+        dataset: see :func:`robattr.data.load`, also for ``split``, ``seed`` and ``data_root``.
+        model: see :func:`robattr.models.build`, also for ``weights``.
+        images: number of images drawn; None for all.
+        device: where the model and the kept images go.
+        batch_size: images in one pass.
+
+    Raises:
+        ValueError: the classes of the data set are not those of the model, or none of its images is classified
+            correctly.
+        DataError, ModelError: data or weights cannot be had.
+    """
+    network = models.build(model, weights=weights).to(device).requires_grad_(False)
+    fixed = dataset in ("digits", "cifar10", "cifar10-samples")  # these have a size of their own
+    loaded = data.load(
+        dataset, split, root=data_root, limit=images, seed=seed, size=None if fixed else network.input_size[1]
+    )
+    if len(loaded.class_names) != network.num_classes:
+        raise ValueError(
+            f"{dataset} has {len(loaded.class_names)} classes and {model} has {network.num_classes}; choose a model "
+            "that was trained on these classes, or name the folders of ImageNet's classes by their WordNet ids"
+        )
+    parts = (loaded.images[i : i + batch_size].to(device) for i in range(0, len(loaded), batch_size))
+    probability, prediction = torch.cat([network(x).softmax(1).cpu() for x in parts]).max(1)
+    correct = prediction == loaded.labels
+    if not correct.any():
+        raise ValueError(
+            f"{model} classifies none of the {len(loaded)} images of {dataset} correctly: "
+            "there is no prediction whose explanation could be studied"
+        )
+    return Subject(loaded, network, prediction, probability, correct, loaded.images[correct].to(device))
 
 
 class _Subjects:
@@ -224,34 +288,13 @@ class _Subjects:
 
     def __init__(self, data_root: Path | str | None, device: torch.device) -> None:
         self.data_root, self.device = data_root, device
-        self._last: tuple[object, _Subject] | None = None
+        self._last: tuple[dict[str, Any], Subject] | None = None
 
-    def get(self, config: Fragility) -> _Subject:
-        key = (config.dataset, config.split, config.images, config.seed, config.model, config.weights)
-        if self._last is None or self._last[0] != key:
-            self._last = key, self._make(config)
+    def get(self, config: Fragility) -> Subject:
+        wanted = config.model_dump(include={"dataset", "split", "images", "seed", "model", "weights"})
+        if self._last is None or self._last[0] != wanted:
+            self._last = wanted, load_subject(**wanted, data_root=self.data_root, device=self.device)
         return self._last[1]
-
-    def _make(self, config: Fragility) -> _Subject:
-        model = models.build(config.model, weights=config.weights).to(self.device).requires_grad_(False)
-        size = {} if config.dataset in ("digits", "cifar10", "cifar10-samples") else {"size": model.input_size[1]}
-        images = data.load(
-            config.dataset, config.split, root=self.data_root, limit=config.images, seed=config.seed, **size
-        )
-        if len(images.class_names) != model.num_classes:
-            raise ValueError(
-                f"{config.dataset} has {len(images.class_names)} classes and {config.model} has {model.num_classes}; "
-                "choose a data set of the classes that the model was trained on"
-            )
-        parts = (images.images[i : i + 64].to(self.device) for i in range(0, len(images), 64))
-        predicted = torch.cat([model(x).argmax(1).cpu() for x in parts])
-        correct = predicted == images.labels
-        if not correct.any():
-            raise ValueError(
-                f"{config.model} classifies none of the {len(images)} images of {config.dataset} correctly: "
-                "there is no prediction whose explanation could be attacked"
-            )
-        return _Subject(images, model, correct, images.images[correct].to(self.device), images.labels[correct])
 
 
 def _compute(config: Fragility, subjects: _Subjects, batch_size: int) -> FragilityResult:
@@ -261,13 +304,14 @@ def _compute(config: Fragility, subjects: _Subjects, batch_size: int) -> Fragili
     result = _attack(config, model, clean, method, batch_size)
     rows: list[Row] = []
     indices = subject.correct.nonzero().flatten().tolist()
+    known = subject.images.labels[subject.correct].tolist()
     mask = None if config.region is None else config.mask(*clean.shape[2:]).to(clean)
     for part in (slice(i, i + batch_size) for i in range(0, len(clean), batch_size)):
         labels = result.prediction[part]
         before, after = (heatmap(method(model, x[part], labels)) for x in (clean, result.images))
         columns: dict[str, list[Any]] = {
             "image": indices[part],
-            "label": subject.labels[part].tolist(),
+            "label": known[part],
             "prediction": labels.tolist(),
             "probability": _probability(model, clean[part], labels).tolist(),
             "attacked_probability": _probability(model, result.images[part], labels).tolist(),
@@ -285,7 +329,7 @@ def _compute(config: Fragility, subjects: _Subjects, batch_size: int) -> Fragili
         config=config,
         rows=tuple(rows),
         started=len(subject.images),
-        wrong=int((~subject.correct).sum()),
+        wrong=subject.wrong,
         images=result.images.cpu(),
         provenance={
             "dataset": {"name": _public(config).dataset, "split": config.split, **subject.images.provenance},

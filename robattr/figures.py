@@ -255,15 +255,16 @@ def fragility_table(results: Sequence[FragilityResult]) -> str:
     for r in results:
         cells = [r.config.attack, f"{r.config.epsilon:g}", f"{r.failed} of {len(r.rows)}"]
         lines.append([*cells, *(interval_text(interval(r.values(q))) for q in QUANTITIES)])
-    return population(results[0]) + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    first = results[0]
+    people = population(first.config.dataset, first.started, first.wrong)
+    return people + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def population(result: FragilityResult) -> str:
-    """One sentence: how many images an experiment started from, and how many were left out and why."""
-    name, n = result.config.dataset.partition(":")[0], len(result.rows)
+def population(dataset: str, started: int, wrong: int) -> str:
+    """One sentence: how many images of a data set there were, and how many were left out and why."""
     return (
-        f"Started from {result.started} images of `{name}`; {result.wrong} left out because the prediction was wrong; "
-        f"{n} attacked."
+        f"Started from {started} images of `{dataset.partition(':')[0]}`; {wrong} left out because the prediction was "
+        f"wrong; {started - wrong} remain."
     )
 
 

@@ -83,7 +83,7 @@ def test_the_table_counts_every_image() -> None:
     text = fragility_table([result("top-k", 8, 0.1, failed=2)])
     people, _, header, _, line = text.splitlines()
     assert people == (
-        "Started from 7 images of `imagenet-samples`; 2 left out because the prediction was wrong; 5 attacked."
+        "Started from 7 images of `imagenet-samples`; 2 left out because the prediction was wrong; 5 remain."
     )
     names, cells = ([c.strip() for c in row.strip("|").split("|")] for row in (header, line))
     assert len(names) == len(cells) == 6
