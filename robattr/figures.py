@@ -94,13 +94,13 @@ class Published:
         return cls(label, curves)
 
 
-def pictures(rows: Sequence[Sequence[Panel]], *, size: float = 2.1, labels: Sequence[str] = ()) -> Figure:
+def pictures(rows: Sequence[Sequence[Panel]], *, title: str = "", size: float = 2.1) -> Figure:
     """Panels in rows. Maps are shown up to their 99.5th percentile: a few pixels would leave the rest black.
 
     Args:
         rows: the panels; every row has as many.
+        title: the finding, and how many images there are behind it.
         size: width of a panel in inches.
-        labels: one for each row, written to its left.
     """
     columns = len(rows[0])
     if any(len(row) != columns for row in rows):
@@ -113,8 +113,7 @@ def pictures(rows: Sequence[Sequence[Panel]], *, size: float = 2.1, labels: Sequ
     for i, row in enumerate(rows):
         for ax, panel in zip(axes[i], row, strict=True):
             _draw(ax, panel)
-        if labels:
-            axes[i][0].set_ylabel(labels[i], fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
 
@@ -143,15 +142,15 @@ def _ceiling(heat: Tensor) -> float:
 
 
 def map_grid(
-    images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], *, columns: int = 4, size: float = 2.1
+    images: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], *, title: str = "", columns: int = 4
 ) -> Figure:
     """For each image [N, C, H, W] the photograph, then its map [N, H, W] by each method, wrapped after ``columns``."""
     rows = []
-    for i, title in enumerate(titles):
-        panels = [Panel(images[i], title), *(Panel(heat[i], name) for name, heat in maps.items())]
+    for i, name_of_image in enumerate(titles):
+        panels = [Panel(images[i], name_of_image), *(Panel(heat[i], name) for name, heat in maps.items())]
         panels += [Panel(torch.ones_like(images[i][:1]))] * (-len(panels) % columns)
         rows += [panels[j : j + columns] for j in range(0, len(panels), columns)]
-    return pictures(rows, size=size)
+    return pictures(rows, title=title)
 
 
 def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], *, title: str, label: str) -> Figure:

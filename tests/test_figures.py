@@ -102,7 +102,8 @@ def test_pictures_and_grids_draw_color_gray_and_empty_maps() -> None:
         [Panel(gray, "a"), Panel(torch.zeros(8, 8), region=(0, 0, 4, 4), center=(1, 2))],
         [Panel(color), Panel(gray)],
     ]
-    figure = pictures(rows, labels=["one", "two"])
+    figure = pictures(rows, title="the finding")
+    assert figure.get_suptitle() == "the finding"
     assert len(figure.axes) == 4
     assert figure.axes[0].get_title() == "a"
     with pytest.raises(ValueError, match="every row takes as many"):
