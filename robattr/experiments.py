@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -436,11 +437,7 @@ def _load(folder: Path, config: Fragility) -> FragilityResult | None:
     try:
         (result,) = load_records(folder / "record.json")
         images = load_file(folder / "images.safetensors")["images"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        return None
-    except Exception as error:  # safetensors raises its own type, which derives from Exception alone
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         return None
     if result.config != _public(config) or len(images) != len(result.rows):
         return None

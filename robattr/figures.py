@@ -60,13 +60,11 @@ class Panel:
         picture: what is drawn.
         title: short; may have line breaks.
         region: (top, left, bottom, right) in pixels to outline, or None.
-        center: (row, column) in pixels to mark, or None.
     """
 
     picture: Tensor
     title: str = ""
     region: tuple[float, float, float, float] | None = None
-    center: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,6 @@ def _draw(ax: Axes, panel: Panel) -> None:
         top, left, bottom, right = panel.region
         frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="#56B4E9", lw=1.8)
         ax.add_patch(frame)
-    if panel.center is not None:
-        ax.plot(panel.center[1], panel.center[0], "+", color="#56B4E9", markersize=14, markeredgewidth=2.2)
 
 
 def _ceiling(heat: Tensor) -> float:

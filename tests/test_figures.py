@@ -99,7 +99,7 @@ def test_interval_text() -> None:
 def test_pictures_and_grids_draw_color_gray_and_empty_maps() -> None:
     gray, color = torch.rand(1, 8, 8), torch.rand(3, 8, 8)
     rows = [
-        [Panel(gray, "a"), Panel(torch.zeros(8, 8), region=(0, 0, 4, 4), center=(1, 2))],
+        [Panel(gray, "a"), Panel(torch.zeros(8, 8), region=(0, 0, 4, 4))],
         [Panel(color), Panel(gray)],
     ]
     figure = pictures(rows, title="the finding")
