@@ -7,6 +7,7 @@ CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || e
 # The cores are shared out among the chapters that run at once.
 THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
+GRID ?= cifar10-lenet-small
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,11 +15,11 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters lint test test-book lock clean
+.PHONY: help env book chapters reference benchmarks lint test test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=1 (chapters at once), PYTHON=python3 (3.11 or newer)"
+	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=1 (chapters or trainings at once), PYTHON=python3 (3.11 or newer)"
 
 env: $(INSTALLED)  ## the environment in .venv, from requirements.lock
 
@@ -34,6 +35,10 @@ book: $(INSTALLED)  ## execute what changed and draw the pages: _build/html/inde
 
 chapters: $(INSTALLED)  ## execute what changed, without pages: _build/executed/
 	@$(SNAKEMAKE) chapters
+
+reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
+	@$(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
+		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr import models
-from robattr._convolution import LinearConvolutions
+from robattr._second_order import SecondOrder
 from robattr._environment import environment
 
 
@@ -57,12 +57,12 @@ def main() -> None:
     x = torch.rand(options.batch, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def short() -> object:
-        return step(folded, x, LinearConvolutions)
+        return step(folded, x, SecondOrder)
 
     variants: dict[str, Callable[[], object]] = {
         "plain double backward of convolutions": lambda: step(folded, x, nullcontext),
-        "batch normalization not folded": lambda: step(plain, x, LinearConvolutions),
-        "one image at a time": lambda: [step(folded, image[None], LinearConvolutions) for image in x],
+        "batch normalization not folded": lambda: step(plain, x, SecondOrder),
+        "one image at a time": lambda: [step(folded, image[None], SecondOrder) for image in x],
     }
     short()
     about = environment()

@@ -1,13 +1,13 @@
-"""Perturb an image so that its explanation changes and its prediction does not (Ghorbani, Abid & Zou 2019).
+"""Perturb an image so that its explanation changes and its prediction does not.
 
-One loop, :func:`iterative_attack`, climbs any objective of any attribution method's heatmap; :func:`random_sign` is the
-baseline without a gradient. Both return an :class:`AttackResult` in which a failed attack is a row like every other.
+One loop, :func:`iterative_attack`, climbs any objective of any attribution method's heatmap (Ghorbani, Abid & Zou
+2019); :func:`random_sign` is the baseline without a gradient. Both return an :class:`AttackResult` in which a failed
+attack is a row like every other. :func:`manipulate` draws a map of one's choice into the explanation (Dombrowski et al.
+2019, in the form of Joo et al. 2023).
 """
 
 from __future__ import annotations
 
-import copy
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,18 +17,43 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import metrics
-from robattr.attributions import Attribution, gradient, heatmap
+from robattr.attributions import (
+    Attribution,
+    Target,
+    check_target,
+    frozen,
+    gradient,
+    guided_backpropagation,
+    heatmap,
+    input_x_gradient,
+    target_logits,
+)
 from robattr.data import check_images
 from robattr.models import set_beta, softplus_surrogate
 
-__all__ = ["AttackResult", "MassCenter", "Objective", "Targeted", "TopK", "iterative_attack", "random_sign"]
+__all__ = [
+    "AttackResult",
+    "ManipulationResult",
+    "MassCenter",
+    "Objective",
+    "Targeted",
+    "TopK",
+    "frame",
+    "iterative_attack",
+    "manipulate",
+    "random_sign",
+]
 
 Score = Callable[[Tensor], Tensor]
 """Heatmaps [N, H, W] that sum to 1 -> what the attack maximizes, [N]; differentiable."""
 
 
 class Objective(Protocol):
-    """What an attack does to a heatmap. ``prepare`` is called once with the clean images' heatmaps."""
+    """What an attack does to a heatmap. ``prepare`` is called once for each batch, with the clean images' heatmaps.
+
+    It may refuse them with a ValueError. Before any work starts it is called with uniform maps of all images; an
+    objective with a method ``check(n, height, width)`` is asked that way instead.
+    """
 
     def prepare(self, reference: Tensor, rows: slice) -> Score:
         """The score D of heatmaps against ``reference`` [N, H, W], the given rows of the whole batch."""
@@ -41,10 +66,14 @@ class TopK:
 
     k: int = 1000
 
-    def prepare(self, reference: Tensor, rows: slice) -> Score:
-        pixels = reference[0].numel()
+    def check(self, n: int, height: int, width: int) -> None:
+        pixels = height * width
         if not 1 <= self.k <= pixels:
             raise ValueError(f"k is {self.k}; the map has {pixels} pixels and k is between 1 and that")
+
+    def prepare(self, reference: Tensor, rows: slice) -> Score:
+        n, height, width = reference.shape
+        self.check(n, height, width)
         top = reference.flatten(1).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         return lambda h: -h.flatten(1).gather(1, top).sum(1)
 
@@ -52,6 +81,9 @@ class TopK:
 @dataclass(frozen=True)
 class MassCenter:
     """Move the center of mass: D = its Euclidean distance, in pixels, from where it was."""
+
+    def check(self, n: int, height: int, width: int) -> None:
+        """Every map has a center."""
 
     def prepare(self, reference: Tensor, rows: slice) -> Score:
         start = metrics.center_of_mass(reference)
@@ -65,13 +97,12 @@ class Targeted:
 
     mask: Tensor
 
+    def check(self, n: int, height: int, width: int) -> None:
+        _check_map("mask", self.mask, n, height, width)
+
     def prepare(self, reference: Tensor, rows: slice) -> Score:
-        mask = self.mask[rows] if self.mask.ndim == 3 else self.mask[None]
-        if mask.shape[-2:] != reference.shape[1:] or len(mask) not in (1, len(reference)):
-            raise ValueError(
-                f"mask has shape {tuple(self.mask.shape)}; accepted is one [H, W] = {tuple(reference.shape[1:])} "
-                "for all images, or one for each"
-            )
+        mask = self.mask[rows] if self.mask.ndim == 3 else self.mask
+        _check_map("mask", mask, *reference.shape)
         inside = mask.to(reference.device, reference.dtype)
         return lambda h: (h * inside).sum((1, 2))
 
@@ -146,8 +177,8 @@ def iterative_attack(
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
     schedule = _schedule(beta, iterations)
-    _prepare_all(objective, images)
-    model = _constant(model)
+    _check_objective(objective, images)
+    model = frozen(model)
     smooth = model if beta is None else softplus_surrogate(model, schedule[0])
 
     def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: _Signs) -> Tensor:
@@ -186,14 +217,247 @@ def random_sign(
     _check(images, epsilon, batch_size)
     if draws < 1:
         raise ValueError(f"draws is {draws}; the baseline takes at least 1")
-    _prepare_all(objective, images)
+    _check_objective(objective, images)
 
     def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: _Signs) -> Tensor:
         return start + epsilon * signs.draw_all()
 
     return _search(
-        _constant(model), images, objective, attribution, epsilon, draws, next_iterate, seed, batch_size, progress
+        frozen(model), images, objective, attribution, epsilon, draws, next_iterate, seed, batch_size, progress
     )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Drawing a map into the explanation
+
+
+@dataclass(frozen=True, eq=False)
+class ManipulationResult:
+    """What a manipulation found, a row an image, in the order of the batch.
+
+    Attributes:
+        images: [N, C, H, W]; the iterate with the lowest loss, exactly within epsilon of the clean image and within
+            [0, 1]. Where no iterate has a lower loss than the clean image, it is the clean image.
+        labels: int64 [N]; the class explained.
+        prediction: int64 [N]; the class predicted for the clean image.
+        kept: bool [N]; whether that class is predicted for the returned image. Images that lost it are returned too.
+        loss: [iterations + 1, N]; of every iterate on the attacked model, the clean image first.
+        best: int64 [N]; the iterate that is returned, 0 for the clean image.
+        original: how alike the heatmaps of the returned and of the clean image are; low is a strong attack.
+        target: how alike the heatmap of the returned image and the target map are; high is a strong attack.
+        epsilon: largest change of a value, in units of a [0, 1] image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    prediction: Tensor
+    kept: Tensor
+    loss: Tensor
+    best: Tensor
+    original: metrics.Similarity
+    target: metrics.Similarity
+    epsilon: float
+
+
+def frame(height: int, width: int, border: int) -> Tensor:
+    """A target map [H, W]: 1 on the border, 0 inside (Joo et al. 2023: 5 pixels of 32, 35 of 224).
+
+    Raises:
+        ValueError: border is not from 1 pixel to what leaves an inside.
+    """
+    widest = (min(height, width) - 1) // 2
+    if not 1 <= border <= widest:
+        raise ValueError(f"border is {border} pixels; accepted is from 1 to {widest} in a map of {height} x {width}")
+    map_ = torch.ones(height, width)
+    map_[border:-border, border:-border] = 0
+    return map_
+
+
+def manipulate(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    target_map: Tensor,
+    epsilon: float,
+    attribution: Attribution = gradient,
+    gamma: float = 0.5,
+    learning_rate: float = 1 / 255,
+    iterations: int = 100,
+    beta: float | tuple[float, float] | None = None,
+    labels: Target | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> ManipulationResult:
+    """Adversarial attribution manipulation (AAM, Joo et al. 2023): make the heatmap look like a given map.
+
+    Adam minimizes, for each image by itself,
+
+        ``gamma * ||h - target_map||^2 + (1 - gamma) * ||logits - logits of the clean image||^2``
+
+    where h is the heatmap divided by its maximum and norms are sums over pixels and classes. Each step is followed by
+    the projection to the l-infinity ball of radius epsilon and to [0, 1]. The iterate with the lowest loss is returned,
+    which is not always the last one. The maximum is part of what is differentiated: with it held constant the loss of a
+    LeNet with Softplus(3) falls less far at every learning rate.
+
+    Args:
+        model: images in [0, 1] to logits, in evaluation mode.
+        images: [N, C, H, W] in [0, 1], at least 7 x 7 pixels.
+        target_map: what the heatmap should be, in [0, 1]: [H, W], or one for each image [N, H, W]; see :func:`frame`.
+        epsilon: largest change of a value in units of a [0, 1] image, for example ``4 / 255``; > 0.
+        attribution: a method of :mod:`robattr.attributions`; bind options with ``functools.partial``.
+        gamma: weight of the map against the logits, from 0 to 1.
+        learning_rate: Adam's, about the largest change of a value in a step, in the same units as epsilon; > 0.
+        iterations: number of steps, >= 1.
+        beta: None differentiates the model itself, which has to be smooth. A piecewise linear model takes the sharpness
+            of a smooth copy that gives the direction, as in :func:`iterative_attack`; loss, best iterate and
+            similarities come from the model itself.
+        labels: class to explain of each image, int64 [N], or one int for all; by default the model's prediction.
+        batch_size: images attacked at once; bounds the memory.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        ValueError: an argument is not what is accepted; before any work starts.
+    """
+    _check(images, epsilon, batch_size)
+    metrics.check_maps_size(images)
+    classes = None if labels is None else check_target(images, labels)
+    _check_map("target_map", target_map, len(images), *images.shape[2:])
+    wanted = target_map.detach().to(images).expand(len(images), -1, -1)
+    low, high = (float(v) for v in torch.aminmax(wanted))
+    if not (low >= 0 and high <= 1):  # NaN included
+        raise ValueError(
+            f"target_map has values from {low:.4g} to {high:.4g}; accepted are values in [0, 1], as of a heatmap "
+            "divided by its maximum"
+        )
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is {gamma}; accepted is a weight from 0 (logits only) to 1 (map only)")
+    if not learning_rate > 0:
+        raise ValueError(
+            f"learning_rate is {learning_rate}; accepted is a rate > 0 in units of a [0, 1] image, for example 1 / 255"
+        )
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+    schedule = _schedule(beta, iterations)
+    model = frozen(model)
+    smooth = model if beta is None else softplus_surrogate(model, schedule[0])
+
+    def loss_of(network: nn.Module, x: Tensor, y: Tensor, goal: Tensor, logits: Tensor, graph: bool) -> Tensor:
+        h, now = _map_and_logits(network, attribution, x, y, graph)
+        return gamma * (h - goal).square().sum((1, 2)) + (1 - gamma) * (now - logits).square().sum(1)
+
+    parts = []
+    bar = tqdm(total=-(-len(images) // batch_size) * iterations, desc="attack", disable=None if progress else True)
+    with bar:
+        for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size)):
+            start, goal = images[rows].detach(), wanted[rows]
+            lower, upper = _ball(start, epsilon)
+            with torch.no_grad():
+                logits = model(start)
+            prediction = logits.argmax(1)
+            y = prediction if classes is None else classes[rows]
+            target_logits(logits, y)  # refuses a class that the model does not have
+            adam = _Adam(start, learning_rate)
+            x, best_x, best = start.clone(), start.clone(), torch.zeros_like(y)
+            trace: list[Tensor] = []
+            least = start.new_full((len(start),), torch.inf)
+            smooth_logits, sharpness = logits, None
+            for p in range(iterations + 1):
+                more = p < iterations
+                z = x.detach().requires_grad_(more)
+                loss = loss_of(model, z, y, goal, logits, graph=more and beta is None)
+                better = loss.detach() < least
+                least = torch.where(better, loss.detach(), least)
+                best_x = torch.where(better[:, None, None, None], x, best_x)
+                best = torch.where(better, p, best)
+                trace.append(loss.detach())
+                if not more:
+                    break
+                if beta is not None:
+                    if schedule[p] != sharpness:
+                        sharpness = schedule[p]
+                        set_beta(smooth, sharpness)
+                        with torch.no_grad():
+                            smooth_logits = smooth(start)
+                    loss = loss_of(smooth, z, y, goal, smooth_logits, graph=True)
+                # The map of a linear model is no function of its image at all.
+                g = torch.autograd.grad(loss.sum(), z)[0] if loss.requires_grad else torch.zeros_like(z)
+                x = adam.step(x, torch.nan_to_num(g, nan=0.0)).clamp_(lower, upper)
+                bar.update()
+            with torch.no_grad():
+                kept = model(best_x).argmax(1) == prediction
+            before, after = (heatmap(attribution(model, v, y), "max") for v in (start, best_x))
+            parts.append(
+                ManipulationResult(
+                    images=best_x,
+                    labels=y,
+                    prediction=prediction,
+                    kept=kept,
+                    loss=torch.stack(trace),
+                    best=best,
+                    original=metrics.similarity(after, before),
+                    target=metrics.similarity(after, goal),
+                    epsilon=epsilon,
+                )
+            )
+    return ManipulationResult(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        prediction=torch.cat([part.prediction for part in parts]),
+        kept=torch.cat([part.kept for part in parts]),
+        loss=torch.cat([part.loss for part in parts], 1),
+        best=torch.cat([part.best for part in parts]),
+        original=_joined_similarity([part.original for part in parts]),
+        target=_joined_similarity([part.target for part in parts]),
+        epsilon=epsilon,
+    )
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) with its usual constants; every value has its own state, so images do not interact."""
+
+    def __init__(self, like: Tensor, rate: float) -> None:
+        self._rate, self._steps = rate, 0
+        self._mean, self._square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, x: Tensor, g: Tensor) -> Tensor:
+        self._steps += 1
+        self._mean.lerp_(g, 0.1)
+        self._square.mul_(0.999).addcmul_(g, g, value=0.001)
+        below = (self._square / (1 - 0.999**self._steps)).sqrt_().add_(1e-8)
+        return torch.addcdiv(x, self._mean, below, value=-self._rate / (1 - 0.9**self._steps))
+
+
+# Their one pass over the images is an ordinary one, so its logits are the images' logits, graph included.
+_ONE_PASS = (gradient, input_x_gradient, guided_backpropagation)
+
+
+def _map_and_logits(
+    model: nn.Module, attribution: Attribution, x: Tensor, labels: Tensor, graph: bool
+) -> tuple[Tensor, Tensor]:
+    """The heatmaps, divided by their maximum, and the logits of images; with ``graph`` both can be differentiated."""
+    seen: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, out: seen.append(out))
+    try:
+        h = heatmap(attribution(model, x, labels, create_graph=graph), "max")
+    finally:
+        handle.remove()
+    if attribution in _ONE_PASS:
+        (logits,) = seen
+    else:
+        with torch.set_grad_enabled(graph):
+            logits = model(x)
+    return h, logits if graph else logits.detach()
+
+
+def _joined_similarity(parts: list[metrics.Similarity]) -> metrics.Similarity:
+    return metrics.Similarity(
+        cosine=torch.cat([part.cosine for part in parts]),
+        pearson=torch.cat([part.pearson for part in parts]),
+        ssim=torch.cat([part.ssim for part in parts]),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 
 class _Signs:
@@ -201,10 +465,7 @@ class _Signs:
 
     def __init__(self, images: Tensor, seed: int) -> None:
         self._like = images
-        self._generators = [
-            torch.Generator().manual_seed(zlib.crc32(image.cpu().contiguous().numpy().tobytes(), seed))
-            for image in images
-        ]
+        self._generators = metrics.generators_of(images, seed)
 
     def draw(self, index: int) -> Tensor:
         """+-1 for every value of the image at ``index`` of the batch."""
@@ -303,15 +564,6 @@ def _ball(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _constant(model: nn.Module) -> nn.Module:
-    """A copy whose parameters are constants: attacks differentiate with respect to images only."""
-    if model.training:
-        raise ValueError(
-            "the model is in training mode, where images of a batch influence one another; call model.eval()"
-        )
-    return copy.deepcopy(model).requires_grad_(False)
-
-
 def _schedule(beta: float | tuple[float, float] | None, iterations: int) -> list[float]:
     if beta is None:
         return []
@@ -322,10 +574,22 @@ def _schedule(beta: float | tuple[float, float] | None, iterations: int) -> list
     return [first * ratio**p for p in range(iterations)]
 
 
-def _prepare_all(objective: Objective, images: Tensor) -> None:
+def _check_objective(objective: Objective, images: Tensor) -> None:
     """Let the objective refuse the images' size before any work starts."""
     n, _, height, width = images.shape
-    objective.prepare(images.new_full((1, 1, 1), 1.0).expand(n, height, width), slice(0, n))
+    check: Callable[[int, int, int], None] | None = getattr(objective, "check", None)
+    if check is not None:
+        check(n, height, width)
+    else:
+        objective.prepare(images.new_full((1, 1, 1), 1.0).expand(n, height, width), slice(0, n))
+
+
+def _check_map(name: str, value: Tensor, n: int, height: int, width: int) -> None:
+    if value.shape not in ((height, width), (n, height, width)):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; accepted is one [H, W] = {(height, width)} for all images, or one "
+            "for each"
+        )
 
 
 def _check(images: Tensor, epsilon: float, batch_size: int) -> None:

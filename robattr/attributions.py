@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from robattr._convolution import LinearConvolutions
+from robattr._second_order import SecondOrder
 from robattr.models import Classifier, SoftClip, fold_batchnorm
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "deep_taylor",
     "deeplift",
     "gradient",
+    "guided_backpropagation",
     "heatmap",
     "input_x_gradient",
     "integrated_gradients",
@@ -39,6 +40,7 @@ __all__ = [
 
 Normalization = Literal["sum", "max", "l2"]
 Target = Tensor | int
+M = TypeVar("M", bound=nn.Module)
 # A point to average over: the images of the batch's given rows -> as many images.
 _Point = Callable[[Tensor, slice], Tensor]
 
@@ -173,12 +175,12 @@ def _mean_gradient(
     max_batch: int | None,
 ) -> Tensor:
     """``sum_i w_i grad f(p_i(x))`` where each p_i shifts or scales; at most ``max_batch`` images a pass."""
-    labels = _check(x, target)
+    labels = check_target(x, target)
     limit = len(x) * len(points) if max_batch is None else max_batch
     together = max(1, limit // len(x))  # points that share a pass
     blocks = []
     one_pass = limit >= len(x) * len(points)
-    for part in _parts(len(x), limit):
+    for part in parts_of(len(x), limit):
         block, block_labels = x[part], labels[part]
         total: Tensor | None = None
         for j in range(0, len(points), together):
@@ -214,9 +216,9 @@ def _input_gradient(model: nn.Module, x: Tensor, labels: Tensor, create_graph: b
     """The gradient of each image's logit; the sum over the batch separates because images do not interact."""
     if not (create_graph and x.requires_grad):
         x = x.detach().requires_grad_()
-    with torch.enable_grad(), LinearConvolutions():
-        logits = _target_logits(model(x), labels)
-    (g,) = torch.autograd.grad(logits.sum(), x, create_graph=create_graph)
+    with torch.enable_grad(), SecondOrder() as mode, mode.inputs_only():
+        logits = target_logits(model(x), labels)
+        (g,) = torch.autograd.grad(logits.sum(), x, create_graph=create_graph)
     return g
 
 
@@ -249,10 +251,10 @@ def deeplift(
 
     Other arguments, errors and the shape of the result are those of :func:`gradient`.
     """
-    labels = _check(x, target)
+    labels = check_target(x, target)
     start = _baseline(baseline, x)
     parts = []
-    for part in _parts(len(x), max_batch):
+    for part in parts_of(len(x), max_batch):
         z = x[part] if create_graph else x[part].detach()
         with torch.set_grad_enabled(create_graph):
             secants = _secants(model, z, start[part])
@@ -302,7 +304,7 @@ def _secants(model: nn.Module, x: Tensor, baseline: Tensor) -> list[_Linearized]
             m = _secant(module, z, z0, y, y0)
             calls.append(lambda u: m * u)
 
-    with _hooks(model, record), LinearConvolutions():
+    with _hooks(model, record), SecondOrder():
         model(torch.cat([x, baseline]))
     return calls
 
@@ -363,10 +365,62 @@ def _multipliers(model: nn.Module, x: Tensor, labels: Tensor, calls: list[_Linea
     def replace(module: nn.Module, z: Tensor, out: Tensor) -> Tensor:
         return next(order)(z)
 
-    with torch.enable_grad(), _hooks(model, replace), LinearConvolutions():
-        logits = _target_logits(model(leaf), labels)
+    with torch.enable_grad(), _hooks(model, replace), SecondOrder():
+        logits = target_logits(model(leaf), labels)
     (g,) = torch.autograd.grad(logits.sum(), leaf, create_graph=create_graph)
     return g
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Guided backpropagation
+
+
+def guided_backpropagation(
+    model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False, max_batch: int | None = None
+) -> Tensor:
+    """Guided backpropagation (Springenberg et al. 2015): only positive signals pass back through an activation.
+
+    An activation ``y = a(z)`` passes back ``a'(z) * max(dy, 0)`` in place of ``a'(z) * dy``. For a ReLU that is the
+    gradient where both z and dy are positive, and 0 elsewhere. The smooth activations, Softplus and SoftClip among
+    them, weigh the positive part with their slope in (0, 1), and tend to the ReLU's or ReLU6's as beta grows. Guided
+    are all activation modules that :func:`deeplift` supports.
+
+    The derivative of the result is its true one: signals are clipped in the pass that forms the result, and not in a
+    later pass over the same graph.
+
+    Arguments and the shape of the result are those of :func:`gradient`.
+
+    Raises:
+        ValueError: as for :func:`gradient`, or the model has no activation modules, so that nothing could be guided.
+    """
+    labels = check_target(x, target)
+    if not any(isinstance(m, _ELEMENTWISE) for m in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no activation modules to guide; write its activations as nn.ReLU modules, or "
+            "take the gradient of a linear model"
+        )
+    parts = []
+    for part in parts_of(len(x), max_batch):
+        with _guided(model):
+            parts.append(_input_gradient(model, x[part], labels[part], create_graph))
+    return torch.cat(parts)
+
+
+@contextmanager
+def _guided(model: nn.Module) -> Iterator[None]:
+    """Backward passes in here, over graphs made in here, are guided; the graphs are ordinary ones afterwards."""
+    handles = []
+
+    def guide(module: nn.Module, z: Tensor, out: Tensor) -> None:
+        if out.requires_grad and not isinstance(module, nn.MaxPool2d):
+            handles.append(out.register_hook(lambda d: d.clamp(min=0)))  # type: ignore[no-untyped-call]
+
+    try:
+        with _hooks(model, guide):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -471,7 +525,7 @@ def _relevance(
     create_graph: bool,
     max_batch: int | None,
 ) -> Tensor:
-    labels = _check(x, target)
+    labels = check_target(x, target)
     # A copy, because hooks and canonizers change modules while they are in use; the caller's model stays as it is.
     model = fold_batchnorm(model).requires_grad_(False)
     network: nn.Module = model
@@ -480,7 +534,7 @@ def _relevance(
         model.check_shape(x)
         network, normalize = model.network, model.normalize
     parts = []
-    for part in _parts(len(x), max_batch):
+    for part in parts_of(len(x), max_batch):
         leaf = x[part] if create_graph and x.requires_grad else x[part].detach().requires_grad_()
         with torch.enable_grad():
             z = normalize(leaf)
@@ -489,7 +543,7 @@ def _relevance(
             # The hooks die with the context, so that a later derivative of the result is the true one.
             with composite.context(network) as hooked:
                 out = hooked(z)
-                logit = _target_logits(out, labels[part])
+                logit = target_logits(out, labels[part])
                 seed = torch.zeros_like(out).scatter(1, labels[part, None], logit[:, None])
                 (r,) = torch.autograd.grad(out, z, seed, create_graph=create_graph)
         parts.append(r)
@@ -535,6 +589,7 @@ METHODS: dict[str, Attribution] = {
     "input_x_gradient": input_x_gradient,
     "integrated_gradients": integrated_gradients,
     "smoothgrad": smoothgrad,
+    "guided_backpropagation": guided_backpropagation,
     "deeplift": deeplift,
     "lrp": lrp,
     "deep_taylor": deep_taylor,
@@ -545,8 +600,8 @@ METHODS: dict[str, Attribution] = {
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, target: Target) -> Tensor:
-    """The labels as int64 [N] on x's device, when images and target fit each other."""
+def check_target(x: Tensor, target: Target) -> Tensor:
+    """The labels as int64 [N] on x's device, when images and target fit each other; a ValueError otherwise."""
     if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; accepted is a floating batch [N, C, H, W], N >= 1")
     if not torch.isfinite(x).all():
@@ -560,12 +615,25 @@ def _check(x: Tensor, target: Target) -> Tensor:
     return target.to(x.device, torch.int64)
 
 
-def _parts(n: int, max_batch: int | None) -> Iterator[slice]:
+def parts_of(n: int, max_batch: int | None) -> Iterator[slice]:
     """The rows of each pass, at most ``max_batch`` of n."""
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; a pass takes at least 1 image")
     size = max_batch or n
     return (slice(i, i + size) for i in range(0, n, size))
+
+
+def frozen(model: M) -> M:
+    """A copy whose parameters are constants, for derivatives with respect to images only.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError(
+            "the model is in training mode, where images of a batch influence one another; call model.eval()"
+        )
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 def _baseline(value: Tensor | float, x: Tensor) -> Tensor:
@@ -578,7 +646,8 @@ def _baseline(value: Tensor | float, x: Tensor) -> Tensor:
         ) from None
 
 
-def _target_logits(logits: Tensor, labels: Tensor) -> Tensor:
+def target_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each row's logit of its class, [N]; a ValueError where there is no such class."""
     if logits.ndim != 2:
         raise ValueError(
             f"the model returned {tuple(logits.shape)}; attributions take a model with logits [N, classes]"

@@ -120,6 +120,43 @@ def run(
     click.echo(done)
 
 
+@main.command()
+@click.argument("grid", type=click.Path(path_type=Path))
+@click.argument("run", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record; by default beside the grid.")
+@click.option("--root", type=click.Path(path_type=Path), default="runs", help="Folder of the runs.")
+@click.option("--accelerator", default="auto", help="auto, cpu, cuda, ...: what Lightning Fabric takes.")
+@click.option("--devices", default=1, help="How many of them.")
+@click.option("--strategy", default="auto", help="ddp for several devices.")
+@_refusals
+def reference(
+    grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
+) -> None:
+    """List the runs of GRID (a YAML file), or train and measure the one called RUN and write its record."""
+    from robattr import alignment
+    from robattr.training import Compute, TrainingError
+
+    loaded = alignment.load_grid(grid)
+    folder = grid.with_suffix("")
+    runs = dict(loaded.runs())
+    if run is None:
+        table = Table("run", "recorded", "options", title=loaded.description)
+        for name, config in runs.items():
+            here = "yes" if (folder / f"{name}.json").exists() else "no"
+            table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in config.options.items()))
+        _show(table)
+        return
+    if run not in runs:
+        raise ValueError(f"no run {run!r} in {grid} (there are {', '.join(runs)})")
+    compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
+    path = output or folder / f"{run}.json"
+    try:
+        alignment.run_record(loaded, runs[run].objective, runs[run].seed, path, root=root, compute=compute)
+    except TrainingError as error:
+        _refuse(error)
+    click.echo(path)
+
+
 @main.group(invoke_without_command=True)
 @click.pass_context
 def data(context: click.Context) -> None:

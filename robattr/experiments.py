@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +26,7 @@ from tqdm import tqdm
 
 from robattr import attacks, data, metrics, models
 from robattr._environment import environment
+from robattr._runs import code_digest, files_digest, locked, store, write_text
 from robattr.attributions import METHODS, Attribution, heatmap, integrated_gradients, smoothgrad
 from robattr.data import ImageSet
 
@@ -91,7 +88,8 @@ class Fragility(BaseModel):
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True) + _code_digest() + _files_digest(self)
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text += code_digest(*_CODE) + files_digest(self.dataset, self.weights)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def method(self) -> Attribution:
@@ -202,7 +200,7 @@ def run_fragility(
     results = []
     for config in tqdm(configs, desc="experiments", disable=None if progress else True):
         folder = Path(root) / f"fragility-{config.key}"
-        with _locked(folder):
+        with locked(folder):
             result = _load(folder, config)
             if result is None:
                 result = _compute(config, subject, batch_size)
@@ -334,7 +332,7 @@ def _compute(config: Fragility, subjects: _Subjects, batch_size: int) -> Fragili
         images=result.images.cpu(),
         provenance={
             "dataset": {"name": _public(config).dataset, "split": config.split, **subject.images.provenance},
-            "code": _code_digest(),
+            "code": code_digest(*_CODE),
             "device": _device_name(subjects.device),
             "seconds": round(time.monotonic() - started, 3),
             **environment(),
@@ -388,48 +386,15 @@ def _public(config: Fragility) -> Fragility:
 # --------------------------------------------------------------------------------------------------------------------
 # Keeping results
 
-_CODE = ("data", "models", "_convolution", "attributions", "metrics", "attacks", "experiments")
-
-
-def _code_digest() -> str:
-    """A digest of the source that computes a result."""
-    digest = hashlib.sha256()
-    for name in _CODE:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _files_digest(config: Fragility) -> str:
-    """A digest of what the configuration only points to: pictures of a folder and a weights file, as they are now."""
-    digest = hashlib.sha256()
-    kind, _, path = config.dataset.partition(":")
-    files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if kind == "folder" else []
-    if config.weights not in (None, "random"):
-        files.append(Path(str(config.weights)))
-    for file in files:
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        yield
+_CODE = ("data", "models", "_second_order", "attributions", "metrics", "attacks", "experiments")
 
 
 def _store(folder: Path, result: FragilityResult) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(exist_ok=True)
-    try:
+    def write(temporary: Path) -> None:
         save_file({"images": result.images.contiguous()}, temporary / "images.safetensors")
         save_records([result], temporary / "record.json")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    store(folder, write)
 
 
 def _load(folder: Path, config: Fragility) -> FragilityResult | None:
@@ -460,9 +425,7 @@ def save_records(results: Sequence[FragilityResult], path: Path | str) -> None:
             "provenance": result.provenance,
         }
         lines.append(json.dumps(record))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def load_records(path: Path | str) -> list[FragilityResult]:

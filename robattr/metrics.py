@@ -1,6 +1,6 @@
-"""How alike two attribution maps are: one number per sample, batched, on the device of the maps.
+"""How alike two attribution maps are, and how a network's maps hold: one number per sample, batched, on their device.
 
-Every function takes two batches ``a`` and ``b`` of the same shape, sample first, and returns a tensor ``[N]``.
+Functions of maps take two batches ``a`` and ``b`` of the same shape, sample first, and return a tensor ``[N]``.
 Common to all of them:
 
 - maps are finite floating point; float16 and bfloat16 are computed in float32, float64 stays float64;
@@ -14,15 +14,111 @@ Written here rather than taken from a library where the library's per-sample ans
 invariance; torchmetrics' Pearson gives NaN or noise for a constant map, its Spearman loops over the samples in Python,
 and its SSIM ignores the Gaussian window asked for (11 pixels at sigma 1.5, where 7 are wanted) and averages over
 padding; SciPy and scikit-image work on the CPU, one sample at a time. The tests compare with each of them.
+
+Functions of a network take a model in evaluation mode and images in [0, 1], put at most ``max_batch`` images into one
+pass, and return a frozen dataclass of tensors with a row an image: :func:`random_perturbation_similarity`,
+:func:`insertion`, :func:`deletion` and :func:`curvature`, the evaluation of Joo et al. 2023. A batch is its single
+images there too.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["center_of_mass", "center_shift", "cosine", "pearson", "spearman", "ssim", "topk_intersection"]
+from robattr.attributions import (
+    Attribution,
+    Target,
+    check_target,
+    frozen,
+    gradient,
+    heatmap,
+    parts_of,
+    target_logits,
+)
+from robattr.data import check_images
+
+__all__ = [
+    "Curvature",
+    "Curve",
+    "Similarity",
+    "center_of_mass",
+    "center_shift",
+    "cosine",
+    "curvature",
+    "deletion",
+    "insertion",
+    "pearson",
+    "random_perturbation_similarity",
+    "similarity",
+    "spearman",
+    "ssim",
+    "topk_intersection",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """How alike maps are, in the three measures of Joo et al. 2023; each [N], 1 for identical maps.
+
+    Attributes:
+        cosine: cosine similarity.
+        pearson: Pearson correlation over the pixels.
+        ssim: structural similarity with a Gaussian window of 7 x 7 pixels and sigma 1.5.
+    """
+
+    cosine: Tensor
+    pearson: Tensor
+    ssim: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A class's probability while pixels are put in or taken out, the most important ones first.
+
+    Attributes:
+        fractions: [F]; the fraction of pixels kept (insertion) or taken out (deletion): whole numbers of pixels, the
+            nearest to 1/F, 2/F, ..., 1.
+        probability: [N, F]; of the given class, at each fraction.
+        area: [N]; the mean of the probabilities over the F fractions.
+    """
+
+    fractions: Tensor
+    probability: Tensor
+    area: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """What bounds the change of a gradient's direction, and that change; each float64 [N].
+
+    With g the gradient of the logit at x, g' at x + delta, and H its Hessian at x:
+
+    Attributes:
+        hessian_product: ``||H delta||``.
+        gradient_norm: ``||g||``.
+        ratio: ``||H delta|| / ||g||``; 0 where both are zero, infinite where only g is.
+        l2_distance: ``||g - g'||``.
+        cosine_distance: ``(1 - cos(g, g')) / 2``; 0 where both are zero, 1/2 where one is.
+        cosine_bound: ``||g - g'||^2 / (4 ||g|| ||g'||)``, at least the cosine distance, and equal to it where the norms
+            are; 0 where both gradients are zero, infinite where one is.
+    """
+
+    hessian_product: Tensor
+    gradient_norm: Tensor
+    ratio: Tensor
+    l2_distance: Tensor
+    cosine_distance: Tensor
+    cosine_bound: Tensor
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Two batches of maps
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -191,6 +287,294 @@ def ssim(a: Tensor, b: Tensor, *, window: int = 7, sigma: float = 1.5, data_rang
     below = (mean_a * mean_a + mean_b * mean_b + c1) * (var_a + var_b + c2)
     index = (above / below).flatten(1)
     return _divided(index.sum(1), index.shape[1])
+
+
+def similarity(a: Tensor, b: Tensor) -> Similarity:
+    """The three measures of Joo et al. 2023 of two batches of maps.
+
+    Args:
+        a: Maps ``[N, H, W]`` divided by their maximum (``heatmap(..., "max")``), at least 7 x 7 pixels.
+        b: Maps of the same shape.
+
+    Raises:
+        ValueError: as for `cosine` and `ssim`.
+    """
+    return Similarity(cosine(a, b), pearson(a, b), ssim(a, b, window=_WINDOW, sigma=1.5))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A network's maps
+
+_WINDOW = 7
+
+
+def random_perturbation_similarity(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    epsilon: float,
+    attribution: Attribution = gradient,
+    draws: int = 10,
+    seed: int = 0,
+    max_batch: int = 64,
+) -> Similarity:
+    """How alike the heatmaps of an image and of randomly perturbed copies are (RPS, Joo et al. 2023).
+
+    Heatmaps are sums over channels of absolute values, divided by their maximum. A copy adds to each value its own draw
+    from the uniform distribution on [-epsilon, epsilon], and is clipped to [0, 1]; the authors' code clips to the
+    smallest and largest value of the batch instead, which lets the images of a batch influence one another. The noise
+    depends on the seed and the image, not on its place in a batch, on ``max_batch`` or on the device.
+
+    Args:
+        model: images in [0, 1] to logits, in evaluation mode.
+        x: images [N, C, H, W] in [0, 1], at least 7 x 7 pixels.
+        target: class to explain of each image, int64 [N], or one int for all.
+        epsilon: largest change of a value in units of a [0, 1] image, for example ``8 / 255``; > 0.
+        attribution: a method of :mod:`robattr.attributions`; bind options with ``functools.partial``.
+        draws: perturbed copies of each image, >= 1.
+        seed: of the noise.
+        max_batch: largest number of images in one pass; several draws share one.
+
+    Returns:
+        The mean over the draws of each measure.
+
+    Raises:
+        ValueError: an argument is not what is accepted; before any work starts.
+    """
+    check_images(x)
+    check_maps_size(x)
+    labels = check_target(x, target)
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon is {epsilon}; accepted is 0 < epsilon <= 1 in units of a [0, 1] image, e.g. 8 / 255")
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; a mean takes at least 1 perturbed copy of each image")
+    x, model = x.detach(), frozen(model)
+
+    def maps(images: Tensor, classes: Tensor) -> Tensor:
+        return heatmap(attribution(model, images, classes), "max")
+
+    clean = torch.cat([maps(x[rows], labels[rows]) for rows in parts_of(len(x), max_batch)])
+    total = torch.zeros(len(x), 3, dtype=torch.promote_types(clean.dtype, torch.float32), device=x.device)
+    generators: list[torch.Generator] = []
+    for rows, copies in _passes(len(x), draws, max_batch):
+        images, count = x[rows], copies.stop - copies.start
+        if copies.start == 0:  # a later pass over the same images goes on with their generators
+            generators = generators_of(images, seed)
+        # Drawn on the CPU: the same noise on every device.
+        noise = torch.stack([torch.rand(count, *x.shape[1:], generator=g, dtype=x.dtype) for g in generators])
+        noise = noise.mul_(2).sub_(1).to(x.device)
+        noisy = (images[:, None] + epsilon * noise).clamp_(0, 1).flatten(0, 1)
+        found = similarity(clean[rows].repeat_interleave(count, 0), maps(noisy, labels[rows].repeat_interleave(count)))
+        each = torch.stack([found.cosine, found.pearson, found.ssim], 1)
+        total[rows] += each.view(-1, count, 3).sum(1)
+    return Similarity(*_divided(total, draws).unbind(1))
+
+
+def insertion(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    heatmaps: Tensor,
+    *,
+    fractions: int = 20,
+    fill: Tensor | float | None = None,
+    max_batch: int = 64,
+) -> Curve:
+    """A class's probability when only the top pixels of a heatmap are kept; a large area speaks for the heatmap.
+
+    The probability (softmax) is taken with 1/F, 2/F, ..., 1 of the pixels kept, each rounded to the nearest number of
+    pixels, halves up; at 1 it is that of the image. All channels of a pixel go together. Of equal pixels the one with
+    the lower flat index is more important, as in `topk_intersection`.
+
+    Adv-Insertion (Joo et al. 2023) is this with the clean image for ``x`` and the attacked image's heatmap.
+
+    Args:
+        model: images in [0, 1] to logits, in evaluation mode.
+        x: images [N, C, H, W] in [0, 1].
+        target: class of each image, int64 [N], or one int for all.
+        heatmaps: [N, H, W]; values are compared as they are, with their sign.
+        fractions: F, how many; from 1 to the number of pixels.
+        fill: what the other pixels become: a number, or a tensor that broadcasts to x. None takes each image's own mean
+            color: black would favor maps made with a black baseline and draw an edge around each pixel that is kept,
+            and a data set's mean is not known here.
+        max_batch: largest number of images in one pass; several fractions share one.
+
+    Raises:
+        ValueError: an argument is not what is accepted; before any work starts.
+    """
+    return _curve(model, x, target, heatmaps, fractions, fill, max_batch, keep=True)
+
+
+def deletion(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    heatmaps: Tensor,
+    *,
+    fractions: int = 20,
+    fill: Tensor | float | None = None,
+    max_batch: int = 64,
+) -> Curve:
+    """A class's probability when the top pixels of a heatmap are taken out; a small area speaks for the heatmap.
+
+    The probability is taken with 1/F, 2/F, ..., 1 of the pixels replaced by ``fill``. Everything else is as for
+    `insertion`.
+    """
+    return _curve(model, x, target, heatmaps, fractions, fill, max_batch, keep=False)
+
+
+def _curve(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    heatmaps: Tensor,
+    fractions: int,
+    fill: Tensor | float | None,
+    max_batch: int,
+    *,
+    keep: bool,
+) -> Curve:
+    check_images(x)
+    labels = check_target(x, target)
+    heatmaps = _checked(heatmaps, "heatmaps")
+    if heatmaps.shape != (len(x), *x.shape[2:]):
+        raise ValueError(
+            f"heatmaps have shape {list(heatmaps.shape)}; accepted is one map an image, {[len(x), *x.shape[2:]]}"
+        )
+    pixels = heatmaps[0].numel()
+    if not 1 <= fractions <= pixels:
+        raise ValueError(f"fractions is {fractions}; accepted is from 1 to {pixels}, the number of pixels of a map")
+    x, model = x.detach(), frozen(model)
+    other = _fill(x, fill)
+    # The nearest to i * pixels / fractions, halves up, in whole numbers.
+    counts = torch.tensor([(2 * i * pixels + fractions) // (2 * fractions) for i in range(1, fractions + 1)])
+    order = heatmaps.detach().flatten(1).sort(dim=1, descending=True, stable=True).indices
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(pixels, device=order.device).expand_as(order))
+    place = place.view_as(heatmaps).to(x.device)
+    probability = x.new_empty(len(x), fractions)
+    for rows, steps in _passes(len(x), fractions, max_batch):
+        top = place[rows, None] < counts[steps].to(x.device).view(1, -1, 1, 1)  # [n, f, H, W]
+        shown = (top if keep else ~top)[:, :, None]
+        images = torch.where(shown, x[rows, None], other[rows, None]).flatten(0, 1)
+        with torch.no_grad():
+            logits = model(images)
+            chosen = target_logits(logits, labels[rows].repeat_interleave(top.shape[1]))
+            probability[rows, steps] = (chosen - logits.logsumexp(1)).exp().view(-1, top.shape[1])
+    area = _divided(probability.sum(1), fractions)
+    return Curve(_divided(counts.to(probability), pixels), probability, area)
+
+
+def _fill(x: Tensor, fill: Tensor | float | None) -> Tensor:
+    if fill is None:
+        return x.mean((2, 3), keepdim=True).expand_as(x)
+    other = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    if not bool(other.isfinite().all()):
+        raise ValueError("fill has NaN or infinite values; accepted is a finite number or finite pixels")
+    try:
+        return other.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"fill has shape {list(other.shape)}; accepted is a number or what broadcasts to {list(x.shape)}"
+        ) from None
+
+
+def curvature(model: nn.Module, x: Tensor, target: Target, delta: Tensor, *, max_batch: int = 64) -> Curvature:
+    """Why a gradient turns: ``||H delta||`` against ``||g||``, and what it did between x and x + delta.
+
+    For every model and every pair of points (Joo et al. 2023, local gradient alignment)
+
+        ``||g - g'||^2 = (||g|| - ||g'||)^2 + 2 ||g|| ||g'|| (1 - cos(g, g'))``,
+
+    so a small difference of gradients bounds the angle between them only in relation to their norms: scaling the last
+    layer scales ``||H delta||``, ``||g||`` and ``||g - g'||`` together, and changes neither the ratio nor the angle nor
+    its bound.
+
+    ``H delta`` is exact, the derivative of ``<g, delta>`` in a double backward pass; it is zero almost everywhere for a
+    piecewise linear model. Norms and distances are accumulated in float64, and the cosine distance is the square
+    of half the distance between unit vectors, which keeps its digits where the gradients are nearly parallel.
+
+    Args:
+        model: images in [0, 1] to logits, in evaluation mode.
+        x: images [N, C, H, W] in [0, 1].
+        target: class of each image, int64 [N], or one int for all.
+        delta: the change of the images, in the same units: a tensor that broadcasts to x. ``x + delta`` may leave
+            [0, 1] and is rounded in the type of x.
+        max_batch: largest number of images in one pass.
+
+    Raises:
+        ValueError: an argument is not what is accepted; before any work starts.
+    """
+    check_images(x)
+    labels = check_target(x, target)
+    try:
+        delta = delta.detach().to(x.device, x.dtype).expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"delta has shape {list(delta.shape)}; accepted is what broadcasts to {list(x.shape)}"
+        ) from None
+    if not bool(delta.isfinite().all()):
+        raise ValueError("delta has NaN or infinite values; accepted is a finite change of the images")
+    x, model = x.detach(), frozen(model)
+    columns = []
+    for rows in parts_of(len(x), max_batch):
+        z, y, d = x[rows].requires_grad_(), labels[rows], delta[rows]
+        g = gradient(model, z, y, create_graph=True)
+        product = torch.zeros_like(z)
+        if g.requires_grad:  # the gradient of a linear model is no function of its image at all
+            (product,) = torch.autograd.grad((g * d).sum(), z, materialize_grads=True)
+        columns.append(_turn(product, g.detach(), gradient(model, x[rows] + d, y)))
+    return Curvature(*torch.cat(columns, 1).unbind(0))
+
+
+def _turn(product: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The rows of a `Curvature`, [6, n]."""
+    hd, a, b = (v.double().flatten(1) for v in (product, before, after))
+    norm_hd, norm_a, norm_b, distance = (torch.linalg.vector_norm(v, dim=1) for v in (hd, a, b, a - b))
+    zero_a, zero_b = norm_a == 0, norm_b == 0
+    unit_a, unit_b = (
+        v / torch.where(zero, 1, norm)[:, None] for v, zero, norm in ((a, zero_a, norm_a), (b, zero_b, norm_b))
+    )
+    cosine_distance = (unit_a - unit_b).square().sum(1) / 4
+    cosine_distance = torch.where(zero_a ^ zero_b, 0.5, cosine_distance)
+
+    def over(above: Tensor, below: Tensor) -> Tensor:
+        return torch.where(above == 0, 0, above / below)
+
+    return torch.stack(
+        [
+            norm_hd,
+            norm_a,
+            over(norm_hd, norm_a),
+            distance,
+            cosine_distance,
+            over(distance, norm_a) * over(distance, norm_b) / 4,
+        ]
+    )
+
+
+def generators_of(images: Tensor, seed: int) -> list[torch.Generator]:
+    """A random generator for each image, which depends on the seed and on the image alone."""
+    pixels = images.detach().cpu().contiguous().numpy()
+    return [torch.Generator().manual_seed(zlib.crc32(image, seed)) for image in pixels]
+
+
+def check_maps_size(x: Tensor) -> None:
+    """Refuse images too small for `similarity`, with a ValueError of one line."""
+    if min(x.shape[2:]) < _WINDOW:
+        raise ValueError(
+            f"images are {x.shape[2]} x {x.shape[3]} pixels; SSIM's window takes at least {_WINDOW} x {_WINDOW}"
+        )
+
+
+def _passes(images: int, copies: int, max_batch: int) -> Iterator[tuple[slice, slice]]:
+    """(images, copies of each) that share a pass of at most ``max_batch``; the copies of an image in order."""
+    for rows in parts_of(images, max(1, max_batch // copies) if max_batch >= 1 else max_batch):
+        for part in parts_of(copies, max_batch):
+            yield rows, slice(part.start, min(part.stop, copies))
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def _checked(x: Tensor, name: str) -> Tensor:

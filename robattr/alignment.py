@@ -1,0 +1,599 @@
+"""Networks trained by every objective, and how still their explanations hold: protocol of Joo et al. 2023.
+
+A training is a validated configuration with a key; its folder ``runs/training-<key>`` holds configuration, history,
+weights and provenance, and one that is there is loaded. An evaluation measures a trained network on images that neither
+its training nor its selection saw. A grid is a YAML file of both; each of its runs becomes one JSON record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from robattr import attacks, data, metrics, models, regularizers, training
+from robattr._environment import environment
+from robattr._runs import code_digest, file_digest, files_digest, locked, store, write_text
+from robattr.attributions import METHODS, heatmap
+from robattr.data import ImageSet
+from robattr.models import Classifier
+from robattr.regularizers import Objective
+from robattr.training import Compute, Epoch, Schedule
+
+__all__ = [
+    "OBJECTIVES",
+    "Evaluation",
+    "Grid",
+    "Record",
+    "TrainedModel",
+    "Training",
+    "evaluate",
+    "load_grid",
+    "load_record",
+    "run_record",
+    "run_training",
+    "save_record",
+]
+
+ObjectiveName = Literal[
+    "cross-entropy", "hessian", "l2", "cosine", "l2+cosine", "attribution-adversary", "adversarial-training"
+]
+
+# Weights of Joo et al. 2023, in their unit; ours for the two baselines that the paper does not have.
+_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "lenet": {"hessian": 1e-3, "l2": 0.01, "cosine": 1.0},
+    "resnet18": {"hessian": 1e-4, "l2": 0.01, "cosine": 0.1},
+}
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "cross-entropy": (),
+    "hessian": ("hessian",),
+    "l2": ("l2", "epsilon"),
+    "cosine": ("cosine", "epsilon"),
+    "l2+cosine": ("l2", "cosine", "epsilon"),
+    "attribution-adversary": ("cosine", "epsilon", "steps"),
+    "adversarial-training": ("epsilon", "steps"),
+}
+OBJECTIVES = tuple(_OPTIONS)
+"""Names of the objectives, in the order of tables."""
+
+
+class Training(BaseModel):
+    """What to train, on what, and how.
+
+    ``options`` are the objective's weights and radius; what is not given is the published value for the model. Epsilon
+    is in 1/255.
+
+    Raises:
+        pydantic.ValidationError: a value is not what the field accepts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "cifar10"
+    images: int | None = Field(None, ge=1, description="training images, drawn with the seed; None for all the others")
+    validation: int = Field(5000, ge=1, description="images of the training split held out to select the weights")
+    model: str = "lenet"
+    activation: Literal["softplus", "relu"] = "softplus"
+    beta: float = Field(3.0, gt=0)
+    objective: ObjectiveName = "cross-entropy"
+    options: dict[str, float] = Field(default_factory=dict)
+    schedule: Schedule = Schedule()
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    measure_every: int = Field(1, ge=1, description="epochs between measurements of the alignment")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("objective", "cross-entropy")
+        accepted = _OPTIONS.get(name, ())
+        given = dict(values.get("options") or {})
+        if unknown := set(given) - set(accepted):
+            raise ValueError(
+                f"options has {', '.join(sorted(unknown))}; {name} takes {', '.join(accepted) or 'no options'}"
+            )
+        published = {"epsilon": 4.0, "steps": 2.0} | dict(_WEIGHTS.get(values.get("model", "lenet"), _WEIGHTS["lenet"]))
+        return values | {"options": {option: float(given.get(option, published[option])) for option in accepted}}
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text += code_digest(*_CODE) + files_digest(self.dataset, None)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def sets(self, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
+        """Training and validation images: disjoint draws from the training split."""
+        limit = None if self.images is None else self.images + self.validation
+        loaded = data.load(self.dataset, "train", root=root, limit=limit, seed=self.seed)
+        if limit is None:
+            loaded = loaded.subset(len(loaded), self.seed)
+        n = len(loaded) - self.validation
+        if n < 1:
+            raise ValueError(f"validation is {self.validation}; {self.dataset} has {len(loaded)} training images")
+        return loaded.select(torch.arange(n)), loaded.select(torch.arange(n, len(loaded)))
+
+    def build(self, num_classes: int | None = None) -> Classifier:
+        """The network with its initial weights, which depend on the seed."""
+        return models.build(
+            self.model,
+            activation=self.activation,
+            beta=self.beta,
+            weights="random",
+            num_classes=num_classes,
+            seed=self.seed,
+        )
+
+    def objective_for(self, model: Classifier) -> Objective:
+        """The objective around a model."""
+        o = dict(self.options)
+        epsilon = o.pop("epsilon", 4.0) / 255
+        steps = int(o.pop("steps", 1))
+        if self.objective == "cross-entropy":
+            return regularizers.CrossEntropy(model)
+        if self.objective == "hessian":
+            return regularizers.HessianPenalty(model, weight=o["hessian"])
+        if self.objective == "attribution-adversary":
+            return regularizers.AttributionAdversary(model, weight=o["cosine"], epsilon=epsilon, steps=steps)
+        if self.objective == "adversarial-training":
+            return regularizers.AdversarialTraining(model, epsilon=epsilon, steps=steps)
+        return regularizers.GradientAlignment(model, l2=o.get("l2", 0.0), cosine=o.get("cosine", 0.0), epsilon=epsilon)
+
+
+_CODE = ("data", "models", "_second_order", "regularizers", "training")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A finished training.
+
+    Attributes:
+        config: what was asked for.
+        history: one entry an epoch.
+        best: the epoch, counted from 1, whose weights were selected on the validation set.
+        model: the network with those weights, in evaluation mode, parameters constant, on the CPU.
+        last: state of the model after the last epoch.
+        provenance: data with checksum, code, versions, hardware, date and wall time.
+    """
+
+    config: Training
+    history: tuple[Epoch, ...]
+    best: int
+    model: Classifier
+    last: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+
+def run_training(
+    config: Training,
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    progress: bool = True,
+) -> TrainedModel:
+    """The trained network of a configuration: loaded where it exists, trained and kept where it does not.
+
+    A run that was stopped goes on where it was; of two processes that ask at once one trains and the other loads. A
+    folder whose files are damaged is made again.
+
+    Args:
+        config: what to train.
+        root: folder of the runs.
+        data_root: see :func:`robattr.data.load`.
+        compute: where to train; its precision is the configuration's.
+        progress: show a bar with the time left.
+
+    Raises:
+        DataError, ModelError, ValueError: data or model that do not fit, before the first step.
+        TrainingError: a loss that is not finite.
+    """
+    folder = Path(root) / f"training-{config.key}"
+    with locked(folder):
+        found = _load(folder, config)
+        if found is not None:
+            return found
+        images, validation = config.sets(data_root)
+        model = config.build(len(images.class_names))
+        compute = Compute(**(asdict(compute or Compute()) | {"precision": config.precision}))
+        partial_folder = folder.with_name(f".{folder.name}.partial")
+        result = training.train(
+            config.objective_for(model),
+            images,
+            validation,
+            config.schedule,
+            seed=config.seed,
+            compute=compute,
+            folder=partial_folder,
+            measure_every=config.measure_every,
+            progress=progress,
+        )
+        provenance = {
+            "dataset": {"name": _name(config.dataset), "split": "train", **images.provenance},
+            "validation": dict(validation.provenance),
+            "code": code_digest(*_CODE),
+            "device": _device(compute),
+            "threads": torch.get_num_threads(),
+            "seconds": result.seconds,
+            **environment(),
+        }
+
+        def write(temporary: Path) -> None:
+            save_file(result.weights, temporary / "weights.safetensors")
+            save_file(result.last, temporary / "last.safetensors")
+            (temporary / "history.jsonl").write_text(
+                "".join(json.dumps(asdict(epoch)) + "\n" for epoch in result.history), encoding="utf-8"
+            )
+            content = {
+                "config": config.model_dump(mode="json"),
+                "best": result.best,
+                "classes": model.num_classes,
+                "sha256": {file.name: file_digest(file) for file in sorted(temporary.iterdir())},
+                "provenance": provenance,
+            }
+            (temporary / "training.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+        store(folder, write)
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        loaded = _load(folder, config)
+    if loaded is None:
+        raise OSError(f"{folder} cannot be read back after it was written; look at the disk")
+    return loaded
+
+
+def _load(folder: Path, config: Training) -> TrainedModel | None:
+    """The stored training; None where there is none, or where what there is is damaged."""
+    try:
+        content = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        if Training.model_validate(content["config"]) != config:
+            return None
+        if any(file_digest(folder / name) != digest for name, digest in content["sha256"].items()):
+            return None
+        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        history = tuple(Epoch(**json.loads(line)) for line in lines)
+        weights, last = load_file(folder / "weights.safetensors"), load_file(folder / "last.safetensors")
+        model = config.build(content["classes"])
+        model.load_state_dict(weights)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        return None
+    return TrainedModel(config, history, content["best"], model.requires_grad_(False), last, content["provenance"])
+
+
+def _device(compute: Compute) -> str:
+    if compute.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "cpu"
+
+
+def _name(dataset: str) -> str:
+    kind, _, path = dataset.partition(":")
+    return f"{kind}:{Path(path).name}" if path else kind
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+class Evaluation(BaseModel):
+    """What is measured on a trained network, and on how many test images. Epsilons are in 1/255.
+
+    Every number of images is a prefix of one draw, so measures share images where they can.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "cifar10"
+    images: int = Field(1000, ge=1, description="random perturbation similarity of the gradient, curvature, insertion")
+    epsilons: tuple[float, ...] = (4.0, 8.0, 16.0)
+    draws: int = Field(10, ge=1)
+    methods: tuple[str, ...] = (
+        "input_x_gradient",
+        "integrated_gradients",
+        "smoothgrad",
+        "lrp",
+        "guided_backpropagation",
+    )
+    method_images: int = Field(100, ge=1, description="random perturbation similarity of the other methods")
+    method_epsilon: float = Field(8.0, gt=0)
+    method_draws: int = Field(3, ge=1)
+    manipulated: int = Field(200, ge=1, description="images of adversarial attribution manipulation, Adv-Insertion")
+    manipulation_epsilon: float = Field(4.0, gt=0)
+    manipulation_iterations: int = Field(100, ge=1)
+    frame: int = Field(5, ge=1, description="width of the target frame, in pixels")
+    fractions: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Evaluation:
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"methods has {', '.join(sorted(unknown))}; accepted are {', '.join(METHODS)}")
+        if max(self.method_images, self.manipulated) > self.images:
+            raise ValueError(f"images is {self.images}; the other numbers of images are at most that")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One run of a grid: a training and what was measured on it.
+
+    Attributes:
+        training: its configuration.
+        evaluation: the measurement's.
+        history: one entry an epoch.
+        best: the selected epoch.
+        accuracy: on the whole test split.
+        test_images: their number.
+        values: one array a measure, an entry an image; names are ``measure/.../...``.
+        weights: name and SHA-256 of the weights file that was measured; None where none was kept.
+        provenance: of the training and of the evaluation.
+    """
+
+    training: Training
+    evaluation: Evaluation
+    history: tuple[Epoch, ...]
+    best: int
+    accuracy: float
+    test_images: int
+    values: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
+    weights: dict[str, str] | None
+    provenance: dict[str, Any]
+
+
+def evaluate(
+    model: Classifier,
+    config: Evaluation,
+    *,
+    data_root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    max_batch: int = 250,
+) -> tuple[float, int, dict[str, np.ndarray[Any, np.dtype[np.float64]]]]:
+    """Accuracy on the whole test split, its size, and every measure, an entry an image.
+
+    The explained class is the model's own prediction for the clean image; the measure ``correct`` says where it is
+    right. Insertion and deletion are of the label's probability.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(device)
+    test = data.load(config.dataset, "test", root=data_root)
+    # Draws of the split's classes are balanced only on average: the permutation is the data set's own.
+    drawn = test.subset(config.images, config.seed)
+    x, y = drawn.images.to(device), drawn.labels.to(device)
+    with torch.no_grad():
+        right = sum(
+            int((model(test.images[i : i + 500].to(device)).argmax(1).cpu() == test.labels[i : i + 500]).sum())
+            for i in range(0, len(test), 500)
+        )
+        prediction = torch.cat([model(part).argmax(1) for part in torch.split(x, max_batch)])
+    values: dict[str, Tensor] = {"correct": (prediction == y).double()}
+
+    def similarity(method: str, n: int, epsilon: float, draws: int) -> None:
+        found = metrics.random_perturbation_similarity(
+            model,
+            x[:n],
+            prediction[:n],
+            attribution=METHODS[method],
+            epsilon=epsilon / 255,
+            draws=draws,
+            seed=config.seed,
+            max_batch=max_batch,
+        )
+        for name in ("cosine", "pearson", "ssim"):
+            values[f"rps/{method}/{epsilon:g}/{name}"] = getattr(found, name)
+
+    for epsilon in config.epsilons:
+        similarity("gradient", len(x), epsilon, config.draws)
+    for method in config.methods:
+        similarity(method, config.method_images, config.method_epsilon, config.method_draws)
+
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(config.seed)).mul_(2).sub_(1).to(x)
+    for epsilon in config.epsilons:
+        found = metrics.curvature(model, x, prediction, noise * (epsilon / 255), max_batch=max_batch)
+        for name in ("hessian_product", "gradient_norm", "ratio", "l2_distance", "cosine_distance", "cosine_bound"):
+            values[f"curvature/{epsilon:g}/{name}"] = getattr(found, name)
+
+    n = config.manipulated
+    attribution = METHODS["gradient"]
+    clean = torch.cat(
+        [
+            heatmap(attribution(model, a, b), "max")
+            for a, b in zip(torch.split(x, max_batch), torch.split(prediction, max_batch), strict=True)
+        ]
+    )
+    attacked = attacks.manipulate(
+        model,
+        x[:n],
+        target_map=attacks.frame(*x.shape[2:], config.frame),
+        epsilon=config.manipulation_epsilon / 255,
+        iterations=config.manipulation_iterations,
+        labels=prediction[:n],
+    )
+    values["aam/kept"] = attacked.kept.double()
+    for side in ("original", "target"):
+        for name in ("cosine", "pearson", "ssim"):
+            values[f"aam/{side}/{name}"] = getattr(getattr(attacked, side), name)
+    moved = heatmap(attribution(model, attacked.images, prediction[:n]), "max")
+    curve = partial(metrics.insertion, model, fractions=config.fractions)
+    values["insertion"] = curve(x, y, clean).area
+    values["deletion"] = metrics.deletion(model, x, y, clean, fractions=config.fractions).area
+    values["adversarial_insertion"] = curve(x[:n], y[:n], moved).area
+    return right / len(test), len(test), {name: v.double().cpu().numpy() for name, v in values.items()}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Grids and their records
+
+
+class Grid(BaseModel):
+    """A YAML file: one training that varies in objective and seed, and one evaluation.
+
+    Attributes:
+        description: what the grid is and at which scale, in a sentence.
+        training: what all runs share; objective, options and seed are the grid's.
+        objectives: names, each with its options (or none).
+        seeds: how often each is trained.
+        evaluation: what is measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str
+    training: dict[str, Any]
+    objectives: dict[ObjectiveName, dict[str, float] | None]
+    seeds: tuple[int, ...]
+    evaluation: Evaluation = Evaluation()
+
+    def runs(self) -> Iterator[tuple[str, Training]]:
+        """Name and configuration of every run; a name is ``<objective>-<seed>``."""
+        for seed in self.seeds:
+            for objective in self.objectives:
+                yield f"{objective}-{seed}", self.run(objective, seed)
+
+    def run(self, objective: str, seed: int) -> Training:
+        """The configuration of one run."""
+        options = dict(self.objectives).get(objective) or {}  # type: ignore[call-overload]
+        return Training.model_validate(self.training | {"objective": objective, "options": options, "seed": seed})
+
+
+def load_grid(path: Path | str) -> Grid:
+    """Read and check a grid.
+
+    Raises:
+        ValueError: it is not one; one line names the file and the field.
+    """
+    try:
+        grid = Grid.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        for _ in grid.runs():
+            pass
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"{path}: not a grid ({' '.join(str(error).split())})") from None
+    return grid
+
+
+def save_record(record: Record, path: Path | str) -> None:
+    """Write a record as JSON; values are rounded to five significant digits."""
+    content = {
+        "experiment": "alignment",
+        "training": record.training.model_dump(mode="json"),
+        "evaluation": record.evaluation.model_dump(mode="json"),
+        "history": [asdict(epoch) for epoch in record.history],
+        "best": record.best,
+        "accuracy": record.accuracy,
+        "test_images": record.test_images,
+        "values": {name: [float(f"{v:.5g}") for v in values] for name, values in record.values.items()},
+        "weights": record.weights,
+        "provenance": record.provenance,
+    }
+    # One measure a line: a record can be read, and compared with another.
+    text = json.dumps(content, indent=1)
+    lines = [
+        f' "{name}": ' + (_lines(value) if name in ("values", "history") else json.dumps(value))
+        for name, value in json.loads(text).items()
+    ]
+    write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in value.items()) + "\n }"
+    return "[\n" + ",\n".join(f"  {json.dumps(v)}" for v in value) + "\n ]"
+
+
+def load_record(path: Path | str) -> Record:
+    """Read what :func:`save_record` wrote.
+
+    Raises:
+        ValueError: the file holds something else; one line names it.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["experiment"] != "alignment":
+            raise ValueError(f"experiment is {content['experiment']!r}")
+        return Record(
+            training=Training.model_validate(content["training"]),
+            evaluation=Evaluation.model_validate(content["evaluation"]),
+            history=tuple(Epoch(**epoch) for epoch in content["history"]),
+            best=content["best"],
+            accuracy=content["accuracy"],
+            test_images=content["test_images"],
+            values={name: np.asarray(v, dtype=np.float64) for name, v in content["values"].items()},
+            weights=content["weights"],
+            provenance=content["provenance"],
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ValueError(f"{path}: not a record of a training ({' '.join(str(error).split())})") from None
+
+
+def run_record(
+    grid: Grid,
+    objective: str,
+    seed: int,
+    path: Path | str,
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    keep_weights: bool = True,
+    progress: bool = True,
+) -> Record:
+    """Train (or load) one run of a grid, measure it, and write its record to ``path``.
+
+    The weights that are measured are the ones that are kept: rounded to float16, in ``weights/<name>.safetensors``
+    beside the record, so that everybody can measure them again.
+    """
+    path = Path(path)
+    trained = run_training(
+        grid.run(objective, seed), root=root, data_root=data_root, compute=compute, progress=progress
+    )
+    rounded = {name: v.half() if v.is_floating_point() else v for name, v in trained.model.state_dict().items()}
+    trained.model.load_state_dict(rounded)
+    started = time.monotonic()
+    device = None if compute is None or compute.accelerator == "auto" else compute.accelerator
+    accuracy, n, values = evaluate(trained.model, grid.evaluation, data_root=data_root, device=device)
+    weights = None
+    if keep_weights:
+        kept = path.parent / "weights" / f"{path.stem}.safetensors"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{kept.name}")
+        save_file({name: v.cpu().contiguous() for name, v in rounded.items()}, temporary)
+        temporary.replace(kept)
+        weights = {"file": f"weights/{kept.name}", "sha256": file_digest(kept)}
+    record = Record(
+        training=trained.config,
+        evaluation=grid.evaluation,
+        history=trained.history,
+        best=trained.best,
+        accuracy=accuracy,
+        test_images=n,
+        values=values,
+        weights=weights,
+        provenance={
+            "training": trained.provenance,
+            "evaluation": {
+                "code": code_digest(*_MEASURED),
+                "threads": torch.get_num_threads(),
+                "seconds": round(time.monotonic() - started, 3),
+                **environment(),
+            },
+        },
+    )
+    save_record(record, path)
+    return record
+
+
+_MEASURED = ("data", "models", "_second_order", "attributions", "metrics", "attacks", "alignment")
