@@ -29,7 +29,7 @@ _Pair = Sequence[int]
 
 
 class SecondOrder(TorchFunctionMode):
-    """Within this context ``conv2d``, ``softplus`` and ``max_pool2d`` of what requires a gradient are those of this module.
+    """Within this context ``conv2d``, ``softplus`` and ``max_pool2d`` of what requires a gradient are this module's.
 
     Values and derivatives stay what they are. Graphs made within one mode belong together, see :meth:`inputs_only`.
 

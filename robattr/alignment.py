@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -39,14 +39,18 @@ __all__ = [
     "Evaluation",
     "Grid",
     "Record",
+    "Spread",
     "TrainedModel",
     "Training",
     "evaluate",
     "load_grid",
     "load_record",
+    "load_records",
     "run_record",
     "run_training",
     "save_record",
+    "spread",
+    "step_seconds",
 ]
 
 ObjectiveName = Literal[
@@ -418,7 +422,7 @@ def evaluate(
     attacked = attacks.manipulate(
         model,
         x[:n],
-        target_map=attacks.frame(*x.shape[2:], config.frame),
+        target_map=attacks.frame(x.shape[2], x.shape[3], config.frame),
         epsilon=config.manipulation_epsilon / 255,
         iterations=config.manipulation_iterations,
         labels=prediction[:n],
@@ -537,6 +541,92 @@ def load_record(path: Path | str) -> Record:
         )
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise ValueError(f"{path}: not a record of a training ({' '.join(str(error).split())})") from None
+
+
+def load_records(folder: Path | str) -> list[Record]:
+    """Every record of a folder, in the order of :data:`OBJECTIVES` and seeds.
+
+    Raises:
+        ValueError: there is none, or a file holds something else.
+    """
+    records = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not records:
+        raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
+    return sorted(records, key=lambda r: (OBJECTIVES.index(r.training.objective), r.training.seed))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure over the seeds of one objective.
+
+    Attributes:
+        mean: of the runs' means over images.
+        each: the mean over images of every run, by seed.
+        images: in every run.
+    """
+
+    mean: float
+    each: dict[int, float]
+    images: int
+
+    @property
+    def low(self) -> float:
+        """The smallest run."""
+        return min(self.each.values())
+
+    @property
+    def high(self) -> float:
+        """The largest run."""
+        return max(self.each.values())
+
+
+def spread(records: Sequence[Record], measure: str) -> dict[str, Spread]:
+    """A measure by objective: ``accuracy``, the name of a value, or ``history/<field>`` of the selected epoch.
+
+    Raises:
+        ValueError: a record has no such measure; those that it has are named.
+    """
+    found: dict[str, Spread] = {}
+    for objective in dict.fromkeys(record.training.objective for record in records):
+        each, images = {}, 0
+        for record in (r for r in records if r.training.objective == objective):
+            if measure == "accuracy":
+                value, images = record.accuracy, record.test_images
+            elif measure.startswith("history/"):
+                value = float(getattr(record.history[record.best - 1], measure.removeprefix("history/")))
+            elif measure in record.values:
+                value, images = float(record.values[measure].mean()), len(record.values[measure])
+            else:
+                raise ValueError(f"no measure {measure!r} (there are accuracy, {', '.join(record.values)})")
+            each[record.training.seed] = value
+        found[objective] = Spread(sum(each.values()) / len(each), each, images)
+    return found
+
+
+def step_seconds(
+    configs: Sequence[Training], *, batch_size: int = 128, repeats: int = 5, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Seconds of one training step (forward, backward, clipping, optimizer) of each objective, float32.
+
+    The median of ``repeats`` rounds; the objectives take turns in every round, so that what slows the machine down
+    slows all of them down. Random images of the model's own size.
+    """
+    device = torch.device(device)
+    steps: dict[str, Callable[[], None]] = {}
+    for config in configs:
+        model = config.build().to(device)
+        objective = config.objective_for(model).to(device).train().to(memory_format=torch.channels_last)
+        steps[config.objective] = training.step_of(objective, config.schedule, batch_size)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:  # the first one also warms up
+                times[name].append(time.perf_counter() - started)
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def run_record(

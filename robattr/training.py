@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from robattr.attributions import gradient
 from robattr.data import ImageSet
 from robattr.regularizers import Losses, Objective
 
-__all__ = ["Compute", "Epoch", "Schedule", "TrainingError", "TrainingResult", "crop_and_flip", "train"]
+__all__ = ["Compute", "Epoch", "Schedule", "TrainingError", "TrainingResult", "crop_and_flip", "step_of", "train"]
 
 
 class TrainingError(RuntimeError):
@@ -246,6 +246,27 @@ def train(
         last=_weights(objective.model),
         seconds=round(state.seconds + time.monotonic() - began, 3),
     )
+
+
+def step_of(objective: Objective, schedule: Schedule, batch_size: int) -> Callable[[], None]:
+    """One training step on random images of the model's size, to be called again and again: for timing."""
+    device = next(objective.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
+    model: Any = objective.model
+    x = torch.rand(batch_size, *model.input_size, generator=generator, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(model.num_classes, (batch_size,), generator=generator, device=device)
+    optimizer = _optimizer(objective, schedule)
+
+    def step() -> None:
+        losses: Losses = objective(x, y, objective.draw(x.shape, generator, device))
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        if schedule.clip is not None:
+            nn.utils.clip_grad_norm_(objective.parameters(), schedule.clip)
+        optimizer.step()
+
+    return step
 
 
 # --------------------------------------------------------------------------------------------------------------------
