@@ -15,7 +15,7 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters reference benchmarks lint test test-book lock clean
+.PHONY: help env book chapters reference lint test test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

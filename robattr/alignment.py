@@ -44,6 +44,7 @@ __all__ = [
     "Training",
     "evaluate",
     "load_grid",
+    "load_model",
     "load_record",
     "load_records",
     "run_record",
@@ -373,7 +374,7 @@ def evaluate(
     right. Insertion and deletion are of the label's probability.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = model.to(device)
+    model = model.to(device).to(memory_format=torch.channels_last)
     test = data.load(config.dataset, "test", root=data_root)
     # Draws of the split's classes are balanced only on average: the permutation is the data set's own.
     drawn = test.subset(config.images, config.seed)
@@ -553,6 +554,28 @@ def load_records(folder: Path | str) -> list[Record]:
     if not records:
         raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
     return sorted(records, key=lambda r: (OBJECTIVES.index(r.training.objective), r.training.seed))
+
+
+def load_model(record: Record, folder: Path | str) -> Classifier:
+    """The network that a record measured, in evaluation mode, its parameters constants.
+
+    Args:
+        record: with the name and checksum of a weights file.
+        folder: of the record.
+
+    Raises:
+        ModelError: the weights were not kept, or the file is not the one that was measured.
+    """
+    c = record.training
+    if record.weights is None:
+        raise models.ModelError(
+            f"{c.objective}, seed {c.seed}: its weights were not kept; train it again with `make reference`"
+        )
+    path = Path(folder) / record.weights["file"]
+    if not path.is_file() or file_digest(path) != record.weights["sha256"]:
+        raise models.ModelError(f"{path} is missing or not the file that was measured; restore it, or train it again")
+    model = models.build(c.model, activation=c.activation, beta=c.beta, weights=path)
+    return model.requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -216,9 +216,13 @@ def _input_gradient(model: nn.Module, x: Tensor, labels: Tensor, create_graph: b
     """The gradient of each image's logit; the sum over the batch separates because images do not interact."""
     if not (create_graph and x.requires_grad):
         x = x.detach().requires_grad_()
+    if not create_graph:
+        with torch.enable_grad():
+            logits = target_logits(model(x), labels)
+        return torch.autograd.grad(logits.sum(), x)[0]
     with torch.enable_grad(), SecondOrder() as mode, mode.inputs_only():
         logits = target_logits(model(x), labels)
-        (g,) = torch.autograd.grad(logits.sum(), x, create_graph=create_graph)
+        (g,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return g
 
 

@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from robattr.alignment import Record, Spread
 from robattr.experiments import FragilityResult, Interval, interval
 
 __all__ = [
@@ -30,13 +31,20 @@ __all__ = [
     "Panel",
     "Published",
     "agreement",
+    "bound_scatter",
+    "distributions",
     "fragility_curves",
     "fragility_table",
+    "histories",
     "interval_text",
     "map_grid",
+    "objective_dots",
+    "objective_table",
     "pictures",
     "population",
+    "rescaling",
     "slider",
+    "spread_text",
 ]
 
 COLORS = {
@@ -44,8 +52,27 @@ COLORS = {
     "mass-center": "#0072B2",
     "random-sign": "#555555",
     "targeted": "#009E73",
+    "cross-entropy": "#555555",
+    "hessian": "#E69F00",
+    "l2": "#56B4E9",
+    "cosine": "#CC79A7",
+    "l2+cosine": "#0072B2",
+    "attribution-adversary": "#009E73",
+    "adversarial-training": "#D55E00",
 }
-_MARKERS = {"top-k": "o", "mass-center": "s", "random-sign": "^", "targeted": "D"}
+_MARKERS = {
+    "top-k": "o",
+    "mass-center": "s",
+    "random-sign": "^",
+    "targeted": "D",
+    "cross-entropy": "o",
+    "hessian": "s",
+    "l2": "v",
+    "cosine": "^",
+    "l2+cosine": "D",
+    "attribution-adversary": "P",
+    "adversarial-training": "X",
+}
 _MAP = "inferno"  # perceptually uniform, and readable without color
 
 Curve = Mapping[float, float]
@@ -267,6 +294,154 @@ def interval_text(found: Interval) -> str:
     """Mean and interval as text, with two decimals below ten and one from there on."""
     digits = 1 if found.high >= 10 else 2
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def rescaling(factors: Sequence[float], l2: Sequence[float], cosine: Sequence[float], *, title: str) -> Figure:
+    """The two criteria of one network against the factor that its last layer is multiplied by, both axes logarithmic.
+
+    Args:
+        factors: c, > 0.
+        l2: mean ``||g - g'||^2``, in squared logit per unit of pixel intensity.
+        cosine: mean ``(1 - cos(g, g')) / 2``.
+        title: the finding.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+    ax.plot(factors, l2, color=COLORS["l2"], marker=_MARKERS["l2"], label="l2 criterion (squared logit / intensity)")
+    ax.plot(factors, cosine, color=COLORS["cosine"], marker=_MARKERS["cosine"], label="cosine criterion (no unit)")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("factor c of the last layer")
+    ax.set_ylabel("criterion, mean over points")
+    _tidy(ax)
+    ax.legend(frameon=False, fontsize=9)
+    ax.set_title(title, fontsize=11)
+    return _closed(figure)
+
+
+def bound_scatter(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str) -> Figure:
+    """Measured cosine distance against its bound, a point a perturbed image, a panel an objective.
+
+    Args:
+        points: objective -> (bounds, measured distances), both > 0.
+        title: the finding, with the number of violations.
+    """
+    figure, axes = plt.subplots(
+        1, len(points), figsize=(3.1 * len(points), 3.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    every = np.concatenate([np.concatenate([np.asarray(v) for v in pair]) for pair in points.values()])
+    every = every[every > 0]
+    ends = [every.min() / 1.5, every.max() * 1.5]
+    for ax, (name, (bound, measured)) in zip(axes[0], points.items(), strict=True):
+        ax.plot(ends, ends, color="black", lw=1, label="bound = distance")
+        ax.scatter(bound, measured, s=7, color=COLORS[name], alpha=0.45, linewidths=0, rasterized=True)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_title(name, fontsize=10)
+        ax.set_xlabel("bound on (1 - cos) / 2")
+        _tidy(ax)
+    axes[0][0].set_ylabel("measured (1 - cos) / 2")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def distributions(values: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) -> Figure:
+    """Distributions over points on a logarithmic axis: a panel a quantity, a box an objective.
+
+    Boxes reach from the lower to the upper quartile with the median as a line, whiskers from the 5th to the 95th
+    percentile.
+
+    Args:
+        values: quantity with its unit -> objective -> values > 0.
+        title: the finding, with the number of points.
+    """
+    figure, axes = plt.subplots(1, len(values), figsize=(2.5 * len(values), 3.4), squeeze=False, layout="constrained")
+    for i, (ax, (label, by)) in enumerate(zip(axes[0], values.items(), strict=True)):
+        names = list(by)[::-1]
+        boxes = ax.boxplot(
+            [np.asarray(by[name]) for name in names], orientation="horizontal", whis=(5, 95), showfliers=False,
+            patch_artist=True, widths=0.6, medianprops={"color": "black", "lw": 1.4},
+        )  # fmt: skip
+        for box, name in zip(boxes["boxes"], names, strict=True):
+            box.set_facecolor(COLORS[name])
+            box.set_alpha(0.75)
+        ax.set_xscale("log")
+        ax.set_yticks(range(1, len(names) + 1), names if i == 0 else [""] * len(names), fontsize=9)
+        ax.set_xlabel(label, fontsize=9)
+        _tidy(ax, "x")
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) -> Figure:
+    """Measures of trained networks: a panel a measure, a row an objective, a small mark a seed, a large one their mean.
+
+    Args:
+        values: measure with its unit -> objective -> spread over seeds.
+        title: the finding, with the numbers of seeds and images.
+    """
+    figure, axes = plt.subplots(1, len(values), figsize=(2.7 * len(values), 3.3), squeeze=False, layout="constrained")
+    for i, (ax, (label, by)) in enumerate(zip(axes[0], values.items(), strict=True)):
+        names = list(by)[::-1]
+        for row, name in enumerate(names):
+            found = by[name]
+            ax.plot([found.low, found.high], [row, row], color=COLORS[name], lw=1.5)
+            ax.scatter(list(found.each.values()), [row] * len(found.each), s=14, color=COLORS[name], alpha=0.8)
+            ax.scatter(
+                [found.mean], [row], s=60, color=COLORS[name], marker=_MARKERS[name], edgecolors="black", linewidths=0.6
+            )
+        ax.set_yticks(range(len(names)), names if i == 0 else [""] * len(names), fontsize=9)
+        ax.set_ylim(-0.6, len(names) - 0.4)
+        ax.set_xlabel(label, fontsize=9)
+        _tidy(ax, "x")
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def histories(records: Sequence[Record], *, title: str) -> Figure:
+    """Training loss and alignment against epochs, a line a run, colored by objective.
+
+    The alignment is the mean cosine of the gradients at a validation image and at one with uniform noise of 8/255.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
+    named: set[str] = set()
+    for record in records:
+        name = record.training.objective
+        style: dict[str, Any] = {"color": COLORS[name], "lw": 1.3, "alpha": 0.9}
+        label = None if name in named else name
+        named.add(name)
+        epochs = [epoch.epoch for epoch in record.history]
+        axes[0].plot(epochs, [epoch.cross_entropy for epoch in record.history], label=label, **style)
+        measured = [(epoch.epoch, epoch.alignment) for epoch in record.history if epoch.alignment is not None]
+        axes[1].plot(*zip(*measured, strict=True), marker=_MARKERS[name], markersize=3.5, **style)
+    axes[0].set_ylabel("training cross-entropy (nats)")
+    axes[1].set_ylabel("mean cosine of gradients, eps = 8/255")
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        _tidy(ax)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def objective_table(columns: Mapping[str, Mapping[str, Spread]]) -> str:
+    """Markdown: a line an objective, a column a measure; mean over seeds with the smallest and the largest run."""
+    names = list(next(iter(columns.values())))
+    lines = [["objective", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(spread_text(by[name]) if name in by else "" for by in columns.values())] for name in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread_text(found: Spread, digits: int = 3) -> str:
+    """Mean and range over seeds as text."""
+    if len(found.each) == 1:
+        return f"{found.mean:.{digits}f}"
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def _tidy(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
+    ax.grid(alpha=0.25, axis=axis)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: str) -> str:

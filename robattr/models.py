@@ -27,6 +27,7 @@ __all__ = [
     "available",
     "build",
     "fold_batchnorm",
+    "rescale_output",
     "set_beta",
     "softplus_surrogate",
 ]
@@ -195,6 +196,27 @@ def set_beta(model: nn.Module, beta: float) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Softplus, SoftClip)):
             module.beta = beta
+
+
+def rescale_output(model: M, factor: float) -> M:
+    """A copy of ``model`` whose last linear layer, weight and bias, is multiplied by ``factor``.
+
+    Its logits, and with them every gradient, are ``factor`` times those of the original; predicted classes and
+    normalized attributions are the same. The last layer in the order of registration is taken.
+
+    Raises:
+        ValueError: factor is not a positive number, or there is no linear layer.
+    """
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"factor is {factor}; accepted is a finite factor > 0")
+    scaled = copy.deepcopy(model)
+    layers = [module for module in scaled.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer whose output could be rescaled")
+    with torch.no_grad():
+        for parameter in layers[-1].parameters():
+            parameter.mul_(factor)
+    return scaled
 
 
 def fold_batchnorm(model: M) -> M:

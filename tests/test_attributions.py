@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import partial
 
@@ -15,6 +16,7 @@ from robattr.attributions import (
     deep_taylor,
     deeplift,
     gradient,
+    guided_backpropagation,
     heatmap,
     input_x_gradient,
     integrated_gradients,
@@ -84,6 +86,34 @@ def test_two_pixel_linear_model_by_hand() -> None:
     torch.testing.assert_close(heatmap(g, "max"), torch.tensor([[[2 / 3, 1.0]]]))
     torch.testing.assert_close(heatmap(g, "l2"), torch.tensor([[[2.0, 3.0]]]) / 13**0.5)
     assert torch.equal(heatmap(g, None), torch.tensor([[[2.0, 3.0]]]))
+
+
+def three_units(activation: nn.Module, first: tuple[float, float, float], scale: float = 1.0) -> nn.Module:
+    """f = w . a(scale * (x1 + x2, x1 - x2, x2 - x1)), where at x = (0.5, 0.25) the sums are 0.75, 0.25 and -0.25."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False), activation, nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(scale * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]))
+        model[3].weight.copy_(torch.tensor([first]))
+    return model.double()
+
+
+def test_guided_backpropagation_by_hand() -> None:
+    x = torch.tensor([[[[0.5, 0.25]]]], dtype=torch.float64)
+    row = lambda *v: torch.tensor([[[v]]], dtype=torch.float64)  # noqa: E731
+    # The units with z > 0 pass back -1 and 2: -1 (1, 1) + 2 (1, -1). Guided, the -1 is clipped: 2 (1, -1).
+    plain = three_units(nn.ReLU(), (-1.0, 2.0, 3.0))
+    assert torch.equal(gradient(plain, x, 0), row(1.0, -3.0))
+    assert torch.equal(guided_backpropagation(plain, x, 0), row(2.0, -2.0))
+    # 16 times the sums are 12, 4 and -4: ReLU6 passes nothing at 12 and -4, so the second is left, 16 * 2 (1, -1).
+    assert torch.equal(guided_backpropagation(three_units(nn.ReLU6(), (1.0, 2.0, 3.0), 16), x, 0), row(32.0, -32.0))
+    # Softplus weighs the clipped (0, 2, 3) with sigmoid(beta z): 2 s(z) (1, -1) + 3 s(-z) (-1, 1), z = 1/4.
+    up, down = (1 / (1 + math.exp(-3 * z)) for z in (0.25, -0.25))
+    soft = guided_backpropagation(three_units(nn.Softplus(beta=3), (-1.0, 2.0, 3.0)), x, 0)
+    torch.testing.assert_close(soft, (2 * up - 3 * down) * row(1.0, -1.0), rtol=1e-14, atol=0)
+    # SoftClip with sigmoid(beta z) - sigmoid(beta (z - 6)).
+    up, down = (s - 1 / (1 + math.exp(-3 * (z - 6))) for s, z in ((up, 0.25), (down, -0.25)))
+    clip = guided_backpropagation(three_units(models.SoftClip(3.0), (-1.0, 2.0, 3.0)), x, 0)
+    torch.testing.assert_close(clip, (2 * up - 3 * down) * row(1.0, -1.0), rtol=1e-13, atol=0)
 
 
 def test_heatmap_sums_channels_and_keeps_zero() -> None:
@@ -292,6 +322,37 @@ def test_linear_convolutions_change_no_derivative(frozen: bool) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
 
 
+def test_guided_backpropagation_leaves_the_model_as_it_was(images: Tensor, labels: Tensor) -> None:
+    """Also after an error, and for the graph that the result hangs on: no hook is left, and gradients are plain."""
+    model = models.build("lenet", activation="softplus", beta=3, seed=3)
+    plain = gradient(model, images, labels)
+    logits: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, out: logits.append(out))
+    x = images.clone().requires_grad_()
+    guided = guided_backpropagation(model, x, labels, create_graph=True)
+    handle.remove()
+    with pytest.raises(ValueError, match="0 to 9"):
+        guided_backpropagation(model, images, 10)
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(gradient(model, images, labels), plain)
+    # The pass that was guided is an ordinary graph again.
+    (again,) = torch.autograd.grad(logits[0].gather(1, labels[:, None]).sum(), x)
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-7)
+    assert (guided - plain).abs().max() > 0.1 * plain.abs().max()
+
+
+def test_guided_backpropagation_tends_to_the_one_of_the_relu_network(images: Tensor, labels: Tensor) -> None:
+    plain = lenet().double()
+    x = images.double()
+    wanted = guided_backpropagation(plain, x, labels)
+    gaps = [
+        (guided_backpropagation(models.softplus_surrogate(plain, beta), x, labels) - wanted).abs().max().item()
+        for beta in (1e1, 1e3, 1e5)
+    ]
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < 1e-3 * wanted.abs().max()
+
+
 # --- independent implementations -----------------------------------------------------------------------------------
 
 
@@ -315,9 +376,10 @@ def _captum(name: str, model: nn.Module, x: Tensor, y: Tensor, **options: object
             "IntegratedGradients",
             {"n_steps": 20, "method": "riemann_middle"},
         ),
+        (guided_backpropagation, "GuidedBackprop", {}),
         (deeplift, "DeepLift", {}),
     ],
-    ids=["gradient", "input_x_gradient", "ig-legendre", "ig-midpoint", "deeplift"],
+    ids=["gradient", "input_x_gradient", "ig-legendre", "ig-midpoint", "guided_backpropagation", "deeplift"],
 )
 def test_equals_captum(ours: object, theirs: str, options: dict[str, object], images: Tensor, labels: Tensor) -> None:
     model = lenet()
@@ -373,6 +435,8 @@ def test_impossible_options_are_refused(images: Tensor, labels: Tensor) -> None:
         with pytest.raises(ValueError, match=r"accepted|at least|>|takes") as error:
             method(model, images, labels)
         assert message in str(error.value)
+    with pytest.raises(ValueError, match="no activation modules to guide"):
+        guided_backpropagation(two_pixels(), torch.rand(1, 1, 1, 2), 0)
     with pytest.raises(ValueError, match="accepted are"):
         heatmap(images, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="takes"):

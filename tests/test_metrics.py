@@ -1,7 +1,10 @@
 """Each metric against hand-computed values, an independent implementation and the properties it promises."""
 
 import math
+import zlib
 from collections.abc import Callable
+from dataclasses import astuple
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +15,27 @@ import torchmetrics.functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
-from torch import Tensor
+from torch import Tensor, nn
 
-from robattr.metrics import center_of_mass, center_shift, cosine, pearson, spearman, ssim, topk_intersection
+from robattr import models
+from robattr.attributions import gradient, heatmap, integrated_gradients
+from robattr.metrics import (
+    Curvature,
+    Curve,
+    Similarity,
+    center_of_mass,
+    center_shift,
+    cosine,
+    curvature,
+    deletion,
+    insertion,
+    pearson,
+    random_perturbation_similarity,
+    spearman,
+    ssim,
+    topk_intersection,
+)
+from robattr.metrics import similarity as three_measures
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 EPS32 = torch.finfo(torch.float32).eps
@@ -452,3 +473,437 @@ def test_ssim_options_out_of_range(options: dict[str, float], message: str) -> N
     a = random_maps(2, 5, 6)
     with pytest.raises(ValueError, match=message):
         ssim(a, a, **options)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- a network's maps
+
+
+def soft_lenet(**options: int) -> nn.Module:
+    return models.build("lenet", activation="softplus", beta=3, seed=3, **options)  # type: ignore[arg-type]
+
+
+def digit_images(n: int, seed: int = 0) -> Tensor:
+    """Random 8 x 8 images in float64, a fifth of their pixels black or white."""
+    return (random_maps(n, 1, 8, 8, seed=seed) * 1.25 - 0.125).clamp(0, 1)
+
+
+def digit_net(seed: int = 0) -> nn.Module:
+    return models.build("digits-cnn", activation="softplus", beta=5, seed=seed).double()
+
+
+def assert_rows_agree(a: object, b: object, **tolerance: float) -> None:
+    for x, y in zip(astuple(a), astuple(b), strict=True):  # type: ignore[call-overload]
+        torch.testing.assert_close(x, y, **tolerance)
+
+
+def test_similarity_is_the_three_measures_of_the_paper() -> None:
+    a, b = random_maps(3, 9, 9, seed=1), random_maps(3, 9, 9, seed=2)
+    found = three_measures(a, b)
+    assert torch.equal(found.cosine, cosine(a, b))
+    assert torch.equal(found.pearson, pearson(a, b))
+    assert torch.equal(found.ssim, ssim(a, b, window=7, sigma=1.5, data_range=1.0))
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 4, 9, 64])
+def test_random_perturbation_similarity_equals_a_loop_over_single_draws(max_batch: int) -> None:
+    model, x, labels, epsilon, draws, seed = digit_net(), digit_images(3), torch.tensor([1, 7, 3]), 0.1, 4, 5
+    found = random_perturbation_similarity(
+        model, x, labels, epsilon=epsilon, draws=draws, seed=seed, max_batch=max_batch
+    )
+    for i in range(3):
+        image, y = x[i : i + 1], labels[i : i + 1]
+        clean = heatmap(gradient(model, image, y), "max")
+        generator = torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
+        values = []
+        for _ in range(draws):
+            noise = torch.rand(image.shape, generator=generator, dtype=image.dtype) * 2 * epsilon - epsilon
+            moved = heatmap(gradient(model, (image + noise).clamp(0, 1), y), "max")
+            values.append(torch.cat([cosine(clean, moved), pearson(clean, moved), ssim(clean, moved)]))
+        expected = torch.stack(values).mean(0)
+        row = torch.stack([found.cosine[i], found.pearson[i], found.ssim[i]])
+        # maps differ by sums of 1e2 products in another order, which SSIM divides by 9e-4
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e2 * EPS64 / 9e-4)
+        assert (row < 0.9999).all()
+
+
+def test_random_perturbations_are_what_they_should_be() -> None:
+    """Uniform within epsilon, clipped to [0, 1], different for each draw; the clean image is explained once."""
+    x = torch.full((5, 3, 32, 32), 0.5)
+    x[1], x[2, :, :16] = 1.0, 0.0
+    x[3] += 0.01
+    x[4] += 0.02
+    passes: list[Tensor] = []
+
+    def probe(model: nn.Module, images: Tensor, target: Tensor | int, *, create_graph: bool = False) -> Tensor:
+        passes.append(images)
+        return images
+
+    epsilon, draws = 0.2, 6
+    state = torch.random.get_rng_state()
+    random_perturbation_similarity(soft_lenet(), x, 0, epsilon=epsilon, attribution=probe, draws=draws, max_batch=12)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    # 5 clean images at once, then the 6 draws of two images at a time.
+    assert [len(p) for p in passes] == [5, 12, 12, 6]
+    assert torch.equal(passes[0], x)
+    noisy = torch.cat(passes[1:]).view(5, draws, 3, 32, 32)
+    assert noisy.min() == 0
+    assert noisy.max() == 1
+    noise = (noisy - x[:, None])[[0, 3, 4]]  # nothing clipped
+    assert noise.abs().max() <= epsilon + EPS32
+    assert noise.abs().max() > 0.99 * epsilon
+    # n uniform draws have mean 0 +- epsilon/sqrt(3 n) and mean square epsilon^2/3 +- epsilon^2 sqrt(4/(45 n)); 5 sigma
+    n = noise.numel()
+    assert abs(noise.mean().item()) < 5 * epsilon / math.sqrt(3 * n)
+    assert abs(noise.square().mean().item() - epsilon**2 / 3) < 5 * epsilon**2 * math.sqrt(4 / (45 * n))
+    # different images and different draws are independent: correlations of 3072 values are 0 +- 1/sqrt(3072)
+    rows = noise.reshape(3 * draws, -1)
+    others = torch.corrcoef(rows) - torch.eye(3 * draws)
+    assert others.abs().max() < 6 / math.sqrt(3072)
+
+
+def test_random_perturbation_similarity_of_a_linear_model_is_perfect() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).double().eval()
+    for perfect in astuple(random_perturbation_similarity(linear, digit_images(4), 2, epsilon=0.3)):
+        assert perfect.tolist() == [1.0] * 4
+
+
+def test_random_perturbation_similarity_falls_with_epsilon_and_knows_its_seed() -> None:
+    model, x = soft_lenet(), random_maps(4, 3, 32, 32, dtype=torch.float32)
+    run = partial(random_perturbation_similarity, model, x, torch.tensor([1, 2, 3, 4]), draws=3)
+    little, much, again, other = run(epsilon=2 / 255), run(epsilon=32 / 255), run(epsilon=32 / 255), None
+    other = run(epsilon=32 / 255, seed=1)
+    for a, b, c, d in zip(*map(astuple, (little, much, again, other)), strict=True):
+        assert (b < a).all()
+        assert (a < 1).all()
+        assert torch.equal(b, c)
+        assert (b != d).all()
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_batch_of_images_is_its_single_images() -> None:
+    model, x, labels = digit_net(), digit_images(5), torch.tensor([1, 7, 3, 0, 9])
+    maps, delta = random_maps(5, 8, 8, seed=1), 0.1 * random_maps(5, 1, 8, 8, seed=2)
+    runs: list[Callable[..., Similarity | Curve | Curvature]] = [
+        lambda rows, **o: random_perturbation_similarity(model, x[rows], labels[rows], epsilon=0.1, draws=3, **o),
+        lambda rows, **o: insertion(model, x[rows], labels[rows], maps[rows], **o),
+        lambda rows, **o: deletion(model, x[rows], labels[rows], maps[rows], **o),
+        lambda rows, **o: curvature(model, x[rows], labels[rows], delta[rows], **o),
+    ]
+    for run in runs:
+        whole = run(slice(0, 5))
+        # rounding of sums of 1e2 terms, which SSIM divides by 9e-4
+        tolerance = {"rtol": 1e2 * EPS64 / 9e-4, "atol": 1e2 * EPS64 / 9e-4}
+        for max_batch in (1, 2, 7):
+            assert_rows_agree(run(slice(0, 5), max_batch=max_batch), whole, **tolerance)
+        alone = run(slice(2, 3))
+        for name, value in vars(alone).items():
+            if name != "fractions":
+                torch.testing.assert_close(value, getattr(whole, name)[2:3], **tolerance)
+
+
+def test_any_attribution_can_be_perturbed() -> None:
+    method = partial(integrated_gradients, steps=4)
+    found = random_perturbation_similarity(digit_net(), digit_images(2), 1, epsilon=0.1, attribution=method, draws=2)
+    assert (found.cosine < 1).all()
+    assert (found.cosine > 0.5).all()
+
+
+# ---------------------------------------------------------------- insertion and deletion
+
+
+def four_pixels(*weights: float) -> nn.Module:
+    """Two classes on images of 2 x 2 pixels; the first has the logit w . x, the second 0."""
+    linear = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([weights, [0.0] * 4]))
+    return nn.Sequential(nn.Flatten(), linear).double().eval()
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def test_insertion_and_deletion_by_hand() -> None:
+    model = four_pixels(1.0, 2.0, -4.0, 8.0)
+    x = torch.tensor([[[[1.0, 0.5], [0.5, 0.25]]]]).double()  # the pixels bring 1, 1, -2 and 2
+    maps = torch.tensor([[[2.0, 9.0], [-5.0, 2.0]]])  # in order: 1, then the tie of 0 and 3, then 2
+    kept = insertion(model, x, 0, maps, fractions=4, fill=0.0)
+    gone = deletion(model, x, 0, maps, fractions=4, fill=0.0)
+    expected_kept = [sigmoid(z) for z in (1, 1 + 1, 1 + 1 + 2, 1 + 1 + 2 - 2)]
+    expected_gone = [sigmoid(z) for z in (1 + 2 - 2, 2 - 2, -2, 0)]
+    for found, expected in ((kept, expected_kept), (gone, expected_gone)):
+        assert found.fractions.tolist() == [0.25, 0.5, 0.75, 1.0]
+        assert found.probability[0].tolist() == pytest.approx(expected, rel=8 * EPS64)
+        assert found.area.tolist() == pytest.approx([sum(expected) / 4], rel=8 * EPS64)
+    # The other class has what is left.
+    other = insertion(model, x, 1, maps, fractions=4, fill=0.0)
+    torch.testing.assert_close(other.probability, 1 - kept.probability, rtol=0, atol=4 * EPS64)
+
+
+def test_what_pixels_are_replaced_by() -> None:
+    model = four_pixels(1.0, 2.0, -4.0, 8.0)
+    x = torch.tensor([[[[1.0, 0.5], [0.5, 0.0]]], [[[0.0, 0.0], [0.0, 1.0]]]]).double()
+    maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]).expand(2, 2, 2)  # pixel 0 first
+    one = partial(insertion, model, x, 0, maps, fractions=4)
+    # Pixel 0 is kept, the rest has weights that sum to 6; the images' own means are 1/2 and 1/4.
+    for fill, expected in (
+        (None, [1 + 6 / 2, 0 + 6 / 4]),
+        (0.25, [1 + 6 / 4, 0 + 6 / 4]),
+        (torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), [1 + 0, 0 + 6]),
+        (torch.tensor([[0.0, 0.5], [1.0, 0.0]]), [1 + 1 - 4, 0 + 1 - 4]),
+    ):
+        found = one(fill=fill).probability[:, 0].tolist()
+        assert found == pytest.approx([sigmoid(z) for z in expected], rel=8 * EPS64)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "pixels"), [(1, [12]), (5, [2, 5, 7, 10, 12]), (8, [2, 3, 5, 6, 8, 9, 11, 12]), (12, [*range(1, 13)])]
+)
+def test_fractions_are_whole_numbers_of_pixels(fractions: int, pixels: list[int]) -> None:
+    """Of 12 pixels in 5 steps 2.4, 4.8, 7.2, 9.6 and 12; in 8 steps 1.5, 3, 4.5 and so on, where halves go up."""
+    passes = []
+
+    class Recorder(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            passes.append(x)
+            return x.flatten(1)[:, :2]
+
+    model, x, maps = Recorder().eval(), torch.ones(1, 3, 3, 4), random_maps(1, 3, 4)
+    kept = insertion(model, x, 0, maps, fractions=fractions, fill=0.0, max_batch=7)
+    assert [len(p) for p in passes] == ([7] * (fractions // 7) + [fractions % 7])
+    images = torch.cat(passes)
+    assert images.sum((1, 2, 3)).tolist() == [3.0 * k for k in pixels]
+    assert torch.equal(images, images[:, :1].expand_as(images))  # all channels of a pixel go together
+    passes.clear()
+    gone = deletion(model, x, 0, maps, fractions=fractions, fill=0.0)
+    assert torch.equal(torch.cat(passes), 1 - images)
+    torch.testing.assert_close(kept.fractions, torch.tensor(pixels) / 12)
+    assert torch.equal(kept.fractions, gone.fractions)
+
+
+def test_insertion_ends_at_the_image_and_deletion_keeps_what_a_reversed_insertion_does() -> None:
+    model, x, labels = digit_net(), digit_images(4), torch.tensor([1, 7, 3, 0])
+    maps = random_maps(4, 8, 8, seed=3)
+    with torch.no_grad():
+        clean = model(x).softmax(1).gather(1, labels[:, None])[:, 0]
+        plain = model(x.mean((2, 3), keepdim=True).expand_as(x)).softmax(1).gather(1, labels[:, None])[:, 0]
+    kept = insertion(model, x, labels, maps, fractions=16)
+    gone = deletion(model, x, labels, maps, fractions=16)
+    torch.testing.assert_close(kept.probability[:, -1], clean, rtol=1e2 * EPS64, atol=0)
+    torch.testing.assert_close(gone.probability[:, -1], plain, rtol=1e2 * EPS64, atol=0)
+    # Without the i/16 on top are left the 1 - i/16 on top of the negative map (no ties here).
+    backwards = insertion(model, x, labels, -maps, fractions=16).probability[:, :-1].flip(1)
+    torch.testing.assert_close(gone.probability[:, :-1], backwards, rtol=1e2 * EPS64, atol=0)
+    assert torch.equal(kept.area, kept.probability.mean(1))
+
+
+def test_a_better_map_has_the_larger_insertion_area() -> None:
+    model = four_pixels(1.0, 2.0, -4.0, 8.0)
+    x = torch.tensor([[[[1.0, 0.5], [0.5, 0.25]]]]).double()
+    best = torch.tensor([[[1.0, 1.0], [-2.0, 2.0]]])
+    curve = {s: (insertion(model, x, 0, s * best, fill=0, fractions=4).area.item()) for s in (1, -1)}
+    assert curve[1] > curve[-1]
+    curve = {s: (deletion(model, x, 0, s * best, fill=0, fractions=4).area.item()) for s in (1, -1)}
+    assert curve[1] < curve[-1]
+
+
+# ---------------------------------------------------------------- curvature
+
+
+class Quadratic(nn.Module):
+    """Logit i is x' A_i x / 2 + b_i . x, with gradient A_i x + b_i and Hessian A_i."""
+
+    def __init__(self, matrices: Tensor, vectors: Tensor) -> None:
+        super().__init__()
+        self.matrices, self.vectors = nn.Parameter(matrices), nn.Parameter(vectors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return torch.einsum("np,cpq,nq->nc", flat, self.matrices, flat) / 2 + flat @ self.vectors.T
+
+
+def quadratic(seed: int = 0) -> tuple[nn.Module, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    matrices = rng.normal(size=(3, 12, 12))
+    matrices = matrices + matrices.transpose(0, 2, 1)
+    vectors = rng.normal(size=(3, 12))
+    return Quadratic(torch.from_numpy(matrices), torch.from_numpy(vectors)).eval(), matrices, vectors
+
+
+def test_curvature_of_a_quadratic() -> None:
+    model, matrices, vectors = quadratic()
+    x, delta = random_maps(5, 1, 3, 4, seed=1), random_maps(5, 1, 3, 4, seed=2) - 0.5
+    labels = torch.tensor([0, 2, 1, 2, 0])
+    found = curvature(model, x, labels, delta)
+    for i, y in enumerate(labels.tolist()):
+        point, step = x[i].flatten().numpy(), delta[i].flatten().numpy()
+        g, moved = matrices[y] @ point + vectors[y], matrices[y] @ (point + step) + vectors[y]
+        norm, norm_moved, change = (np.linalg.norm(v) for v in (g, moved, matrices[y] @ step))
+        assert found.hessian_product[i].item() == pytest.approx(change, rel=1e-13)
+        assert found.l2_distance[i].item() == pytest.approx(change, rel=1e-13)  # H is the same everywhere
+        assert found.gradient_norm[i].item() == pytest.approx(norm, rel=1e-13)
+        assert found.ratio[i].item() == pytest.approx(change / norm, rel=1e-13)
+        expected = (1 - g @ moved / (norm * norm_moved)) / 2
+        assert found.cosine_distance[i].item() == pytest.approx(expected, rel=1e-12)
+        assert found.cosine_bound[i].item() == pytest.approx(change**2 / (4 * norm * norm_moved), rel=1e-13)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_and_angles_of_gradients_belong_together(dtype: torch.dtype) -> None:
+    """||g - g'||^2 = (||g|| - ||g'||)^2 + 2 ||g|| ||g'|| (1 - cos): to float64 precision whatever the network's is."""
+    x = random_maps(6, 3, 32, 32, seed=1).to(dtype)
+    for scale in (1e-4, 1e-2, 1.0):
+        delta = (scale * (random_maps(6, 3, 32, 32, seed=2) - 0.5)).to(dtype)
+        model = soft_lenet().to(dtype)
+        found = curvature(model, x, 4, delta)
+        after = gradient(model, x + delta, 4).double().flatten(1).norm(dim=1)
+        norm, cos_gap = found.gradient_norm, 2 * found.cosine_distance
+        whole = (norm - after) ** 2 + 2 * norm * after * cos_gap
+        # Gradients that differ by a part of 1e-2 scale and more lose as much in differences of norms and unit vectors.
+        torch.testing.assert_close(found.l2_distance**2, whole, rtol=1e3 * EPS64 / (1e-2 * scale), atol=0)
+        assert (found.cosine_bound >= found.cosine_distance * (1 - 1e-12)).all()
+
+
+def random_network(kind: int, seed: int) -> nn.Module:
+    if kind == 0:
+        return models.build("digits-cnn", activation="softplus", beta=10, seed=seed)
+    if kind == 1:
+        return models.build("digits-mlp", activation="softplus", beta=30, seed=seed)
+    return models.build("digits-mlp", seed=seed)  # piecewise linear: gradients jump
+
+
+def test_the_bound_on_the_angle_is_never_violated() -> None:
+    """1,440 points of 12 networks; rounding may show where the norms, and so the two sides, are equal: 1e-12."""
+    points = 0
+    for kind in range(3):
+        for seed in range(4):
+            model = random_network(kind, seed)
+            x = digit_images(30, seed=seed).float()
+            for scale in (1e-5, 1e-3, 0.1, 1.0):
+                delta = scale * (random_maps(30, 1, 8, 8, seed=seed + 10, dtype=torch.float32) - 0.5)
+                found = curvature(model, x, 3, delta)
+                assert (found.cosine_distance <= found.cosine_bound * (1 + 1e-12)).all()
+                assert found.cosine_distance.max() <= 1
+                points += len(x)
+                if kind == 2:
+                    assert not found.hessian_product.any()
+                elif scale >= 1e-3:
+                    assert (found.hessian_product > 0).all()
+                    assert (found.cosine_distance > 0).all()
+    assert points == 1440
+
+
+@pytest.mark.parametrize("factor", [2.0**-60, 2.0**-4, 2.0**20])
+def test_scaling_the_last_layer_moves_numerator_and_denominator_together(factor: float) -> None:
+    """Powers of two change no digit: the ratio, the angle and its bound are equal bit by bit, the rest is scaled."""
+    model = soft_lenet()
+    x, delta = random_maps(3, 3, 32, 32, dtype=torch.float32), 0.05 * random_maps(3, 3, 32, 32, seed=1).float()
+    before = curvature(model, x, 1, delta)
+    with torch.no_grad():
+        for p in model.network.fc2.parameters():  # type: ignore[union-attr]
+            p.mul_(factor)
+    after = curvature(model, x, 1, delta)
+    for name in ("hessian_product", "gradient_norm", "l2_distance"):
+        assert torch.equal(getattr(after, name), factor * getattr(before, name))
+    for name in ("ratio", "cosine_distance", "cosine_bound"):
+        assert torch.equal(getattr(after, name), getattr(before, name))
+
+
+def test_the_hessian_product_is_the_limit_of_differences() -> None:
+    model, x = digit_net(), 0.1 + 0.8 * random_maps(3, 1, 8, 8)
+    direction = random_maps(3, 1, 8, 8, seed=1) - 0.5
+    h = 1e-5
+    numeric = (gradient(model, x + h * direction, 2) - gradient(model, x - h * direction, 2)).flatten(1).norm(dim=1)
+    # h^2 of the fourth derivative, and rounding of 1e-16/h
+    torch.testing.assert_close(curvature(model, x, 2, direction).hessian_product, numeric / (2 * h), rtol=1e-6, atol=0)
+    # For a small step it is the distance of the gradients, up to a part h.
+    small = curvature(model, x, 2, h * direction)
+    torch.testing.assert_close(small.hessian_product, small.l2_distance, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("t", [1.0, 1e-4, 1e-8, 1e-100])
+def test_nearly_parallel_gradients_keep_their_digits(t: float) -> None:
+    """g = e_1 and g' = e_1 + t e_2: (1 - cos)/2 = (1 - 1/sqrt(1 + t^2))/2, which is t^2/4 where 1 - cos rounds to 0."""
+    matrix = torch.zeros(1, 2, 2).double()
+    matrix[0, 1, 1] = t
+    model = Quadratic(matrix, torch.tensor([[1.0, 0.0]]).double()).eval()
+    found = curvature(model, torch.zeros(1, 1, 1, 2).double(), 0, torch.tensor([[[[0.0, 1.0]]]]))
+    expected = (1 - 1 / math.sqrt(1 + t * t)) / 2 if t > 1e-3 else t * t / 4 * (1 - 0.75 * t * t)
+    assert found.cosine_distance.item() == pytest.approx(expected, rel=1e-7 if t > 1e-5 else 1e-14)
+    assert found.ratio.item() == pytest.approx(t, rel=1e-14)
+
+
+def test_curvature_where_gradients_vanish() -> None:
+    """f = x.x / 2 at 0: g = 0 and g' = delta. For delta = 0 both are zero; a linear model's gradient never turns."""
+    model = Quadratic(torch.eye(4).double()[None], torch.zeros(1, 4).double()).eval()
+    delta = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0] * 4]).double().view(2, 1, 2, 2)
+    found = curvature(model, torch.zeros(2, 1, 2, 2).double(), 0, delta)
+    assert found.hessian_product.tolist() == found.l2_distance.tolist() == [5.0, 0.0]
+    assert found.gradient_norm.tolist() == [0.0, 0.0]
+    assert found.ratio.tolist() == found.cosine_bound.tolist() == [math.inf, 0.0]
+    assert found.cosine_distance.tolist() == [0.5, 0.0]
+    linear = curvature(four_pixels(1.0, 2.0, 2.0, 0.0), torch.rand(2, 1, 2, 2).double(), 0, delta)
+    assert linear.gradient_norm.tolist() == [3.0, 3.0]
+    for name in ("hessian_product", "ratio", "l2_distance", "cosine_distance", "cosine_bound"):
+        assert getattr(linear, name).tolist() == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------- errors of the functions of a network
+
+
+class Untouchable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("work started")
+
+
+def test_bad_arguments_are_refused_before_work_starts() -> None:
+    x = random_maps(3, 1, 8, 8)
+    maps = x[:, 0]
+    nan = x.clone()
+    nan[0, 0, 0, 0] = math.nan
+    perturb = partial(random_perturbation_similarity, epsilon=0.1)
+    insert, delete, curve = (partial(f, heatmaps=maps) for f in (insertion, deletion, insertion))
+    turn = partial(curvature, delta=x)
+    cases: list[tuple[Callable[..., object], dict[str, object], str]] = [
+        (perturb, {"x": x[:, :, :6]}, "6 x 8 pixels"),
+        (perturb, {"epsilon": 0.0}, "epsilon is 0.0"),
+        (perturb, {"epsilon": 8.0}, "8 / 255"),
+        (perturb, {"epsilon": math.nan}, "epsilon is nan"),
+        (perturb, {"draws": 0}, "draws is 0"),
+        (insert, {"heatmaps": maps[:2]}, "[2, 8, 8]"),
+        (delete, {"heatmaps": x}, "[3, 8, 8]"),
+        (insert, {"heatmaps": nan[:, 0]}, "heatmaps has a NaN or infinite value in sample 0"),
+        (insert, {"fractions": 0}, "fractions is 0"),
+        (delete, {"fractions": 65}, "from 1 to 64"),
+        (insert, {"fill": math.inf}, "fill has NaN or infinite"),
+        (delete, {"fill": torch.zeros(5)}, "fill has shape [5]"),
+        (turn, {"delta": x[:2]}, "delta has shape [2, 1, 8, 8]"),
+        (turn, {"delta": nan}, "delta has NaN"),
+    ]
+    for run in (perturb, curve, turn):
+        cases += [
+            (run, {"x": x[0]}, "[N, C, H, W]"),
+            (run, {"x": x * 255}, "[0, 1]"),
+            (run, {"x": nan}, "finite"),
+            (run, {"target": torch.tensor([1, 2])}, "int64 [3]"),
+            (run, {"max_batch": 0}, "max_batch is 0"),
+            (run, {"model": models.build("digits-cnn").train()}, "model.eval()"),
+        ]
+    for run, options, message in cases:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            run(**{"model": Untouchable().eval(), "x": x, "target": 0, **options})
+        assert message in str(caught.value), (options, message)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_the_model_does_not_have_is_named() -> None:
+    x = digit_images(2)
+    model = digit_net()
+    for run in (
+        partial(random_perturbation_similarity, epsilon=0.1),
+        partial(insertion, heatmaps=x[:, 0]),
+        partial(curvature, delta=x),
+    ):
+        with pytest.raises(ValueError, match="target has class 10; the model has classes 0 to 9"):
+            run(model, x, torch.tensor([1, 10]))  # type: ignore[operator]

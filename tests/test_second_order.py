@@ -1,0 +1,314 @@
+"""Convolutions, Softplus and max-pooling of the package's own: PyTorch's values and derivatives, to any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robattr._second_order import SecondOrder
+
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "same": {"padding": 1},
+    "stride": {"stride": 2, "padding": 1},
+    "uneven": {"stride": (2, 1), "padding": (0, 2)},
+    "dilation": {"dilation": 2, "padding": 2},
+    "groups": {"groups": 2, "padding": 1},
+    "depthwise": {"groups": 4, "stride": 2},
+}
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+# Sums of at most a few hundred float64 products, in another order, through a few layers: 1e3 * 1e-16 and room.
+CLOSE: dict[str, float] = {"rtol": 1e-11, "atol": 1e-11}
+
+
+def _layout_name(layout: torch.memory_format) -> str:
+    return str(layout).removeprefix("torch.")
+
+
+def normal(*shape: int, seed: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=layout) if len(shape) == 4 else values
+
+
+def derivatives(function: Callable[..., Tensor], inputs: Sequence[Tensor], order: int, ours: bool) -> list[Tensor]:
+    """The value and, up to an order, the gradients of one random combination of the gradients one order below."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    with SecondOrder() if ours else nullcontext():
+        value = function(*leaves)
+        found, scalar = [value.detach()], value.square().sum()
+        for k in range(order):
+            grads = torch.autograd.grad(scalar, leaves, create_graph=True, materialize_grads=True)
+            found += [g.detach() for g in grads]
+            scalar = torch.stack([(g * normal(*g.shape, seed=100 * k + i)).sum() for i, g in enumerate(grads)]).sum()
+    return found
+
+
+def assert_equal_derivatives(function: Callable[..., Tensor], inputs: Sequence[Tensor], order: int = 3) -> None:
+    ours, plain = (derivatives(function, inputs, order, own) for own in (True, False))
+    assert len(ours) == 1 + order * len(inputs)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+    # The last order says something: not all of it is zero.
+    assert max(float(b.abs().max()) for b in plain[-len(inputs) :]) > 1e-3
+
+
+# --- one function ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("weight_layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_convolution_to_the_third_derivative(
+    geometry: str, bias: bool, weight_layout: torch.memory_format, image_layout: torch.memory_format
+) -> None:
+    options = GEOMETRIES[geometry]
+    inputs = [
+        normal(2, 4, 6, 5, seed=1, layout=image_layout),
+        normal(4, 4 // options.get("groups", 1), 3, 3, seed=2, layout=weight_layout) / 3,
+        *([normal(4, seed=3)] if bias else []),
+    ]
+    # The cube of the outcome: a convolution alone has no third derivative.
+    assert_equal_derivatives(lambda *given: F.conv2d(*given, **options).pow(3), inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("geometry", ["same", "stride", "dilation", "groups"])
+def test_convolution_against_differences(geometry: str, layout: torch.memory_format) -> None:
+    options = GEOMETRIES[geometry]
+    x = normal(1, 2, 4, 4, seed=1).requires_grad_()
+    w = normal(2, 2 // options.get("groups", 1), 3, 3, seed=2, layout=layout).requires_grad_()
+    b = normal(2, seed=3).requires_grad_()
+
+    def ours(*given: Tensor) -> Tensor:
+        with SecondOrder():
+            return F.conv2d(*given, **options)
+
+    assert torch.autograd.gradcheck(ours, (x, w, b))
+    assert torch.autograd.gradgradcheck(ours, (x, w, b))
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+@pytest.mark.parametrize("threshold", [None, 2.0])
+def test_softplus_to_the_third_derivative(beta: float, threshold: float | None) -> None:
+    softplus = (
+        partial(F.softplus, beta=beta) if threshold is None else partial(F.softplus, beta=beta, threshold=threshold)
+    )
+    assert_equal_derivatives(softplus, [normal(3, 50, seed=4)])
+    with SecondOrder():
+        x = normal(6, seed=5).requires_grad_()
+        assert torch.autograd.gradgradcheck(softplus, (x,))
+
+
+def test_softplus_beyond_its_threshold() -> None:
+    """There PyTorch takes x itself, with slope 1; the sigmoid misses that by exp(-20) = 2.1e-9, and nothing is NaN."""
+    x = torch.tensor([-1e4, -400.0, 30.0, 400.0, 1e4], dtype=torch.float64).requires_grad_()
+    with SecondOrder():
+        y = F.softplus(x, 3.0)
+        (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (h,) = torch.autograd.grad(g.sum(), x)
+    assert torch.equal(y, F.softplus(x, 3.0))
+    torch.testing.assert_close(g, torch.tensor([0.0, 0, 1, 1, 1], dtype=torch.float64), rtol=0, atol=2.1e-9)
+    torch.testing.assert_close(h, torch.zeros_like(h), rtol=0, atol=3 * 2.1e-9)
+
+
+POOLS: dict[str, dict[str, Any]] = {
+    "halves": {"kernel_size": 2},
+    "overlaps": {"kernel_size": 3, "stride": 1, "padding": 1},
+    "uneven": {"kernel_size": (2, 3), "stride": (1, 2)},
+    "dilation": {"kernel_size": 2, "stride": 1, "dilation": 2},
+    "ceil": {"kernel_size": 2, "ceil_mode": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("pool", POOLS)
+def test_max_pooling_to_the_third_derivative(pool: str, layout: torch.memory_format) -> None:
+    x = normal(2, 3, 5, 6, seed=6, layout=layout)
+    assert_equal_derivatives(lambda given: F.max_pool2d(given, **POOLS[pool]).pow(3), [x])
+    # The gradient may come in another layout: behind a flattened pooling, for example.
+    assert_equal_derivatives(lambda given: F.max_pool2d(given, **POOLS[pool]).flatten(1).pow(3), [x])
+    with SecondOrder():
+        small = normal(1, 2, 4, 4, seed=7, layout=layout).requires_grad_()
+        assert torch.autograd.gradgradcheck(partial(F.max_pool2d, **POOLS[pool]), (small,))
+
+
+def test_max_pooling_of_equal_values_and_with_indices() -> None:
+    flat = torch.ones(1, 2, 4, 4, dtype=torch.float64)
+    assert_equal_derivatives(lambda x: F.max_pool2d(x, 2).pow(3), [flat])
+    with SecondOrder():
+        y, index = F.max_pool2d(normal(1, 2, 4, 4, seed=8).requires_grad_(), 2, return_indices=True)
+    assert y.shape == index.shape == (1, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((4, 6, 5), {}), ((2, 4, 6, 5), {"padding": "same"}), ((2, 4, 6, 5), {"padding": "valid", "stride": 2})],
+    ids=["one image", "same", "valid"],
+)
+def test_what_is_left_to_pytorch(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    inputs = [normal(*shape, seed=1), normal(4, 4, 3, 3, seed=2)]
+    assert_equal_derivatives(lambda x, w: F.conv2d(x, w, **options).pow(3), inputs, order=2)
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+def network(layout: torch.memory_format = torch.contiguous_format) -> nn.Module:
+    """Convolutions of every kind, max-pooling, Softplus, then a linear layer: three logits of images [2, 8, 8]."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.Softplus(beta=3),
+            nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
+            nn.Softplus(beta=3),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 3, stride=2, padding=1),
+            nn.Softplus(),
+            nn.Flatten(),
+            nn.Linear(24, 3),
+        )
+    return net.double().to(memory_format=layout)
+
+
+@pytest.mark.parametrize("image_layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("weight_layout", LAYOUTS, ids=_layout_name)
+def test_network_to_the_third_derivative(weight_layout: torch.memory_format, image_layout: torch.memory_format) -> None:
+    net = network(weight_layout)
+    names = [name for name, _ in net.named_parameters()]
+
+    def logits(x: Tensor, *weights: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(net, dict(zip(names, weights, strict=True)), (x,))
+        return result
+
+    x = normal(2, 2, 8, 8, seed=9, layout=image_layout)
+    assert_equal_derivatives(logits, [x, *(p.detach() for p in net.parameters())])
+
+
+def penalty(net: nn.Module, x: Tensor, mode: SecondOrder | None) -> Tensor:
+    """What training differentiates: a function of two orders of derivatives with respect to the image."""
+    with mode or nullcontext():
+        logits = net(x)
+        with mode.inputs_only() if mode else nullcontext():
+            (g,) = torch.autograd.grad(logits[:, 1].sum(), x, create_graph=True)
+            (hv,) = torch.autograd.grad((g * normal(*x.shape, seed=10)).sum(), x, create_graph=True)
+        return logits.logsumexp(1).sum() + g.square().sum() + hv.square().sum()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=_layout_name)
+def test_graphs_of_inputs_only_have_all_gradients_outside(layout: torch.memory_format, training: bool) -> None:
+    net = network(layout)
+    x = normal(2, 2, 8, 8, seed=9).requires_grad_()
+    parameters = tuple(net.parameters())
+    plain = torch.autograd.grad(penalty(net, x, None), (x, *parameters))
+    ours = torch.autograd.grad(penalty(net, x, SecondOrder(training)), (x, *parameters), allow_unused=True)
+    for a, b in zip(ours[1:], plain[1:], strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+        assert b.abs().max() > 1e-3
+    if training:
+        assert ours[0] is None
+    else:
+        torch.testing.assert_close(ours[0], plain[0], **CLOSE)
+
+
+def convolution() -> nn.Conv2d:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return nn.Conv2d(2, 3, 3, padding=1).double()
+
+
+def test_inputs_only_forms_no_gradient_of_weights() -> None:
+    conv = convolution()
+    x = normal(2, 2, 5, 5, seed=1).requires_grad_()
+    with SecondOrder() as mode:
+        y = conv(x).square().sum()
+        with mode.inputs_only():
+            y.backward(retain_graph=True)
+        assert conv.weight.grad is None
+        assert conv.bias is not None
+        assert conv.bias.grad is None
+        inside, x.grad = x.grad, None
+        y.backward()
+    assert inside is not None
+    assert torch.equal(inside, x.grad)
+    plain = torch.autograd.grad(conv(x).square().sum(), (conv.weight, conv.bias))
+    torch.testing.assert_close((conv.weight.grad, conv.bias.grad), plain, **CLOSE)
+
+
+def test_inputs_only_ends_with_an_exception() -> None:
+    conv = convolution()
+    x = normal(1, 2, 5, 5, seed=1).requires_grad_()
+    with SecondOrder() as mode:
+        with pytest.raises(KeyError), mode.inputs_only():
+            raise KeyError
+        conv(x).sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_training_leaves_out_the_gradient_of_the_image_and_no_other() -> None:
+    """Of images, shifted and scaled: yes. Behind a parameter, be it one that scales the image: no."""
+    conv = convolution()
+    factor = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+    shift = nn.Parameter(normal(1, 2, 5, 5, seed=3))
+    x = normal(2, 2, 5, 5, seed=1).requires_grad_()
+    for before, left_out in (
+        (lambda z: (z - 0.5) / 0.2, True),
+        (lambda z: z, True),
+        (lambda z: z * factor, False),
+        (lambda z: (z / 0.2 + shift).flip(3), False),
+        (lambda z: F.conv2d(z, conv.weight[:2], padding=1), True),
+        (lambda z: F.softplus(z), False),
+    ):
+        results = []
+        for mode in (SecondOrder(training=True), nullcontext()):
+            with mode:
+                y = conv(before(x)).pow(3).sum()
+                results.append(torch.autograd.grad(y, (x, conv.weight, factor, shift), allow_unused=True))
+        ours, plain = results
+        assert (ours[0] is None) == left_out
+        for a, b in zip(ours[1:] if left_out else ours, plain[1:] if left_out else plain, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_without_gradients_nothing_is_different() -> None:
+    net, x = network(), normal(2, 2, 8, 8, seed=9)
+    with SecondOrder(), torch.no_grad():
+        assert torch.equal(net(x), net(x.clone().requires_grad_()))
+    with SecondOrder():
+        assert torch.equal(net(x), net(x.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=_layout_name)
+def test_autocast_to_bfloat16(layout: torch.memory_format) -> None:
+    """The type of the outcome is autocast's, gradients are those of the float32 parameters, and they are near."""
+    net = network(layout).float()
+    net[4] = nn.AvgPool2d(2)  # of two almost equal pixels, rounding may let the other one win
+    x = normal(2, 2, 8, 8, seed=9).float().requires_grad_()
+    parameters = tuple(net.parameters())
+    with torch.autocast("cpu", torch.bfloat16), SecondOrder():
+        assert net[0](x).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16), SecondOrder(training=True) as mode:
+        logits = net(x)
+        with mode.inputs_only():
+            (g,) = torch.autograd.grad(logits[:, 1].sum(), x, create_graph=True)
+        assert (logits.dtype, g.dtype) == (torch.bfloat16, torch.float32)
+        loss = g.square().sum() + logits.float().square().sum()
+    ours = torch.autograd.grad(loss, parameters)
+    logits = net(x)
+    (g,) = torch.autograd.grad(logits[:, 1].sum(), x, create_graph=True)
+    plain = torch.autograd.grad(g.square().sum() + logits.square().sum(), parameters)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == torch.float32
+        # Eight bits of mantissa are 2^-8 = 0.4 % a rounding; some twenty of them lie on the way.
+        assert (a - b).norm() < 0.08 * b.norm()
