@@ -16,9 +16,8 @@ and its SSIM ignores the Gaussian window asked for (11 pixels at sigma 1.5, wher
 padding; SciPy and scikit-image work on the CPU, one sample at a time. The tests compare with each of them.
 
 Functions of a network take a model in evaluation mode and images in [0, 1], put at most ``max_batch`` images into one
-pass, and return a frozen dataclass of tensors with a row an image: :func:`random_perturbation_similarity`,
-:func:`insertion`, :func:`deletion` and :func:`curvature`, the evaluation of Joo et al. 2023. A batch is its single
-images there too.
+pass, and return a frozen dataclass of tensors with a row an image: `random_perturbation_similarity`, `insertion`,
+`deletion` and `curvature`, the evaluation of Joo et al. 2023. A batch is its single images there too.
 """
 
 from __future__ import annotations

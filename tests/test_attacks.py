@@ -10,8 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from robattr import data, metrics, models
-from robattr.attacks import AttackResult, MassCenter, Objective, Targeted, TopK, iterative_attack, random_sign
-from robattr.attributions import METHODS, Attribution, gradient, heatmap, integrated_gradients, smoothgrad
+from robattr.attacks import (
+    AttackResult,
+    ManipulationResult,
+    MassCenter,
+    Objective,
+    Score,
+    Targeted,
+    TopK,
+    frame,
+    iterative_attack,
+    manipulate,
+    random_sign,
+)
+from robattr.attributions import (
+    METHODS,
+    Attribution,
+    gradient,
+    guided_backpropagation,
+    heatmap,
+    input_x_gradient,
+    integrated_gradients,
+    smoothgrad,
+)
 from robattr.experiments import interval
 
 EPSILON = 8 / 255
@@ -220,6 +241,232 @@ def test_photographs_lose_their_map_and_keep_their_class() -> None:
     assert found["top-k"].high < found["random"].low
 
 
+# --- drawing a map into the explanation ----------------------------------------------------------------------------
+
+
+class HalfSquares(nn.Module):
+    """Logits (x.x / 2, 0): the gradient of the first is the image, and its heatmap the image over its maximum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = x.flatten(1).square().sum(1) / 2
+        return torch.stack([energy, torch.zeros_like(energy)], 1)
+
+
+def soft_digits(seed: int = 0) -> nn.Module:
+    return models.build("digits-cnn", activation="softplus", beta=5, seed=seed).double()
+
+
+@pytest.fixture
+def digits() -> Tensor:
+    return torch.rand(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+DIGIT_FRAME = frame(8, 8, 2)
+
+
+def test_frame_by_hand() -> None:
+    rows = ["11111", "11111", "11011", "11111", "11111"]
+    assert frame(5, 5, 2).tolist() == [[float(c) for c in row] for row in rows]
+    assert frame(4, 5, 1).tolist() == [[1.0] * 5, *[[1.0, 0.0, 0.0, 0.0, 1.0]] * 2, [1.0] * 5]
+    assert frame(32, 32, 5).sum() == 32 * 32 - 22 * 22
+    assert frame(224, 224, 35).sum() == 224 * 224 - 154 * 154
+    for border in (0, -1, 2, 3):
+        with pytest.raises(ValueError, match=f"border is {border} pixels; accepted is from 1 to 1 in a map of 4 x 5"):
+            frame(4, 5, border)
+
+
+def test_a_map_is_drawn_as_far_as_the_ball_allows() -> None:
+    """Where the map is the image over its maximum, the best one is a corner of the ball: bright frame, dark inside."""
+    x = torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    x[1] = 0.7
+    epsilon = 1 / 16
+    result = manipulate(
+        HalfSquares().eval(), x, target_map=DIGIT_FRAME, epsilon=epsilon, gamma=1.0, learning_rate=0.01, iterations=40
+    )
+    inside, outside = DIGIT_FRAME == 0, DIGIT_FRAME == 1
+    for i, level in enumerate((0.5, 0.7)):
+        assert (result.images[i, 0, inside] == x[i, 0, 0, 0] - epsilon).all()
+        assert (result.images[i, 0, outside] == x[i, 0, 0, 0] + epsilon).all()
+        # 16 of 64 pixels are inside. A constant map is 1 on all, a step is (level - epsilon)/(level + epsilon) there.
+        step = (level - epsilon) / (level + epsilon)
+        assert result.loss[0, i].item() == 16.0
+        assert result.loss[:, i].min().item() == pytest.approx(16 * step**2, rel=1e-14)
+        assert result.target.cosine[i].item() == pytest.approx(48 / (48 * (48 + 16 * step**2)) ** 0.5, rel=1e-14)
+        assert result.target.pearson[i].item() == pytest.approx(1, rel=1e-14)
+    assert result.original.pearson.tolist() == [0.0, 0.0]  # the clean maps are constant
+    assert result.kept.all()
+    # A small part of the distance is a small part of the way: h = 1 - 2 epsilon/level inside, to first order.
+    weak = manipulate(
+        HalfSquares().eval(), x, target_map=DIGIT_FRAME, epsilon=1e-6, gamma=1.0, learning_rate=1e-6, iterations=5
+    )
+    assert weak.loss.min(0).values[0].item() == pytest.approx(16 * (1 - 2e-6 / 0.5) ** 2, abs=1e-9)
+
+
+def test_every_manipulated_image_is_inside_the_ball_exactly(images: Tensor) -> None:
+    model = models.build("lenet", activation="softplus", beta=3, seed=3)
+    for dtype in (torch.float32, torch.float64):
+        for epsilon in (1e-9, EPSILON, 1.0):
+            x = images.to(dtype)
+            result = manipulate(
+                model.to(dtype), x, target_map=frame(32, 32, 5), epsilon=epsilon, learning_rate=epsilon, iterations=2
+            )
+            assert result.images.dtype == dtype
+            assert result.images.min() >= 0
+            assert result.images.max() <= 1
+            assert ((result.images.double() - x.double()).abs() <= epsilon).all()
+            if epsilon == EPSILON:
+                assert (result.images != x).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("beta", [None, 4.0, (2.0, 9.0)])
+def test_manipulation_equals_a_loop_with_the_optimizer_of_torch(
+    digits: Tensor, beta: float | tuple[float, float] | None
+) -> None:
+    """Image by image, the two terms from two plain passes, torch.optim.Adam, and the best iterate by hand."""
+    model = soft_digits() if beta is None else models.build("digits-cnn", seed=1).double()
+    gamma, rate, epsilon, steps = 0.3, 2 / 255, 6 / 255, 12
+    labels = torch.tensor([3, 1, 4, 1])
+    options = {"gamma": gamma, "learning_rate": rate, "epsilon": epsilon, "iterations": steps, "beta": beta}
+    result = manipulate(model, digits, target_map=DIGIT_FRAME, labels=labels, **options)  # type: ignore[arg-type]
+
+    def loss_of(network: nn.Module, z: Tensor, clean: Tensor, y: int) -> Tensor:
+        (g,) = torch.autograd.grad(network(z)[0, y], z, create_graph=True)
+        h = g.abs().sum((0, 1)) / g.abs().sum((0, 1)).max()
+        return gamma * ((h - DIGIT_FRAME) ** 2).sum() + (1 - gamma) * ((network(z) - network(clean)) ** 2).sum()
+
+    for i, y in enumerate(labels.tolist()):
+        clean = digits[i : i + 1]
+        z = clean.clone().requires_grad_()
+        adam = torch.optim.Adam([z], lr=rate)
+        trace, iterates = [], []
+        for p in range(steps + 1):
+            trace.append(loss_of(model, z, clean, y).item())
+            iterates.append(z.detach().clone())
+            network = model
+            if beta is not None:
+                first, last = beta if isinstance(beta, tuple) else (beta, beta)
+                network = models.softplus_surrogate(model, first * (last / first) ** (p / (steps - 1)))
+            (z.grad,) = torch.autograd.grad(loss_of(network, z, clean, y), z)
+            adam.step()
+            with torch.no_grad():
+                z.copy_(z.clamp(clean - epsilon, clean + epsilon).clamp(0, 1))
+        # Rounding of sums of 1e2 products, which steps of Adam carry on as they are.
+        torch.testing.assert_close(result.loss[:, i], torch.tensor(trace).double(), rtol=1e-7, atol=1e-9)
+        best = min(range(steps + 1), key=lambda p: trace[p])
+        assert result.best[i] == best
+        torch.testing.assert_close(result.images[i], iterates[best][0], rtol=0, atol=1e-9)
+        h = heatmap(gradient(model, iterates[best], y), "max")
+        h0 = heatmap(gradient(model, clean, y), "max")
+        for name in ("cosine", "pearson", "ssim"):
+            measure = getattr(metrics, name)
+            for found, other in ((result.original, h0), (result.target, DIGIT_FRAME[None].double())):
+                assert getattr(found, name)[i].item() == pytest.approx(measure(h, other).item(), abs=1e-7)
+    with torch.no_grad():
+        assert torch.equal(result.prediction, model(digits).argmax(1))
+        assert torch.equal(result.kept, model(result.images).argmax(1) == result.prediction)
+    assert torch.equal(result.labels, labels)
+
+
+def test_a_manipulated_batch_is_its_single_images(digits: Tensor) -> None:
+    """Adam's state and the best iterate belong to an image, as do targets and labels."""
+    goals = torch.stack([frame(8, 8, border) for border in (1, 3, 2, 3)])
+    labels = torch.tensor([3, 1, 4, 1])
+    run = partial(manipulate, soft_digits(), epsilon=EPSILON, iterations=10)
+    whole = run(digits, target_map=goals, labels=labels)
+    parts: list[tuple[ManipulationResult, slice]] = [
+        (run(digits, target_map=goals, labels=labels, batch_size=3), slice(0, 4)),
+        (run(digits[2:3], target_map=goals[2:3], labels=4), slice(2, 3)),
+        (run(digits[2:3], target_map=goals[2], labels=labels[2:3]), slice(2, 3)),
+    ]
+    for part, rows in parts:
+        assert torch.equal(part.best, whole.best[rows])
+        torch.testing.assert_close(part.images, whole.images[rows], rtol=0, atol=1e-9)
+        torch.testing.assert_close(part.loss, whole.loss[:, rows], rtol=1e-7, atol=0)
+        torch.testing.assert_close(part.original.ssim, whole.original.ssim[rows], rtol=1e-6, atol=0)
+        torch.testing.assert_close(part.target.cosine, whole.target.cosine[rows], rtol=1e-6, atol=0)
+    assert (whole.best > 0).all()
+
+
+@pytest.mark.parametrize("method", [gradient, input_x_gradient, guided_backpropagation])
+def test_logits_from_the_pass_of_the_attribution_change_nothing(method: Attribution, digits: Tensor) -> None:
+    """These methods' own pass gives the logits; wrapped, they are taken for others and cost a second one."""
+    calls = []
+
+    def wrapped(model: nn.Module, x: Tensor, target: Tensor | int, *, create_graph: bool = False) -> Tensor:
+        return method(model, x, target, create_graph=create_graph)
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = soft_digits()
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(x.requires_grad)
+            return self.network(x)  # type: ignore[no-any-return]
+
+    run = partial(manipulate, Counted().eval(), digits, target_map=DIGIT_FRAME, epsilon=EPSILON, iterations=6)
+    ours = run(attribution=method)
+    count = len(calls)
+    plain = run(attribution=wrapped)
+    assert len(calls) - count == count + 7  # one for each iterate
+    torch.testing.assert_close(ours.loss, plain.loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(ours.images, plain.images, rtol=0, atol=1e-9)
+    assert (ours.loss.min(0).values < ours.loss[0]).all()
+
+
+def test_manipulation_moves_the_map_of_a_network_and_keeps_its_logits(images: Tensor) -> None:
+    model = models.build("lenet", activation="softplus", beta=3, seed=3)
+    goal = frame(32, 32, 5)
+    state = torch.random.get_rng_state()
+    result = manipulate(model, images, target_map=goal, epsilon=EPSILON, iterations=15)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    before = heatmap(gradient(model, images, result.prediction), "max")
+    assert (result.target.pearson > metrics.pearson(before, goal.expand_as(before)) + 0.05).all()
+    assert (result.original.cosine < 0.99).all()
+    assert torch.equal(result.loss.min(0).values, result.loss.gather(0, result.best[None])[0])
+    # Without the logits' term they move further.
+    free = manipulate(model, images, target_map=goal, epsilon=EPSILON, iterations=15, gamma=1.0)
+    with torch.no_grad():
+        clean, held, moved = model(images), model(result.images), model(free.images)
+    assert (held - clean).square().sum() < (moved - clean).square().sum()
+
+
+def test_the_smooth_copy_gives_a_relu_network_its_direction(images: Tensor) -> None:
+    run = partial(manipulate, lenet(), images, target_map=frame(32, 32, 5), epsilon=EPSILON, iterations=8)
+    assert (run(beta=(3.0, 30.0)).loss.min(0).values < run().loss.min(0).values).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_any_attribution_can_be_manipulated(name: str, digits: Tensor) -> None:
+    short: dict[str, Attribution] = {
+        "integrated_gradients": partial(integrated_gradients, steps=5),
+        "smoothgrad": partial(smoothgrad, samples=5, sigma=0.05),
+    }
+    result = manipulate(
+        soft_digits(),
+        digits[2:],
+        target_map=DIGIT_FRAME,
+        epsilon=EPSILON,
+        attribution=short.get(name, METHODS[name]),
+        iterations=8,
+    )
+    assert (result.best > 0).all()
+    assert (result.original.cosine < 1).all()
+
+
+def test_what_cannot_be_manipulated_is_returned_as_it_was(digits: Tensor) -> None:
+    """A linear model's map is a constant; and with gamma = 0 the clean image has nothing to gain."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).double().eval()
+    for model, gamma in ((linear, 0.5), (soft_digits(), 0.0)):
+        result = manipulate(model, digits, target_map=DIGIT_FRAME, epsilon=EPSILON, gamma=gamma, iterations=5)
+        assert torch.equal(result.images, digits)
+        assert result.best.tolist() == [0] * 4
+        assert result.original.cosine.tolist() == result.original.ssim.tolist() == [1.0] * 4
+        assert result.kept.all()
+        assert torch.equal(result.loss, result.loss[:1].expand_as(result.loss))
+
+
 # --- what cannot be attacked ---------------------------------------------------------------------------------------
 
 
@@ -252,13 +499,38 @@ def test_without_a_surrogate_a_relu_network_gives_no_direction(images: Tensor) -
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
+class Untouchable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("work started")
+
+
+def test_objectives_are_asked_before_work_starts_and_prepared_batch_by_batch(images: Tensor) -> None:
+    prepared = []
+
+    class Recorded(TopK):
+        def prepare(self, reference: Tensor, rows: slice) -> Score:
+            prepared.append(len(reference))
+            return super().prepare(reference, rows)
+
+    attack(lenet(), images, Recorded(100), iterations=1, batch_size=2)
+    assert prepared == [2, 2, 1]
+
+    class Own:  # an objective with nothing but prepare
+        def prepare(self, reference: Tensor, rows: slice) -> Score:
+            if reference.shape[1] != 8:
+                raise ValueError(f"wants 8 rows, not {reference.shape[1]}")
+            return lambda h: h[:, 0].sum(1)
+
+    for run in (partial(attack, objective=Own()), partial(random_sign, objective=Own(), epsilon=0.1)):
+        with pytest.raises(ValueError, match="wants 8 rows, not 32"):
+            run(nn.Sequential(Untouchable(), nn.ReLU()).eval(), images)
+    with pytest.raises(ValueError, match=r"k is 5; the map has 4 pixels"):
+        TopK(5).prepare(torch.ones(1, 2, 2), slice(0, 1))
+
+
 def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> None:
     nan = images.clone()
     nan[0, 0, 0, 0] = float("nan")
-
-    class Untouchable(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            raise AssertionError("work started")
 
     model = nn.Sequential(Untouchable(), nn.ReLU()).eval()
     cases: list[tuple[dict[str, object], str]] = [
@@ -269,6 +541,7 @@ def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> 
         ({"objective": TopK(1025)}, "1024"),
         ({"objective": TopK(0)}, "k is 0"),
         ({"objective": Targeted(torch.ones(31, 32))}, "(31, 32)"),
+        ({"objective": Targeted(torch.ones(1, 32, 32)), "batch_size": 2}, "(1, 32, 32)"),
         ({"epsilon": -8 / 255}, "epsilon is -0.03"),
         ({"epsilon": 0.0}, "epsilon is 0.0"),
         ({"epsilon": 8.0}, "8 / 255"),
@@ -288,3 +561,37 @@ def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> 
         attack(lenet().train(), images)
     with pytest.raises(ValueError, match="draws is 0"):
         random_sign(model, images, objective=TopK(5), epsilon=0.1, draws=0)
+
+
+def test_bad_manipulations_are_refused_in_one_line_before_work_starts(digits: Tensor) -> None:
+    model = nn.Sequential(Untouchable(), nn.ReLU()).eval()
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"images": digits[0]}, "[N, C, H, W]"),
+        ({"images": digits * 255}, "[0, 1]"),
+        ({"images": digits[:, :, :6]}, "6 x 8 pixels"),
+        ({"target_map": frame(8, 9, 2)}, "target_map has shape (8, 9)"),
+        ({"target_map": torch.ones(3, 8, 8)}, "target_map has shape (3, 8, 8)"),
+        ({"target_map": 2 * DIGIT_FRAME}, "values from 0 to 2"),
+        ({"target_map": -DIGIT_FRAME}, "values from -1 to"),
+        ({"target_map": DIGIT_FRAME / 0}, "values from nan to nan"),
+        ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"epsilon": 4.0}, "8 / 255"),
+        ({"gamma": 1.5}, "gamma is 1.5"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"beta": -1.0}, "beta is -1.0"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "int64 [4]"),
+        ({"labels": torch.zeros(4)}, "float32"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"model": soft_digits().train()}, "model.eval()"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            manipulate(
+                **{"model": model, "images": digits, "target_map": DIGIT_FRAME, "epsilon": 0.1, **options}  # type: ignore[arg-type]
+            )
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="target has class 10; the model has classes 0 to 9"):
+        manipulate(soft_digits(), digits, target_map=DIGIT_FRAME, epsilon=0.1, labels=10)

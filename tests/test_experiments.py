@@ -137,7 +137,7 @@ def test_the_key_follows_what_decides_the_result(config: Fragility, tmp_path: Pa
 
 def test_the_key_follows_the_code(config: Fragility, monkeypatch: pytest.MonkeyPatch) -> None:
     before = config.key
-    monkeypatch.setattr(experiments, "_code_digest", lambda: "changed")
+    monkeypatch.setattr(experiments, "code_digest", lambda *modules: "changed")
     assert config.key != before
 
 

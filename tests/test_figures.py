@@ -11,18 +11,27 @@ import numpy as np
 import pytest
 import torch
 
+from robattr.alignment import Evaluation, Record, Spread, Training
 from robattr.experiments import Fragility, FragilityResult, Interval, Row, interval
 from robattr.figures import (
     Panel,
     Published,
     agreement,
+    bound_scatter,
+    distributions,
     fragility_curves,
     fragility_table,
+    histories,
     interval_text,
     map_grid,
+    objective_dots,
+    objective_table,
     pictures,
+    rescaling,
     slider,
+    spread_text,
 )
+from robattr.training import Epoch
 
 LITERATURE = Path(__file__).parents[1] / "results" / "literature" / "ghorbani2019.json"
 
@@ -136,3 +145,61 @@ def test_the_slider_is_whole_html_with_its_data_inside() -> None:
     assert [s["label"] for s in steps] == ["0", "8"]
     assert len({image["source"] for s in steps for image in s["args"][0]["images"]}) == 4
     assert "http" not in html
+
+
+def test_rescaling_shows_both_criteria_on_logarithmic_axes() -> None:
+    figure = rescaling([0.1, 1, 10], [0.01, 1, 100], [0.2, 0.2, 0.2], title="a finding")
+    (ax,) = figure.axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    l2, cosine = ax.lines
+    np.testing.assert_allclose(l2.get_ydata(), [0.01, 1, 100])
+    np.testing.assert_allclose(cosine.get_ydata(), [0.2, 0.2, 0.2])
+    assert ax.get_title() == "a finding"
+
+
+def test_the_bound_is_drawn_with_every_point() -> None:
+    points = {"hessian": ([0.1, 0.2], [0.05, 0.2]), "l2+cosine": ([0.3], [0.1])}
+    figure = bound_scatter(points, title="0 violations")
+    for ax, (bound, measured) in zip(figure.axes, points.values(), strict=True):
+        np.testing.assert_allclose(ax.collections[0].get_offsets(), np.column_stack([bound, measured]))
+        x, y = ax.lines[0].get_data()
+        np.testing.assert_allclose(x, y)  # the diagonal
+    assert [ax.get_title() for ax in figure.axes] == list(points)
+
+
+def test_distributions_draw_medians_in_the_order_of_the_objectives() -> None:
+    values = {"ratio": {"cross-entropy": [1.0, 2.0, 3.0], "hessian": [10.0, 20.0, 60.0]}}
+    (ax,) = distributions(values, title="t").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["hessian", "cross-entropy"]  # from below
+    medians = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1 and line.get_lw() == 1.4]
+    assert medians == [20.0, 2.0]
+
+
+SPREADS = {"cross-entropy": Spread(0.5, {0: 0.4, 1: 0.6}, 100), "l2+cosine": Spread(0.75, {0: 0.75}, 100)}
+
+
+def test_dots_show_every_seed_and_the_mean() -> None:
+    (ax,) = objective_dots({"test accuracy": SPREADS}, title="t").axes
+    found = [sorted(c.get_offsets()[:, 0].tolist()) for c in ax.collections]
+    assert found == [[0.75], [0.75], [0.4, 0.6], [0.5]]
+    assert ax.get_xlabel() == "test accuracy"
+
+
+def test_the_table_has_means_and_ranges() -> None:
+    assert spread_text(SPREADS["cross-entropy"]) == "0.500 (0.400 to 0.600)"
+    assert spread_text(SPREADS["l2+cosine"]) == "0.750"
+    head, _, *lines = objective_table({"accuracy": SPREADS, "other": {"l2+cosine": SPREADS["l2+cosine"]}}).splitlines()
+    assert head == "| objective | accuracy | other |"
+    assert lines == ["| cross-entropy | 0.500 (0.400 to 0.600) |  |", "| l2+cosine | 0.750 | 0.750 |"]
+
+
+def test_histories_leave_out_what_was_not_measured() -> None:
+    def epoch(number: int, alignment: float | None) -> Epoch:
+        return Epoch(number, 0.1, 1.0, 2.0 / number, {}, 0.5, 1.0, 0.5, alignment, 1.0)
+
+    history = (epoch(1, 0.9), epoch(2, None), epoch(3, 0.8))
+    record = Record(Training(), Evaluation(), history, 3, 0.5, 10, {}, None, {})
+    left, right = histories([record, record], title="t").axes
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [2, 1, 2 / 3])
+    np.testing.assert_allclose(right.lines[0].get_xdata(), [1, 3])
+    assert [text.get_text() for text in left.get_figure().legends[0].get_texts()] == ["cross-entropy"]

@@ -207,3 +207,45 @@ def test_functional_activations_are_refused() -> None:
 
     with pytest.raises(ValueError, match="no activation modules"):
         softplus_surrogate(Functional())
+
+
+@pytest.mark.parametrize("name", ["lenet", "digits-mlp"])
+def test_rescaling_the_last_layer_rescales_the_logits(name: str) -> None:
+    model = models.build(name, activation="softplus")
+    x = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    # A power of two scales floats exactly.
+    assert torch.equal(models.rescale_output(model, 8.0)(x), 8 * model(x))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_homogeneous_network_scales_by_the_number_of_its_layers() -> None:
+    model = models.build("digits-mlp")
+    x = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        before = model(x)
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        assert torch.equal(model(x), 4 * before)  # two layers
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), float("nan")])
+def test_rescaling_takes_positive_factors(factor: float) -> None:
+    with pytest.raises(ValueError, match="factor is"):
+        models.rescale_output(models.build("digits-mlp"), factor)
+
+
+def test_rescaling_wants_a_linear_layer() -> None:
+    with pytest.raises(ValueError, match="no linear layer"):
+        models.rescale_output(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)), 2.0)
+
+
+def test_pooling_before_the_activation_is_the_same_function() -> None:
+    """LeNet pools first: for a monotone activation both orders are one function."""
+    z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for activation in (torch.nn.ReLU(), torch.nn.Softplus(beta=3.0)):
+        pool = torch.nn.MaxPool2d(2)
+        assert torch.equal(pool(activation(z)), activation(pool(z)))
