@@ -312,6 +312,7 @@ class Evaluation(BaseModel):
         "integrated_gradients",
         "smoothgrad",
         "lrp",
+        "deep_taylor",
         "guided_backpropagation",
     )
     method_images: int = Field(100, ge=1, description="random perturbation similarity of the other methods")
