@@ -213,3 +213,68 @@ def test_deleted_outputs_are_made_again(workflow: Workflow) -> None:
     (workflow.root / "_build" / "executed" / "quick" / "01_one.ipynb").unlink()
     assert workflow.build() == []
     assert "one says 3" in workflow.read(PAGE.format("01_one"))
+
+
+GRID = """
+description: two small networks
+training:
+  dataset: digits
+  images: 200
+  validation: 50
+  model: digits-mlp
+  schedule: {epochs: 1, batch_size: 50, augment: false, milestones: []}
+objectives:
+  cross-entropy:
+  l2+cosine: {epsilon: 8}
+seeds: [0]
+evaluation:
+  dataset: digits
+  images: 10
+  epsilons: [8]
+  draws: 1
+  methods: [input_x_gradient]
+  method_images: 5
+  manipulated: 5
+  manipulation_iterations: 2
+  frame: 2
+  fractions: 4
+"""
+
+
+def test_reference_runs_are_made_once(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "reference"
+    folder.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "results" / "reference" / "Snakefile", folder)
+    (folder / "tiny.yaml").write_text(GRID)
+    workflow = Workflow(tmp_path)
+
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        # ``--config`` takes every word up to the next option.
+        return workflow.snakemake(
+            *words, "--snakefile", "results/reference/Snakefile", "--config", "grid=tiny", "threads=1"
+        )
+
+    done = make()
+    assert done.returncode == 0, done.stderr
+    records = {path.name: path.stat().st_mtime_ns for path in (folder / "tiny").glob("*.json")}
+    assert set(records) == {"cross-entropy-0.json", "l2+cosine-0.json"}
+    assert len(list((folder / "tiny" / "weights").glob("*.safetensors"))) == 2
+    os.utime(folder / "tiny.yaml")  # as after a clone
+    done = make()
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "tiny").glob("*.json")} == records
+    # Where the configuration was changed, and there only, the run is made again.
+    workflow.change("results/reference/tiny.yaml", "{epsilon: 8}", "{epsilon: 4}")
+    planned = make("--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "l2+cosine-0" in planned.stdout + planned.stderr
+    assert "cross-entropy-0: " not in planned.stdout + planned.stderr
+
+
+def test_a_grid_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "reference"
+    folder.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "results" / "reference" / "Snakefile", folder)
+    done = Workflow(tmp_path).snakemake("--snakefile", "results/reference/Snakefile", "--config", "grid=other")
+    assert done.returncode != 0
+    assert "no grid 'other'" in done.stdout + done.stderr
