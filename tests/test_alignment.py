@@ -404,9 +404,10 @@ print("trained")
 
 def test_of_two_processes_one_trains(tmp_path: Path, trainings: Counter) -> None:
     config = small()
-    path = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     other = subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, str(tmp_path)], env=os.environ | path, stdout=subprocess.PIPE,
+        [sys.executable, "-c", SLOWLY, str(tmp_path)], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with other:
@@ -697,7 +698,10 @@ def test_a_run_becomes_its_record(grid_file: Path, tmp_path: Path, trainings: Co
     assert {v.dtype for v in weights.values()} == {torch.float16}
     model = found.training.build(10)
     model.load_state_dict(weights)
-    assert evaluate(model.requires_grad_(False), grid.evaluation, device="cpu")[0] == found.accuracy
+    accuracy, _, values = evaluate(model.requires_grad_(False), grid.evaluation, device="cpu")
+    assert accuracy == found.accuracy
+    for name, value in values.items():
+        np.testing.assert_allclose(made.values[name], value, rtol=1e-6, err_msg=name)
     # Only the record is made again when it is gone.
     path.unlink()
     again = run_record(
