@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -196,7 +198,8 @@ def run_training(
     """The trained network of a configuration: loaded where it exists, trained and kept where it does not.
 
     A run that was stopped goes on where it was; of two processes that ask at once one trains and the other loads. A
-    folder whose files are damaged is made again.
+    folder whose files are damaged is made again. With several devices the first process keeps the result, and the
+    others return it without provenance.
 
     Args:
         config: what to train.
@@ -210,7 +213,9 @@ def run_training(
         TrainingError: a loss that is not finite.
     """
     folder = Path(root) / f"training-{config.key}"
-    with locked(folder):
+    first = _is_first()
+    # The first of several processes launches the others while it holds the lock: they must not wait for it.
+    with locked(folder) if first else nullcontext():
         found = _load(folder, config)
         if found is not None:
             return found
@@ -229,11 +234,16 @@ def run_training(
             measure_every=config.measure_every,
             progress=progress,
         )
+        if not first:
+            model.load_state_dict(result.weights)
+            model = model.cpu().eval().requires_grad_(False)
+            return TrainedModel(config, result.history, result.best, model, result.last, {})
         provenance = {
             "dataset": {"name": _name(config.dataset), "split": "train", **images.provenance},
             "validation": dict(validation.provenance),
             "code": code_digest(*_CODE),
             "device": _device(compute),
+            "compute": asdict(compute),
             "threads": torch.get_num_threads(),
             "seconds": result.seconds,
             **environment(),
@@ -284,6 +294,13 @@ def _device(compute: Compute) -> str:
     if compute.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return "cpu"
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of those that train together, by what their launcher has set."""
+    # SLURM sets its variable for interactive shells as well: it counts where nothing else says anything.
+    ranks = [os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ]
+    return (not ranks or int(ranks[0]) == 0) and int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 def _name(dataset: str) -> str:
@@ -664,8 +681,10 @@ def run_record(
     compute: Compute | None = None,
     keep_weights: bool = True,
     progress: bool = True,
-) -> Record:
+) -> Record | None:
     """Train (or load) one run of a grid, measure it, and write its record to ``path``.
+
+    With several devices the first process measures and writes; the others return None.
 
     The weights that are measured are the ones that are kept: rounded to float16, in ``weights/<name>.safetensors``
     beside the record, so that everybody can measure them again.
@@ -674,10 +693,13 @@ def run_record(
     trained = run_training(
         grid.run(objective, seed), root=root, data_root=data_root, compute=compute, progress=progress
     )
+    if not _is_first():
+        return None
     rounded = {name: v.half() if v.is_floating_point() else v for name, v in trained.model.state_dict().items()}
     trained.model.load_state_dict(rounded)
     started = time.monotonic()
-    device = None if compute is None or compute.accelerator == "auto" else compute.accelerator
+    # "gpu" and "auto" are Fabric's words.
+    device = None if compute is None or compute.accelerator in ("auto", "gpu") else compute.accelerator
     accuracy, n, values = evaluate(trained.model, grid.evaluation, data_root=data_root, device=device)
     weights = None
     if keep_weights:

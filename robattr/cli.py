@@ -151,10 +151,11 @@ def reference(
     compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
     path = output or folder / f"{run}.json"
     try:
-        alignment.run_record(loaded, runs[run].objective, runs[run].seed, path, root=root, compute=compute)
+        record = alignment.run_record(loaded, runs[run].objective, runs[run].seed, path, root=root, compute=compute)
     except TrainingError as error:
         _refuse(error)
-    click.echo(path)
+    if record is not None:
+        click.echo(path)
 
 
 @main.group(invoke_without_command=True)

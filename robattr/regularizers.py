@@ -281,7 +281,8 @@ class AttributionAdversary(_Scaled):
 
     ``CE + weight * mean max over ||d||_inf <= epsilon of distance(g(x), g(x + d))``: adversarial training of the
     attribution, as robust attribution regularization (Chen et al. 2019) and its successors do with integrated
-    gradients. The inner maximization starts at a random point of the ball and takes ``steps`` signed-gradient steps.
+    gradients. g(x) is held constant. The inner maximization starts at a random point of the ball and takes ``steps``
+    signed-gradient steps.
 
     Args:
         weight: of the distance, >= 0.

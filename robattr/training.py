@@ -138,6 +138,9 @@ def train(
 ) -> TrainingResult:
     """Minimize the objective. A second call with the same folder goes on where the first was stopped.
 
+    Layers that draw random numbers of their own (dropout) take them from PyTorch's global generator: of what is said
+    here about the same numbers, networks with such layers are excepted.
+
     Args:
         objective: holds the model, whose parameters are changed.
         images: training set. A last batch that is not full is left out; each epoch has another order.
@@ -400,24 +403,30 @@ class _Keeper:
 
     def resume(self, schedule: Schedule, seed: int, n: int) -> _State:
         """The state to go on from; a fresh one where there is no checkpoint, or a damaged one."""
-        self._run = json.dumps([schedule.model_dump(mode="json"), seed, n, repr(type(self.objective))])
+        plain = {k: v for k, v in sorted(vars(self.objective).items()) if isinstance(v, (bool, int, float, str))}
+        plain.pop("training", None)  # the module's mode, which is no option
+        described = [schedule.model_dump(mode="json"), seed, n, type(self.objective).__name__, plain]
+        self._run = json.dumps([*described, self.fabric.world_size, type(self.fabric._precision).__name__])
         state = _State()
         path = None if self.folder is None else self.folder / "checkpoint.pt"
         if path is None or not path.exists():
             return state
         try:
-            found = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # whatever a torn file makes the reader raise
             return state
-        if found["run"] != self._run:
-            raise ValueError(f"{path} belongs to another schedule, seed or data; choose another folder, or delete it")
+        if not isinstance(found, dict) or found.get("run") != self._run:
+            raise ValueError(
+                f"{path} belongs to another objective, schedule, seed, data or number of processes; choose another "
+                "folder, or delete it"
+            )
         self.objective.load_state_dict(found["objective"])
         self.optimizer.load_state_dict(found["optimizer"])
         state.step = found["step"]
-        state.sums = {name: value[self.fabric.global_rank] for name, value in found["sums"].items()}
+        device, rank = self.fabric.device, self.fabric.global_rank
+        state.sums = {name: value[rank].to(device) for name, value in found["sums"].items()}
         state.history = [Epoch(**epoch) for epoch in found["history"]]
         state.best, state.best_accuracy, state.best_weights = found["best"]
-        state.best_weights = {name: value.cpu() for name, value in state.best_weights.items()}
         state.seconds = found["seconds"]
         return state
 

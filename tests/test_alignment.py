@@ -736,7 +736,7 @@ def test_the_runs_of_a_grid_are_listed(grid_file: Path) -> None:
 
 def test_a_run_is_made_by_its_name(grid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(alignment, "run_record", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr(alignment, "run_record", lambda *args, **options: calls.append((args, options)) or "a record")
     result = call(str(grid_file), "l2+cosine-3", "--root", "here", "--accelerator", "cpu")
     assert result.exit_code == 0, result.output
     path = grid_file.with_suffix("") / "l2+cosine-3.json"
@@ -768,3 +768,23 @@ def test_wrong_requests_are_one_line_and_status_2(grid_file: Path, monkeypatch: 
         assert result.stderr.startswith("robattr: ")
         assert result.stderr.count("\n") == 1
         assert said in result.stderr
+
+
+def test_several_devices_make_one_record(grid_file: Path, tmp_path: Path) -> None:
+    """The first process holds the folder's lock while it starts the second, which must not wait for it."""
+    command = [sys.executable, "-m", "robattr.cli", "reference", str(grid_file), "l2+cosine-0"]
+    command += ["--root", str(tmp_path / "two"), "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    path = grid_file.with_suffix("") / "l2+cosine-0.json"
+    assert done.stdout.splitlines() == [str(path)]  # once, by the first process
+    found = load_record(path)
+    assert found.provenance["training"]["compute"]["devices"] == 2
+    alone = run(load_grid(grid_file).run("l2+cosine", 0), tmp_path / "one")
+    assert [epoch.accuracy for epoch in found.history] == [epoch.accuracy for epoch in alone.history]
+    for two, one in zip(found.history, alone.history, strict=True):
+        assert two.total == pytest.approx(one.total, rel=1e-4)  # float32 sums in another order, six steps
+    # It is a run like every other: the second time nothing is trained.
+    assert sorted(path.name for path in (tmp_path / "two").glob("training-*")) == [f"training-{alone.config.key}"]
