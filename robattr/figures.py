@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -366,6 +367,10 @@ def distributions(values: Mapping[str, Mapping[str, Sequence[float]]], *, title:
             box.set_facecolor(COLORS[name])
             box.set_alpha(0.75)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.tick_params(axis="x", labelsize=8)
         ax.set_yticks(range(1, len(names) + 1), names if i == 0 else [""] * len(names), fontsize=9)
         ax.set_xlabel(label, fontsize=9)
         _tidy(ax, "x")
@@ -392,6 +397,7 @@ def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) ->
             )
         ax.set_yticks(range(len(names)), names if i == 0 else [""] * len(names), fontsize=9)
         ax.set_ylim(-0.6, len(names) - 0.4)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_xlabel(label, fontsize=9)
         _tidy(ax, "x")
     figure.suptitle(title, fontsize=11)
@@ -399,11 +405,11 @@ def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) ->
 
 
 def histories(records: Sequence[Record], *, title: str) -> Figure:
-    """Training loss and alignment against epochs, a line a run, colored by objective.
+    """Training loss and alignment against epochs, and one against the other; a line a run, colored by objective.
 
     The alignment is the mean cosine of the gradients at a validation image and at one with uniform noise of 8/255.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.9), layout="constrained")
     named: set[str] = set()
     for record in records:
         name = record.training.objective
@@ -413,12 +419,16 @@ def histories(records: Sequence[Record], *, title: str) -> Figure:
         epochs = [epoch.epoch for epoch in record.history]
         axes[0].plot(epochs, [epoch.cross_entropy for epoch in record.history], label=label, **style)
         measured = [(epoch.epoch, epoch.alignment) for epoch in record.history if epoch.alignment is not None]
-        axes[1].plot(*zip(*measured, strict=True), marker=_MARKERS[name], markersize=3.5, **style)
+        style |= {"marker": _MARKERS[name], "markersize": 3.5}
+        axes[1].plot(*zip(*measured, strict=True), **style)
+        losses = {epoch.epoch: epoch.cross_entropy for epoch in record.history}
+        axes[2].plot([losses[epoch] for epoch, _ in measured], [value for _, value in measured], **style)
     axes[0].set_ylabel("training cross-entropy (nats)")
-    axes[1].set_ylabel("mean cosine of gradients, eps = 8/255")
-    for ax in axes:
-        ax.set_xlabel("epoch")
+    axes[1].set_ylabel("mean cosine of gradients")
+    for ax, axis in zip(axes, ("epoch", "epoch", "training cross-entropy (nats), falling"), strict=True):
+        ax.set_xlabel(axis)
         _tidy(ax)
+    axes[2].invert_xaxis()  # as in training, the loss falls to the right
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)

@@ -788,3 +788,43 @@ def test_several_devices_make_one_record(grid_file: Path, tmp_path: Path) -> Non
         assert two.total == pytest.approx(one.total, rel=1e-4)  # float32 sums in another order, six steps
     # It is a run like every other: the second time nothing is trained.
     assert sorted(path.name for path in (tmp_path / "two").glob("training-*")) == [f"training-{alone.config.key}"]
+
+
+# --- the committed records ------------------------------------------------------------------------------------------
+
+REFERENCE = REPOSITORY / "results" / "reference"
+RECORDS = sorted(path.relative_to(REFERENCE) for path in REFERENCE.glob("*/*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=str)
+def test_committed_records_belong_to_their_grid_and_weights(path: Path) -> None:
+    record = load_record(REFERENCE / path)
+    grid = load_grid(REFERENCE / f"{path.parent}.yaml")
+    assert dict(grid.runs())[path.stem] == record.training
+    assert grid.evaluation == record.evaluation
+    if record.weights is not None:
+        alignment.load_model(record, REFERENCE / path.parent)  # the file whose checksum is recorded
+    assert "with changes" not in record.provenance["training"]["commit"]
+    # The bound of an identity: no rounding to five digits reaches this far.
+    for epsilon in record.evaluation.epsilons:
+        values = {q: record.values[f"curvature/{epsilon:g}/{q}"] for q in ("cosine_distance", "cosine_bound")}
+        assert (values["cosine_distance"] <= values["cosine_bound"] * (1 + 1e-4)).all()
+
+
+@pytest.mark.data
+def test_a_committed_record_can_be_measured_again(data_root: Path) -> None:
+    path = REFERENCE / RECORDS[0]
+    record = load_record(path)
+    model = alignment.load_model(record, path.parent)
+    e = record.evaluation
+    smaller = e.model_copy(
+        update={
+            "images": 64, "epsilons": (e.epsilons[0],), "methods": (), "method_images": 1, "manipulated": 1,
+            "manipulation_iterations": 1,
+        }
+    )  # fmt: skip
+    accuracy, n, values = evaluate(model, smaller, data_root=data_root)
+    # A float32 logit can tip over on another machine: at most a few images of ten thousand.
+    assert (n, accuracy) == (record.test_images, pytest.approx(record.accuracy, abs=5e-4))
+    for name in (f"rps/gradient/{e.epsilons[0]:g}/cosine", f"curvature/{e.epsilons[0]:g}/gradient_norm", "insertion"):
+        np.testing.assert_allclose(values[name], record.values[name][:64], rtol=2e-3, atol=2e-4, err_msg=name)

@@ -199,7 +199,8 @@ def test_histories_leave_out_what_was_not_measured() -> None:
 
     history = (epoch(1, 0.9), epoch(2, None), epoch(3, 0.8))
     record = Record(Training(), Evaluation(), history, 3, 0.5, 10, {}, None, {})
-    left, right = histories([record, record], title="t").axes
+    left, right, against = histories([record, record], title="t").axes
+    np.testing.assert_allclose(against.lines[0].get_xydata(), [[2, 0.9], [2 / 3, 0.8]])
     np.testing.assert_allclose(left.lines[0].get_ydata(), [2, 1, 2 / 3])
     np.testing.assert_allclose(right.lines[0].get_xdata(), [1, 3])
     assert [text.get_text() for text in left.get_figure().legends[0].get_texts()] == ["cross-entropy"]
