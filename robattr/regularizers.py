@@ -16,7 +16,7 @@ step can be repeated exactly, and several processes can share one draw.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -167,9 +167,15 @@ class Objective(nn.Module):
         noise: what :meth:`draw` returned for the shape of x; drawn from PyTorch's global generator when None.
     """
 
+    option_names: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def extra_repr(self) -> str:
+        """The options, which with the model say what is minimized."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.option_names)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor | None:
         """The random numbers of a step on a batch of this shape; None when the objective uses none."""
@@ -215,6 +221,8 @@ class GradientAlignment(_Scaled):
         ValueError: a weight is negative, or epsilon is not in (0, 1].
     """
 
+    option_names = ("l2", "cosine", "epsilon", "detach")
+
     def __init__(
         self,
         model: nn.Module,
@@ -256,6 +264,8 @@ class HessianPenalty(_Scaled):
     class's logit; ``scale`` as in :class:`GradientAlignment`.
     """
 
+    option_names = ("weight",)
+
     def __init__(self, model: nn.Module, *, weight: float = 1e-3, scale: Scale = None) -> None:
         super().__init__(model, scale)
         _check_weight("weight", weight)
@@ -292,6 +302,8 @@ class AttributionAdversary(_Scaled):
         step: length of one, in the same units; by default ``2 epsilon / steps``.
         scale: as in :class:`GradientAlignment`.
     """
+
+    option_names = ("weight", "distance", "epsilon", "steps", "step")
 
     def __init__(
         self,
@@ -347,6 +359,8 @@ class AdversarialTraining(Objective):
         steps: signed-gradient steps from a random point of the ball, >= 1.
         step: length of one; by default ``2.5 epsilon / steps``.
     """
+
+    option_names = ("epsilon", "steps", "step")
 
     def __init__(
         self, model: nn.Module, *, epsilon: float = 4 / 255, steps: int = 3, step: float | None = None

@@ -403,9 +403,8 @@ class _Keeper:
 
     def resume(self, schedule: Schedule, seed: int, n: int) -> _State:
         """The state to go on from; a fresh one where there is no checkpoint, or a damaged one."""
-        plain = {k: v for k, v in sorted(vars(self.objective).items()) if isinstance(v, (bool, int, float, str))}
-        plain.pop("training", None)  # the module's mode, which is no option
-        described = [schedule.model_dump(mode="json"), seed, n, type(self.objective).__name__, plain]
+        described = [schedule.model_dump(mode="json"), seed, n]
+        described += [type(self.objective).__name__, self.objective.extra_repr()]
         self._run = json.dumps([*described, self.fabric.world_size, type(self.fabric._precision).__name__])
         state = _State()
         path = None if self.folder is None else self.folder / "checkpoint.pt"

@@ -465,6 +465,24 @@ def test_two_processes_do_what_one_does(sets: tuple[ImageSet, ImageSet], tmp_pat
     assert [Epoch(**json.loads(line)) for line in lines] == found
 
 
+def test_a_checkpoint_of_other_options_is_refused(sets: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    plan = schedule(epochs=1)
+    run(GradientAlignment(small(), l2=0.01), sets, plan, folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another objective"):
+        run(GradientAlignment(small(), l2=100.0), sets, plan, folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another objective"):
+        run(
+            GradientAlignment(small(), l2=0.01), sets, plan, folder=tmp_path,
+            compute=Compute(accelerator="cpu", precision="bf16-mixed"),
+        )  # fmt: skip
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(sets: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    torch.save({"something": torch.zeros(1)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="belongs to another objective"):
+        run(CrossEntropy(small()), sets, schedule(epochs=1), folder=tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["torn", "empty", "text"])
 def test_a_damaged_checkpoint_is_a_fresh_start(damage: str, sets: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
     plan = schedule(epochs=2)
@@ -489,7 +507,7 @@ def test_a_checkpoint_of_something_else_is_refused(sets: tuple[ImageSet, ImageSe
         (CrossEntropy(small()), sets[0].select(torch.arange(99)), plan, 0),
         (GradientAlignment(small()), sets[0], plan, 0),
     ):
-        with pytest.raises(ValueError, match="belongs to another schedule, seed or data") as error:
+        with pytest.raises(ValueError, match="belongs to another objective, schedule, seed") as error:
             run(objective, (images, sets[1]), other, seed=seed, folder=tmp_path)
         assert "\n" not in str(error.value)
         assert str(tmp_path) in str(error.value)
