@@ -8,6 +8,7 @@ its training nor its selection saw. A grid is a YAML file of both; each of its r
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ __all__ = [
     "Spread",
     "TrainedModel",
     "Training",
+    "alignment_at",
     "evaluate",
     "load_grid",
     "load_model",
@@ -642,6 +644,19 @@ def spread(records: Sequence[Record], measure: str) -> dict[str, Spread]:
             each[record.training.seed] = value
         found[objective] = Spread(sum(each.values()) / len(each), each, images)
     return found
+
+
+def alignment_at(record: Record, cross_entropy: float) -> float | None:
+    """The alignment of a run when its training cross-entropy last fell through a value.
+
+    Networks loosen while they learn, so two objectives are compared at the same training loss. Interpolated linearly
+    between the epochs at which the alignment was measured; None where the loss never got there.
+    """
+    measured = [(e.cross_entropy, e.alignment) for e in record.history if e.alignment is not None]
+    for (before, a), (after, b) in reversed(list(itertools.pairwise(measured))):
+        if before >= cross_entropy >= after and before > after:
+            return a + (b - a) * (before - cross_entropy) / (before - after)
+    return None
 
 
 def step_seconds(

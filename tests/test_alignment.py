@@ -605,6 +605,20 @@ def test_the_spread_over_seeds() -> None:
         spread(records, "none")
 
 
+def test_the_alignment_at_a_training_loss_is_interpolated() -> None:
+    def epoch(number: int, loss: float, aligned: float | None) -> Epoch:
+        return Epoch(number, 0.1, loss, loss, {}, 0.5, 1.0, 0.5, aligned, 1.0)
+
+    losses = [(2.0, 0.9), (1.5, None), (1.0, 0.8), (1.2, 0.7), (0.2, 0.6)]
+    history = tuple(epoch(i, *each) for i, each in enumerate(losses, 1))
+    record = Record(Training(), Evaluation(), history, 1, 0.5, 10, {}, None, {})
+    assert alignment.alignment_at(record, 1.6) == pytest.approx(0.86)
+    assert alignment.alignment_at(record, 1.1) == pytest.approx(0.69)  # the last time, not the first
+    assert alignment.alignment_at(record, 0.2) == pytest.approx(0.6)
+    assert alignment.alignment_at(record, 0.1) is None
+    assert alignment.alignment_at(record, 2.1) is None
+
+
 def test_seconds_of_a_step() -> None:
     configs = [small(objective=name) for name in OBJECTIVES]
     found = step_seconds(configs, batch_size=8, repeats=2)
