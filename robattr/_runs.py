@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-__all__ = ["code_digest", "file_digest", "files_digest", "locked", "store", "write_text"]
+__all__ = ["code_digest", "file_digest", "files_digest", "locked", "public_name", "store", "write_text"]
 
 
 def code_digest(*modules: str) -> str:
@@ -45,6 +45,12 @@ def files_digest(dataset: str, weights: str | None) -> str:
             stat = file.stat()
             digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def public_name(dataset: str) -> str:
+    """A data set's name as a record may say it: a ``folder:`` by its own name, its path is nobody else's business."""
+    kind, _, path = dataset.partition(":")
+    return f"{kind}:{Path(path).name}" if path else kind
 
 
 def file_digest(path: Path) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from robattr import attacks, data, metrics, models, regularizers, training
 from robattr._environment import environment
-from robattr._runs import code_digest, file_digest, files_digest, locked, store, write_text
+from robattr._runs import code_digest, file_digest, files_digest, locked, public_name, store, write_text
 from robattr.attributions import METHODS, heatmap
 from robattr.data import ImageSet
 from robattr.models import Classifier
@@ -241,7 +241,7 @@ def run_training(
             model = model.cpu().eval().requires_grad_(False)
             return TrainedModel(config, result.history, result.best, model, result.last, {})
         provenance = {
-            "dataset": {"name": _name(config.dataset), "split": "train", **images.provenance},
+            "dataset": {"name": public_name(config.dataset), "split": "train", **images.provenance},
             "validation": dict(validation.provenance),
             "code": code_digest(*_CODE),
             "device": _device(compute),
@@ -254,9 +254,7 @@ def run_training(
         def write(temporary: Path) -> None:
             save_file(result.weights, temporary / "weights.safetensors")
             save_file(result.last, temporary / "last.safetensors")
-            (temporary / "history.jsonl").write_text(
-                "".join(json.dumps(asdict(epoch)) + "\n" for epoch in result.history), encoding="utf-8"
-            )
+            (temporary / "history.jsonl").write_text(training.history_text(result.history), encoding="utf-8")
             content = {
                 "config": config.model_dump(mode="json"),
                 "best": result.best,
@@ -303,11 +301,6 @@ def _is_first() -> bool:
     # SLURM sets its variable for interactive shells as well: it counts where nothing else says anything.
     ranks = [os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ]
     return (not ranks or int(ranks[0]) == 0) and int(os.environ.get("NODE_RANK", 0)) == 0
-
-
-def _name(dataset: str) -> str:
-    kind, _, path = dataset.partition(":")
-    return f"{kind}:{Path(path).name}" if path else kind
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -426,7 +419,8 @@ def evaluate(
     for method in config.methods:
         similarity(method, config.method_images, config.method_epsilon, config.method_draws)
 
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(config.seed)).mul_(2).sub_(1).to(x)
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = regularizers.uniform(x.shape, generator, torch.device("cpu")).to(x)
     for epsilon in config.epsilons:
         found = metrics.curvature(model, x, prediction, noise * (epsilon / 255), max_batch=max_batch)
         for name in ("hessian_product", "gradient_norm", "ratio", "l2_distance", "cosine_distance", "cosine_bound"):

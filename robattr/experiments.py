@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from robattr import attacks, data, metrics, models
 from robattr._environment import environment
-from robattr._runs import code_digest, files_digest, locked, store, write_text
+from robattr._runs import code_digest, files_digest, locked, public_name, store, write_text
 from robattr.attributions import METHODS, Attribution, heatmap, integrated_gradients, smoothgrad
 from robattr.data import ImageSet
 
@@ -374,10 +374,9 @@ def _device_name(device: torch.device) -> str:
 
 def _public(config: Fragility) -> Fragility:
     """Files by their own names in place of the paths to them, which are nobody else's business."""
-    kind, _, path = config.dataset.partition(":")
     return config.model_copy(
         update={
-            "dataset": f"{kind}:{Path(path).name}" if path else kind,
+            "dataset": public_name(config.dataset),
             "weights": None if config.weights is None else Path(config.weights).name,
         }
     )

@@ -182,6 +182,12 @@ class Objective(nn.Module):
         return None
 
 
+class _UniformNoise(Objective):
+    def draw(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+        """Standard uniform in [-1, 1]."""
+        return uniform(shape, generator, device)
+
+
 class CrossEntropy(Objective):
     """Plain training: the mean cross-entropy."""
 
@@ -202,7 +208,7 @@ class _Scaled(Objective):
     scale: Tensor
 
 
-class GradientAlignment(_Scaled):
+class GradientAlignment(_Scaled, _UniformNoise):
     """Cross-entropy plus local gradient alignment (Joo et al. 2023, section 4).
 
     ``CE + l2 * mean ||g(x) - g(x + z)||^2 + cosine * mean (1 - cos(g(x), g(x + z))) / 2``, with g the gradient of the
@@ -239,12 +245,8 @@ class GradientAlignment(_Scaled):
         _check_epsilon(epsilon)
         self.l2, self.cosine, self.epsilon, self.detach = l2, cosine, epsilon, detach
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """Standard uniform in [-1, 1]."""
-        return _uniform(shape, generator, device)
-
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
-        u = _uniform(x.shape, None, x.device) if noise is None else noise
+        u = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad(), SecondOrder(training=True) as mode:
             near = torch.add(x, u, alpha=self.epsilon).requires_grad_()
             _, h = _input_gradient(self.model, near, y, mode, create_graph=True)
@@ -286,7 +288,7 @@ class HessianPenalty(_Scaled):
         return Losses(ce + self.weight * hessian, ce.detach(), {"hessian": hessian.detach()}, _correct(logits, y))
 
 
-class AttributionAdversary(_Scaled):
+class AttributionAdversary(_Scaled, _UniformNoise):
     """Cross-entropy plus the largest attribution distance that an inner attack finds in the ball around the image.
 
     ``CE + weight * mean max over ||d||_inf <= epsilon of distance(g(x), g(x + d))``: adversarial training of the
@@ -325,15 +327,11 @@ class AttributionAdversary(_Scaled):
         self.weight, self.distance, self.epsilon, self.steps = weight, distance, epsilon, steps
         self.step = 2 * epsilon / steps if step is None else step
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """Standard uniform in [-1, 1]."""
-        return _uniform(shape, generator, device)
-
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         return (cosine_distance if self.distance == "cosine" else l2_distance)(a * self.scale, b * self.scale)
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
-        u = _uniform(x.shape, None, x.device) if noise is None else noise
+        u = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad(), SecondOrder(training=True) as mode:
             here = x.detach().requires_grad_()
             logits, g = _input_gradient(self.model, here, y, mode, create_graph=False)
@@ -351,7 +349,7 @@ class AttributionAdversary(_Scaled):
         return Losses(ce + self.weight * distance, ce.detach(), {self.distance: distance.detach()}, _correct(logits, y))
 
 
-class AdversarialTraining(Objective):
+class AdversarialTraining(_UniformNoise):
     """The cross-entropy of the worst image that projected gradient descent finds (Madry et al. 2018).
 
     Args:
@@ -371,12 +369,8 @@ class AdversarialTraining(Objective):
         self.epsilon, self.steps = epsilon, steps
         self.step = 2.5 * epsilon / steps if step is None else step
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """Standard uniform in [-1, 1]."""
-        return _uniform(shape, generator, device)
-
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
-        u = _uniform(x.shape, None, x.device) if noise is None else noise
+        u = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad():
             z = _within(torch.add(x, u, alpha=self.epsilon), x, self.epsilon)
             for _ in range(self.steps):
@@ -388,7 +382,8 @@ class AdversarialTraining(Objective):
         return Losses(ce, ce.detach(), {}, _correct(logits, y))
 
 
-def _uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+def uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Uniform in [-1, 1]."""
     return torch.rand(tuple(shape), generator=generator, device=device).mul_(2).sub_(1)
 
 

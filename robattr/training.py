@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robattr import metrics
+from robattr._runs import write_text
 from robattr.attributions import gradient
 from robattr.data import ImageSet
-from robattr.regularizers import Losses, Objective
+from robattr.regularizers import Losses, Objective, uniform
 
 __all__ = ["Compute", "Epoch", "Schedule", "TrainingError", "TrainingResult", "crop_and_flip", "step_of", "train"]
 
@@ -251,6 +252,11 @@ def train(
     )
 
 
+def history_text(history: Sequence[Epoch]) -> str:
+    """The content of a ``history.jsonl``: a line an epoch."""
+    return "".join(json.dumps(asdict(epoch)) + "\n" for epoch in history)
+
+
 def step_of(objective: Objective, schedule: Schedule, batch_size: int) -> Callable[[], None]:
     """One training step on random images of the model's size, to be called again and again: for timing."""
     device = next(objective.parameters()).device
@@ -432,9 +438,7 @@ class _Keeper:
     def write_history(self, history: Sequence[Epoch]) -> None:
         if self.folder is None or not self.fabric.is_global_zero:
             return
-        temporary = self.folder / f".history.{id(self)}"
-        temporary.write_text("".join(json.dumps(asdict(epoch)) + "\n" for epoch in history), encoding="utf-8")
-        temporary.replace(self.folder / "history.jsonl")
+        write_text(self.folder / "history.jsonl", history_text(history))
 
 
 def _optimizer(objective: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -468,6 +472,6 @@ def _validate(model: nn.Module, held: ImageSet) -> tuple[float, float]:
 def _alignment(model: nn.Module, held: ImageSet, images: int = 256) -> float:
     model.eval()
     x, y = held.images[:images], held.labels[:images]
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(x.device)
+    noise = uniform(x.shape, torch.Generator().manual_seed(0), torch.device("cpu")).to(x.device)
     near = torch.add(x, noise, alpha=8 / 255)
     return float(metrics.cosine(gradient(model, x, y), gradient(model, near, y)).mean())
