@@ -103,6 +103,9 @@ class Training(BaseModel):
     schedule: Schedule = Schedule()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     measure_every: int = Field(1, ge=1, description="epochs between measurements of the alignment")
+    select: Literal["validation", "last"] = Field(
+        "validation", description="the weights of the epoch with the best validation accuracy, or of the last one"
+    )
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="before")
@@ -175,7 +178,7 @@ class TrainedModel:
     Attributes:
         config: what was asked for.
         history: one entry an epoch.
-        best: the epoch, counted from 1, whose weights were selected on the validation set.
+        best: the epoch, counted from 1, whose weights are the result: selected on the validation set, or the last.
         model: the network with those weights, in evaluation mode, parameters constant, on the CPU.
         last: state of the model after the last epoch.
         provenance: data with checksum, code, versions, hardware, date and wall time.
@@ -237,9 +240,10 @@ def run_training(
             progress=progress,
         )
         if not first:
-            model.load_state_dict(result.weights)
+            best, weights = _selected(config, result.best, result.weights, result.last)
+            model.load_state_dict(weights)
             model = model.cpu().eval().requires_grad_(False)
-            return TrainedModel(config, result.history, result.best, model, result.last, {})
+            return TrainedModel(config, result.history, best, model, result.last, {})
         provenance = {
             "dataset": {"name": public_name(config.dataset), "split": "train", **images.provenance},
             "validation": dict(validation.provenance),
@@ -283,11 +287,19 @@ def _load(folder: Path, config: Training) -> TrainedModel | None:
         lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
         history = tuple(Epoch(**json.loads(line)) for line in lines)
         weights, last = load_file(folder / "weights.safetensors"), load_file(folder / "last.safetensors")
+        best, weights = _selected(config, content["best"], weights, last)
         model = config.build(content["classes"])
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         return None
-    return TrainedModel(config, history, content["best"], model.requires_grad_(False), last, content["provenance"])
+    return TrainedModel(config, history, best, model.requires_grad_(False), last, content["provenance"])
+
+
+def _selected(
+    config: Training, best: int, weights: dict[str, Tensor], last: dict[str, Tensor]
+) -> tuple[int, dict[str, Tensor]]:
+    """The epoch that the configuration selects, and its weights."""
+    return (best, weights) if config.select == "validation" else (config.schedule.epochs, last)
 
 
 def _device(compute: Compute) -> str:
@@ -354,7 +366,7 @@ class Record:
         training: its configuration.
         evaluation: the measurement's.
         history: one entry an epoch.
-        best: the selected epoch.
+        best: the epoch, counted from 1, whose weights were measured.
         accuracy: on the whole test split.
         test_images: their number.
         values: one array a measure, an entry an image; names are ``measure/.../...``.

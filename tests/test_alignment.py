@@ -283,6 +283,17 @@ def test_a_training_is_kept_whole_and_loaded_the_second_time(tmp_path: Path, tra
     assert trainings.calls == 2
 
 
+def test_the_last_weights_are_the_result_where_they_are_asked_for(tmp_path: Path) -> None:
+    config = small(objective="cross-entropy", seed=2, select="last")
+    for found in (run(config, tmp_path), run(config, tmp_path)):  # trained, then loaded
+        assert found.best == config.schedule.epochs
+        assert all(torch.equal(found.last[name], value) for name, value in found.model.state_dict().items())
+    stored = load_file(next(tmp_path.glob("training-*")) / "weights.safetensors")
+    selected = run(config.model_copy(update={"select": "validation"}), tmp_path / "other")
+    assert all(torch.equal(stored[name], value) for name, value in selected.model.state_dict().items())
+    assert selected.best == 1 + max(range(len(selected.history)), key=lambda i: selected.history[i].validation_accuracy)
+
+
 def test_a_trained_model_is_the_best_one_of_the_training(tmp_path: Path) -> None:
     config = small(objective="cosine", seed=2)
     found = run(config, tmp_path)
