@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from robattr.attacks import (
     Score,
     Targeted,
     TopK,
+    cosine_attack,
     frame,
     iterative_attack,
     manipulate,
+    random_directions,
     random_sign,
 )
 from robattr.attributions import (
@@ -467,6 +470,340 @@ def test_what_cannot_be_manipulated_is_returned_as_it_was(digits: Tensor) -> Non
         assert torch.equal(result.loss, result.loss[:1].expand_as(result.loss))
 
 
+# --- the lowest cosine in an l2 ball -------------------------------------------------------------------------------
+
+
+class Quadratic(nn.Module):
+    """Logits (x.Ax / 2 + b.x, level) of images with two pixels; the gradient of the first is Ax + b."""
+
+    def __init__(self, a: list[list[float]], b: list[float], level: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("a", torch.tensor(a, dtype=torch.float64))
+        self.register_buffer("b", torch.tensor(b, dtype=torch.float64))
+        self.level = level
+
+    def slope(self, x: Tensor) -> Tensor:
+        assert isinstance(self.a, Tensor)
+        assert isinstance(self.b, Tensor)
+        return x.flatten(1) @ self.a + self.b
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.b, Tensor)
+        value = (x.flatten(1) * (self.slope(x) + self.b)).sum(1) / 2
+        return torch.stack([value, torch.full_like(value, self.level)], 1)
+
+    def lowest(self, x: Tensor, epsilon: float, clip: bool) -> tuple[float, Tensor]:
+        """The lowest cosine on a fine grid of the disc around one image [2], and the delta that has it."""
+        angle = torch.linspace(0, 2 * torch.pi, 2001, dtype=torch.float64)
+        radius = epsilon * torch.linspace(0, 1, 41, dtype=torch.float64)
+        delta = (radius[:, None, None] * torch.stack([angle.cos(), angle.sin()], 1)).flatten(0, 1)
+        if clip:
+            delta = delta.clamp(-x, 1 - x)
+        found = nn.functional.cosine_similarity(self.slope(x[None]), self.slope(x + delta))
+        return float(found.min()), delta[found.argmin()]
+
+
+QUADRATICS = [
+    Quadratic([[1.0, 0.0], [0.0, 1.0]], [0.3, 0.1]),
+    Quadratic([[2.0, 0.7], [0.7, 0.5]], [0.0, 1.0]),
+    Quadratic([[1.0, -2.0], [-2.0, 0.5]], [1.5, 0.2]),  # a saddle
+    Quadratic([[0.4, 0.1], [0.1, -0.3]], [-0.2, 0.8]),
+]
+PAIRS = torch.tensor([[0.5, 0.5], [0.4, 0.7], [0.95, 0.6], [0.05, 0.9]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("quadratic", QUADRATICS)
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.3])
+def test_the_lowest_cosine_of_a_quadratic_is_found(quadratic: Quadratic, epsilon: float) -> None:
+    """Against every point of a disc, cut by [0, 1] or not; what lies outside can only help.
+
+    Around an image there can be two minima: six restarts find the lower one.
+    """
+    x = PAIRS.view(-1, 1, 1, 2)
+    run = partial(
+        cosine_attack, quadratic.eval(), x, epsilon=epsilon, iterations=30, restarts=6, step=epsilon / 4, labels=0
+    )
+    clipped, free = run(clip=True), run(clip=False)
+    for result, clip in ((clipped, True), (free, False)):
+        for i, pair in enumerate(PAIRS):
+            lowest, _ = quadratic.lowest(pair, epsilon, clip)
+            slack = 1e-3 * min(1, 1 - lowest)
+            assert lowest - slack <= result.cosine[i].item() <= lowest + slack
+    assert (free.cosine <= clipped.cosine + 1e-3 * (1 - clipped.cosine)).all()
+    if quadratic is QUADRATICS[1] and epsilon == 0.3:  # the last image lies in a corner
+        assert free.cosine[3] < clipped.cosine[3] - 0.04
+
+
+def test_the_lowest_cosine_around_a_gradient_that_is_the_image(digits: Tensor) -> None:
+    """The tangent from the origin to the ball: sin = epsilon / ||x||, in 64 dimensions."""
+    for epsilon in (0.1, 1.0):
+        sine = epsilon / digits.flatten(1).norm(dim=1)
+        result = cosine_attack(
+            HalfSquares().eval(), digits, epsilon=epsilon, iterations=30, step=epsilon / 4, labels=0, clip=False
+        )
+        exact = (1 - sine**2).sqrt()
+        assert (result.cosine >= exact).all()
+        torch.testing.assert_close(1 - result.cosine, 1 - exact, rtol=1e-3, atol=0)
+
+
+def test_starting_at_the_optimum_finds_at_least_that() -> None:
+    for quadratic in QUADRATICS:
+        found = [quadratic.lowest(pair, 0.2, clip=True) for pair in PAIRS]
+        x, starts = PAIRS.view(-1, 1, 1, 2), torch.stack([delta for _, delta in found]).view(-1, 1, 1, 2)
+        lowest = torch.tensor([value for value, _ in found])
+        for restarts in (0, 2):
+            run = partial(cosine_attack, quadratic.eval(), x, epsilon=0.2, iterations=1, labels=0, restarts=restarts)
+            result = run(starts=starts)
+            assert result.trace.shape == (restarts + 1, 2, 4)
+            torch.testing.assert_close(result.trace[restarts, 0], lowest.double(), rtol=0, atol=1e-6)
+            assert (result.cosine <= lowest + 1e-6).all()
+        # From outside of the ball a start is projected: the same direction, at the radius.
+        far = cosine_attack(
+            quadratic.eval(), x, epsilon=0.02, iterations=1, labels=0, restarts=0, starts=9 * starts, clip=False
+        )
+        ends = x + 0.02 * starts / starts.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        expected = metrics.cosine(quadratic.slope(ends), quadratic.slope(x))
+        torch.testing.assert_close(far.trace[0, 0], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [1e-9, 1e-3, 0.5, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_image_is_inside_the_l2_ball_exactly(images: Tensor, epsilon: float, dtype: torch.dtype) -> None:
+    """No tolerance: the l2 norm of the difference, formed in float64, is at most the epsilon that was asked."""
+    x, model = images.to(dtype), models.build("lenet", activation="softplus", beta=3, seed=3).to(dtype)
+    for clip in (True, False):
+        for result in (
+            cosine_attack(model, x, epsilon=epsilon, step=epsilon, iterations=1, restarts=1, clip=clip, starts=-x),
+            random_directions(model, x, epsilon=epsilon, draws=2, clip=clip),
+        ):
+            assert result.images.dtype == dtype
+            distance = (result.images.double() - x.double()).flatten(1).norm(dim=1)
+            assert (distance <= epsilon).all()
+            assert not clip or (result.images.min() >= 0 and result.images.max() <= 1)
+            if epsilon > 1e-9 and not clip:  # and uses it, up to the float32 next to it
+                assert (distance >= epsilon * (1 - 1e-2 if dtype == torch.float32 else 1 - 1e-9)).any()
+
+
+def test_a_linear_model_keeps_its_gradient_everywhere() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).double().eval()
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for result in (cosine_attack(linear, x, epsilon=3.0), random_directions(linear, x, epsilon=3.0, draws=5)):
+        torch.testing.assert_close(result.trace, torch.ones_like(result.trace), rtol=0, atol=1e-12)
+        assert result.images.isfinite().all()
+        assert result.images.min() >= 0
+        assert result.images.max() <= 1
+        assert (result.images != x).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("beta", [None, 4.0, (2.0, 9.0)])
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+def test_the_cosine_attack_equals_a_loop_by_hand(
+    digits: Tensor, beta: float | tuple[float, float] | None, momentum: float
+) -> None:
+    """Image by image: the step on the direction's sum, the projection, clipping, and the best iterate."""
+    model = soft_digits() if beta is None else models.build("digits-cnn", seed=1).double()
+    epsilon, step, steps = 0.8, 0.15, 9
+    labels = torch.tensor([3, 1, 4, 1])
+    starts = torch.randn(digits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 9
+    result = cosine_attack(
+        model,
+        digits,
+        epsilon=epsilon,
+        step=step,
+        iterations=steps,
+        restarts=0,
+        momentum=momentum,
+        beta=beta,
+        labels=labels,
+        starts=starts,
+    )
+
+    def slope(network: nn.Module, z: Tensor, y: int) -> Tensor:
+        return torch.autograd.grad(network(z)[0, y], z, create_graph=True)[0].flatten()
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b) / (a.norm() * b.norm())
+
+    for i, y in enumerate(labels.tolist()):
+        clean = digits[i : i + 1].clone().requires_grad_()
+        reference = slope(model, clean, y).detach()
+        delta, m = starts[i : i + 1], torch.zeros_like(starts[:1])
+        trace, iterates = [], []
+        for p in range(steps + 1):
+            delta = delta * min(1, epsilon / float(delta.norm()))
+            delta = (clean.detach() + delta).clamp(0, 1) - clean.detach()
+            z = (clean.detach() + delta).requires_grad_()
+            trace.append(cosine(reference, slope(model, z, y)).item())
+            iterates.append(z.detach())
+            network = model
+            if beta is not None:
+                first, last = beta if isinstance(beta, tuple) else (beta, beta)
+                network = models.softplus_surrogate(model, first * (last / first) ** (p / (steps - 1)))
+            (g,) = torch.autograd.grad(cosine(reference, slope(network, z, y)), z)
+            m = momentum * m + g / g.norm()
+            delta = delta - step * m / m.norm()
+        torch.testing.assert_close(result.trace[0, :, i], torch.tensor(trace).double(), rtol=0, atol=1e-7)
+        best = min(range(steps + 1), key=lambda p: trace[p])
+        assert result.iterate[i] == best
+        torch.testing.assert_close(result.images[i], iterates[best][0], rtol=0, atol=1e-7)
+
+
+def test_what_the_cosine_attack_returns(digits: Tensor) -> None:
+    model = soft_digits()
+    for labels in (None, 3, torch.tensor([3, 1, 4, 1])):
+        attacked = cosine_attack(model, digits, epsilon=1.0, iterations=6, labels=labels)
+        drawn = random_directions(model, digits, epsilon=1.0, draws=5, labels=labels)
+        assert attacked.trace.shape == (3, 7, 4)
+        assert drawn.trace.shape == (5, 1, 4)
+        for result in (attacked, drawn):
+            columns = torch.arange(4)
+            assert torch.equal(result.cosine, result.trace[result.restart, result.iterate, columns])
+            assert torch.equal(result.cosine, result.trace.flatten(0, 1).min(0).values)
+            with torch.no_grad():
+                assert torch.equal(result.prediction, model(digits).argmax(1))
+                assert torch.equal(result.kept, model(result.images).argmax(1) == result.prediction)
+            expected = result.prediction if labels is None else torch.as_tensor(labels).expand(4)
+            assert torch.equal(result.labels, expected)
+            again = metrics.cosine(gradient(model, digits, expected), gradient(model, result.images, expected))
+            torch.testing.assert_close(result.cosine, again, rtol=0, atol=1e-12)
+            assert result.epsilon == 1.0
+
+
+def test_a_lost_class_is_marked_and_returned() -> None:
+    """The tangent's point has the logit (||x||^2 - epsilon^2) / 2: 0.73 for one image, 0.17 for the other; 0.2 wins."""
+    model = Quadratic([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], level=0.2).eval()
+    x = torch.tensor([[0.9, 0.9], [0.5, 0.5]], dtype=torch.float64).view(2, 1, 1, 2)
+    result = cosine_attack(model, x, epsilon=0.4, step=0.1, clip=False)
+    assert result.prediction.tolist() == result.labels.tolist() == [0, 0]
+    assert result.kept.tolist() == [True, False]
+    exact = (1 - 0.4**2 / x.flatten(1).square().sum(1)).sqrt()
+    torch.testing.assert_close(result.cosine, exact, rtol=0, atol=1e-3)
+
+
+def test_restarts_begin_on_the_sphere_and_the_first_halfway(digits: Tensor) -> None:
+    """The starts are the draws of the baseline, whose every point has the radius that was asked."""
+    model = soft_digits()
+    attacked = cosine_attack(model, digits, epsilon=0.6, iterations=2, clip=False)
+    drawn = random_directions(model, digits, epsilon=0.6, draws=3, clip=False)
+    half = random_directions(model, digits, epsilon=0.3, draws=1, clip=False)
+    starts = torch.cat([half.trace[:, 0], drawn.trace[1:, 0]])
+    torch.testing.assert_close(attacked.trace[:, 0], starts, rtol=0, atol=1e-12)
+    for result, radius in ((drawn, 0.6), (half, 0.3)):
+        distance = (result.images - digits).flatten(1).norm(dim=1)
+        torch.testing.assert_close(distance, torch.full_like(distance, radius), rtol=1e-9, atol=0)
+    assert (drawn.trace[0] != drawn.trace[1]).all()
+
+
+def test_the_cosine_attack_beats_random_directions_of_as_many_evaluations(digits: Tensor) -> None:
+    """In each image, and by a factor of two in 1 - cosine."""
+    model = soft_digits()
+    for epsilon in (0.1, 1.0):
+        ours = cosine_attack(model, digits, epsilon=epsilon, iterations=20, restarts=2)
+        search = random_directions(model, digits, epsilon=epsilon, draws=2 * 21)
+        assert ours.trace[..., 0].numel() == search.trace[..., 0].numel()
+        assert (1 - ours.cosine > 2 * (1 - search.cosine)).all()
+
+
+def test_a_cosine_attack_on_a_batch_is_its_single_images(digits: Tensor) -> None:
+    model = soft_digits()
+    labels = torch.tensor([3, 1, 4, 1])
+    starts = torch.randn(digits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    attack_ = partial(cosine_attack, model, epsilon=0.5, iterations=8)
+    search = partial(random_directions, model, epsilon=0.5, draws=4)
+    for run, more in ((attack_, {"starts": starts}), (search, {})):
+        whole = run(digits, labels=labels, **more)
+        parts = [(run(digits, labels=labels, batch_size=size, **more), slice(0, 4)) for size in (1, 3)]
+        alone = {name: value[2:3] for name, value in more.items()}
+        parts.append((run(digits[2:3], labels=4, **alone), slice(2, 3)))
+        for part, rows in parts:
+            assert torch.equal(part.restart, whole.restart[rows])
+            assert torch.equal(part.iterate, whole.iterate[rows])
+            assert torch.equal(part.labels, whole.labels[rows])
+            torch.testing.assert_close(part.images, whole.images[rows], rtol=0, atol=1e-9)
+            torch.testing.assert_close(part.trace, whole.trace[:, :, rows], rtol=0, atol=1e-9)
+
+
+def test_same_seed_same_cosines_and_no_global_state(digits: Tensor) -> None:
+    model = soft_digits()
+    state = torch.random.get_rng_state()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for run in (
+        partial(cosine_attack, model, digits, epsilon=0.5, iterations=2),
+        partial(random_directions, model, digits, epsilon=0.5, draws=2),
+    ):
+        a, b, other = run(seed=4), run(seed=4), run(seed=5)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.trace, b.trace)
+        assert (a.trace[:, 0] != other.trace[:, 0]).all()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_attributions_that_are_zero_have_the_cosine_of_the_metrics() -> None:
+    """At black the image's own gradient is zero, and nowhere else; that of the constant logit is zero everywhere."""
+    black = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    for label, expected in ((0, 0.0), (1, 1.0)):
+        for result in (
+            cosine_attack(HalfSquares().eval(), black, epsilon=0.5, iterations=3, labels=label),
+            random_directions(HalfSquares().eval(), black, epsilon=0.5, draws=3, labels=label),
+        ):
+            assert torch.equal(result.trace, torch.full_like(result.trace, expected))
+    # A point where the map vanishes can be reached: -1 on its other side, 0 on it.
+    x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    at = cosine_attack(HalfSquares().eval(), x, epsilon=0.6, iterations=1, restarts=0, starts=-x, labels=0)
+    assert at.trace[0, 0].tolist() == [0.0]
+
+
+def test_without_a_direction_the_steps_are_random(digits: Tensor) -> None:
+    """A gradient that is zero, or not finite; also what the attribution is asked for, and how often."""
+    seen: list[tuple[bool, Tensor]] = []
+
+    def recorded(model: nn.Module, x: Tensor, target: Tensor | int, *, create_graph: bool = False) -> Tensor:
+        seen.append((create_graph, x.detach()))
+        return torch.ones_like(x)
+
+    def sharp(model: nn.Module, x: Tensor, target: Tensor | int, *, create_graph: bool = False) -> Tensor:
+        seen.append((create_graph, x.detach()))
+        return x + (0 * x).sqrt()  # the derivative is 1 + 0 / 0
+
+    def steep(model: nn.Module, x: Tensor, target: Tensor | int, *, create_graph: bool = False) -> Tensor:
+        seen.append((create_graph, x.detach()))
+        return x + (x - x.detach()).sqrt()  # the derivative is 1 + 1 / 0
+
+    for attribution in (recorded, sharp, steep):
+        seen.clear()
+        result = cosine_attack(
+            soft_digits(), digits, epsilon=0.5, attribution=attribution, iterations=4, restarts=2, momentum=0.0
+        )
+        assert [graph for graph, _ in seen] == [False, *([True] * 4 + [False]) * 2]
+        assert torch.equal(seen[0][1], digits)
+        for (_, a), (_, b) in pairwise(seen):
+            assert b.isfinite().all()
+            assert ((a - b).flatten(1).norm(dim=1) > 0.05).all()
+        assert ((result.images - digits).flatten(1).norm(dim=1) <= 0.5).all()
+        assert result.cosine.isfinite().all()
+
+
+def test_the_smooth_copy_gives_the_cosine_attack_its_direction(images: Tensor) -> None:
+    run = partial(cosine_attack, lenet(), images[2:], epsilon=0.5, iterations=8, restarts=1)
+    assert (run(beta=10.0).cosine < run().cosine).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_cosine_of_any_attribution_can_be_attacked(name: str, digits: Tensor) -> None:
+    short: dict[str, Attribution] = {
+        "integrated_gradients": partial(integrated_gradients, steps=5),
+        "smoothgrad": partial(smoothgrad, samples=5, sigma=0.25),
+    }
+    method = short.get(name, METHODS[name])
+    # The quotients of LRP have poles, and a far start can lie near one.
+    result = cosine_attack(soft_digits(), digits[2:], epsilon=0.02, attribution=method, iterations=8, restarts=1)
+    assert (result.cosine < result.trace[0, 0]).all()
+    maps = [method(soft_digits(), v, result.labels).detach() for v in (digits[2:], result.images)]
+    torch.testing.assert_close(result.cosine, metrics.cosine(*maps), rtol=0, atol=1e-9)
+
+
 # --- what cannot be attacked ---------------------------------------------------------------------------------------
 
 
@@ -595,3 +932,45 @@ def test_bad_manipulations_are_refused_in_one_line_before_work_starts(digits: Te
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="target has class 10; the model has classes 0 to 9"):
         manipulate(soft_digits(), digits, target_map=DIGIT_FRAME, epsilon=0.1, labels=10)
+
+
+def test_bad_cosine_attacks_are_refused_in_one_line_before_work_starts(digits: Tensor) -> None:
+    model = nn.Sequential(Untouchable(), nn.ReLU()).eval()
+    nan = torch.full_like(digits, float("nan"))
+    both: list[tuple[dict[str, object], str]] = [
+        ({"images": digits[0]}, "[N, C, H, W]"),
+        ({"images": digits * 255}, "[0, 1]"),
+        ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"epsilon": -1.0}, "epsilon is -1.0"),
+        ({"epsilon": float("inf")}, "epsilon is inf"),
+        ({"epsilon": float("nan")}, "epsilon is nan"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "int64 [4]"),
+        ({"labels": torch.zeros(4)}, "float32"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"model": soft_digits().train()}, "model.eval()"),
+    ]
+    ours: list[tuple[dict[str, object], str]] = [
+        ({"step": 0.0}, "step is 0.0"),
+        ({"step": float("nan")}, "step is nan"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"restarts": 0}, "restarts is 0"),
+        ({"restarts": -1, "starts": 0 * digits}, "restarts is -1"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"momentum": -0.1}, "momentum is -0.1"),
+        ({"beta": -1.0}, "beta is -1.0"),
+        ({"starts": digits[:1]}, "starts has shape (1, 1, 8, 8)"),
+        ({"starts": nan}, "starts has NaN"),
+    ]
+    theirs: list[tuple[dict[str, object], str]] = [({"draws": 0}, "draws is 0")]
+    runs: list[tuple[Callable[..., object], list[tuple[dict[str, object], str]]]] = [
+        (cosine_attack, both + ours),
+        (partial(random_directions, draws=1), both + theirs),
+    ]
+    for run, cases in runs:
+        for options, message in cases:
+            with pytest.raises(ValueError) as error:  # noqa: PT011
+                run(**{"model": model, "images": digits, "epsilon": 0.1, **options})
+            assert message in str(error.value)
+            assert "\n" not in str(error.value)
+        with pytest.raises(ValueError, match="target has class 10; the model has classes 0 to 9"):
+            run(model=soft_digits(), images=digits, epsilon=0.1, labels=10)
