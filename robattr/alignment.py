@@ -495,6 +495,10 @@ class Grid(BaseModel):
             for objective in self.objectives:
                 yield f"{objective}-{seed}", self.run(objective, seed)
 
+    def configuration(self, run: str) -> list[dict[str, Any]]:
+        """All that a run's record depends on, as JSON."""
+        return [m.model_dump(mode="json") for m in (dict(self.runs())[run], self.evaluation)]
+
     def run(self, objective: str, seed: int) -> Training:
         """The configuration of one run."""
         options = dict(self.objectives).get(objective) or {}  # type: ignore[call-overload]

@@ -132,30 +132,34 @@ def run(
 def reference(
     grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
 ) -> None:
-    """List the runs of GRID (a YAML file), or train and measure the one called RUN and write its record."""
-    from robattr import alignment
+    """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
+    from robattr import alignment, certification
     from robattr.training import Compute, TrainingError
 
-    loaded = alignment.load_grid(grid)
+    loaded = certification.any_grid(grid)
     folder = grid.with_suffix("")
     runs = dict(loaded.runs())
     if run is None:
-        table = Table("run", "recorded", "options", title=loaded.description)
-        for name, config in runs.items():
-            here = "yes" if (folder / f"{name}.json").exists() else "no"
-            table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in config.options.items()))
+        table = Table("run", "recorded", title=loaded.description)
+        for name in runs:
+            table.add_row(name, "yes" if (folder / f"{name}.json").exists() else "no")
         _show(table)
         return
     if run not in runs:
         raise ValueError(f"no run {run!r} in {grid} (there are {', '.join(runs)})")
-    compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
     path = output or folder / f"{run}.json"
     try:
-        record = alignment.run_record(loaded, runs[run].objective, runs[run].seed, path, root=root, compute=compute)
+        if isinstance(loaded, certification.Grid):
+            device = None if accelerator in ("auto", "gpu") else accelerator
+            certification.run_record(loaded, run, path, root=root, device=device)
+        else:
+            compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
+            config = dict(loaded.runs())[run]
+            if alignment.run_record(loaded, config.objective, config.seed, path, root=root, compute=compute) is None:
+                return
     except TrainingError as error:
         _refuse(error)
-    if record is not None:
-        click.echo(path)
+    click.echo(path)
 
 
 @main.group(invoke_without_command=True)

@@ -1,0 +1,533 @@
+"""Certificates of trained networks, and attacks that try to break them: protocol of Wang & Kong 2024, and beyond.
+
+A certification is a validated configuration of one network: some images are certified at several radii, with uniform
+noise and with Gaussian noise of the same variance; some are attacked within several l2 balls, and what the attacks
+reach stands beside what was certified. A grid is a YAML file of networks that share one measurement; each becomes one
+JSON record.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+from tqdm import tqdm
+
+from robattr import alignment, attacks, data, metrics, models, smoothing
+from robattr._environment import environment
+from robattr._runs import code_digest, public_name, write_text
+from robattr.alignment import Training
+from robattr.attributions import gradient, heatmap
+from robattr.models import Classifier
+from robattr.smoothing import Ball, Gaussian, Noise
+
+__all__ = [
+    "ADVERSARIES",
+    "LAWS",
+    "Certification",
+    "Check",
+    "Grid",
+    "Network",
+    "Record",
+    "any_grid",
+    "certified",
+    "check",
+    "load_grid",
+    "load_record",
+    "load_records",
+    "measure",
+    "noise_of",
+    "run_record",
+    "save_record",
+]
+
+Law = Literal["uniform", "gaussian"]
+LAWS: tuple[Law, ...] = ("uniform", "gaussian")
+"""Laws of the noise; the Gaussian one has the variance of the uniform one of the same radius."""
+
+ADVERSARIES = ("adaptive", "transfer", "random")
+"""The gradient through the smoothing; the attack on the plain gradient, transferred; random directions."""
+
+Values = dict[str, NDArray[np.float64]]
+
+
+class Network(BaseModel):
+    """Which network: a reference record with its weights, a training, or a model with published weights.
+
+    Raises:
+        pydantic.ValidationError: not exactly one of the three is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record: str | None = Field(None, description="a record of a training, with its weights beside it")
+    training: Training | None = Field(None, description="a training, which is run where it is not there")
+    model: str | None = Field(None, description="a model with published weights")
+
+    @model_validator(mode="after")
+    def _one(self) -> Network:
+        if sum(v is not None for v in (self.record, self.training, self.model)) != 1:
+            raise ValueError("a network is one of record, training and model")
+        return self
+
+    def load(self, root: Path | str, data_root: Path | str | None) -> tuple[Classifier, dict[str, Any]]:
+        """The network in evaluation mode, and where it is from."""
+        if self.record is not None:
+            path = Path(self.record)
+            found = alignment.load_record(path)
+            source = {"record": path.name, "weights": found.weights, "training": found.training.model_dump(mode="json")}
+            return alignment.load_model(found, path.parent), source
+        if self.training is not None:
+            trained = alignment.run_training(self.training, root=root, data_root=data_root, progress=False)
+            return trained.model, {"training": self.training.model_dump(mode="json"), **trained.provenance}
+        assert self.model is not None
+        return models.build(self.model).requires_grad_(False), {"model": self.model}
+
+
+class Certification(BaseModel):
+    """What is certified and attacked. Radii and epsilons are l2 lengths in units of a [0, 1] image.
+
+    Images are a prefix of one draw of the test split; the explained class is the network's prediction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "cifar10"
+    images: int = Field(16, ge=1, description="images that are certified")
+    radii: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    laws: tuple[Law, ...] = LAWS
+    samples: int = Field(10_000, ge=2)
+    choose: int = Field(1000, ge=1)
+    alpha: float = Field(0.001, gt=0, lt=1)
+    attacked: int = Field(8, ge=0, description="images that are attacked")
+    attack_radius: float = Field(1.0, gt=0)
+    epsilons: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04)
+    attack_samples: int = Field(32, ge=1, description="fixed noise that the adaptive attack differentiates")
+    iterations: int = Field(20, ge=1)
+    restarts: int = Field(2, ge=1)
+    beta: float | None = Field(
+        None, gt=0, description="sharpness of the smooth copy that directs the attack, for networks of ReLUs"
+    )
+    check_samples: int = Field(1000, ge=2, description="fresh samples that measure what an attack has reached")
+    fractions: int = Field(20, ge=1, description="of the insertion score")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Certification:
+        if self.attacked > self.images:
+            raise ValueError(f"attacked is {self.attacked}; it is at most images, {self.images}")
+        if self.attacked and self.attack_radius not in self.radii:
+            raise ValueError(f"attack_radius is {self.attack_radius}; accepted is one of radii, {list(self.radii)}")
+        if min((*self.radii, *self.epsilons), default=1) <= 0:
+            raise ValueError("radii and epsilons are l2 lengths > 0")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What was certified of a network, and what attacks on it reached.
+
+    Attributes:
+        name: of the run.
+        network: which one.
+        config: the measurement.
+        dimension: number of values of an image.
+        values: one array a measure, an entry an image:
+
+            - ``norm/<law>/<radius>``, ``norm_lower/...``: length of the smoothed map, and its lower confidence bound;
+            - ``drift/<law>/<radius>``: cosine between the smoothed map and the plain gradient;
+            - ``insertion/plain``, ``insertion/<law>/<radius>``: insertion score of their heatmaps;
+            - ``attacked/<law>/<radius>/<epsilon>/<adversary>``: estimate of cos(h(x), h(x + delta)), without bias from
+              finite samples;
+            - ``plain/<epsilon>``: cosine that the attack on the plain gradient reaches, without smoothing.
+        provenance: of the network and of the measurement.
+    """
+
+    name: str
+    network: Network
+    config: Certification
+    dimension: int
+    values: Values
+    provenance: dict[str, Any]
+
+
+def noise_of(law: str, radius: float, dimension: int) -> Noise:
+    """The noise of a law: uniform in the ball of a radius, or the Gaussian of the same variance.
+
+    Raises:
+        ValueError: there is no such law.
+    """
+    if law == "uniform":
+        return Ball(radius)
+    if law == "gaussian":
+        return Gaussian.matching(radius, dimension)
+    raise ValueError(f"law is {law!r}; accepted are {', '.join(LAWS)}")
+
+
+def measure(
+    model: Classifier,
+    config: Certification,
+    *,
+    data_root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    folder: Path | str | None = None,
+    max_batch: int = 256,
+    progress: bool = False,
+) -> tuple[int, Values]:
+    """Certify and attack one network: the dimension of its images, and the values of a :class:`Record`.
+
+    Args:
+        model: images in [0, 1] to logits, in evaluation mode.
+        config: what is measured.
+        data_root: see :func:`robattr.data.load`.
+        device: where to compute; a GPU when there is one by default.
+        folder: where the certificates of single images are kept as they come, so that a stopped run goes on.
+        max_batch: largest number of images in one pass.
+        progress: show bars with the time left.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(device)
+    own_size = config.dataset in ("digits", "cifar10", "cifar10-samples")
+    size = None if own_size else model.input_size[1]
+    drawn = data.load(config.dataset, "test", root=data_root, limit=config.images, seed=config.seed, size=size)
+    x = drawn.images.to(device)
+    y = torch.cat([model(part).argmax(1) for part in torch.split(x, max_batch)])
+    dimension = x[0].numel()
+    plain = torch.cat(
+        [gradient(model, a, b) for a, b in zip(torch.split(x, max_batch), torch.split(y, max_batch), strict=True)]
+    )
+    insertion = partial(metrics.insertion, model, x, y, fractions=config.fractions, max_batch=max_batch)
+    values: dict[str, Tensor] = {"insertion/plain": insertion(heatmap(plain)).area}
+    for law in config.laws:
+        for radius in config.radii:
+            noise = noise_of(law, radius, dimension)
+            place = f"{law}/{radius:g}"
+            found = smoothing.certify(
+                model,
+                x,
+                y,
+                noise=noise,
+                epsilon=config.epsilons,
+                samples=config.samples,
+                choose=config.choose,
+                alpha=config.alpha,
+                seed=config.seed,
+                max_batch=max_batch,
+                path=None if folder is None else Path(folder) / f"{law}-{radius:g}.jsonl",
+                progress=progress,
+            )
+            values[f"norm/{place}"], values[f"norm_lower/{place}"] = found.norm, found.norm_lower
+            seen = smoothing.smooth(
+                model, x, y, noise=noise, samples=config.check_samples, seed=config.seed + 1, max_batch=max_batch
+            )
+            values[f"drift/{place}"] = metrics.cosine(seen.mean.to(plain), plain)
+            values[f"insertion/{place}"] = insertion(heatmap(seen.mean.to(plain))).area
+    if config.attacked:
+        values |= _attack(model, config, x[: config.attacked], y[: config.attacked], max_batch, progress)
+    return dimension, {name: v.double().cpu().numpy() for name, v in values.items()}
+
+
+def _attack(
+    model: Classifier, config: Certification, x: Tensor, y: Tensor, max_batch: int, progress: bool
+) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+    # Not clipped to [0, 1]: the certificate is about every delta, so every delta may try.
+    attack = partial(
+        attacks.cosine_attack,
+        model,
+        x,
+        labels=y,
+        iterations=config.iterations,
+        restarts=config.restarts,
+        beta=config.beta,
+        clip=False,
+        seed=config.seed,
+    )
+    fresh = partial(smoothing.smooth, model, target=y, samples=config.check_samples, max_batch=max_batch)
+    bar = tqdm(total=len(config.epsilons) * (1 + len(config.laws)), desc="attack", disable=None if progress else True)
+    with bar:
+        transferred: dict[float, Tensor] = {}
+        for epsilon in config.epsilons:
+            found = attack(epsilon=epsilon, attribution=gradient, batch_size=max_batch)
+            values[f"plain/{epsilon:g}"], transferred[epsilon] = found.cosine, found.images
+            bar.update()
+        for law in config.laws:
+            noise = noise_of(law, config.attack_radius, x[0].numel())
+            # Samples that neither the attack nor the other estimate has seen.
+            clean = fresh(x=x, noise=noise, seed=config.seed + 2)
+            for epsilon in config.epsilons:
+                smoothed = partial(
+                    smoothing.smoothed,
+                    noise=noise,
+                    samples=config.attack_samples,
+                    seed=config.seed + 3,
+                    max_batch=max_batch,
+                )
+                start = transferred[epsilon]
+                together = max(1, max_batch // config.attack_samples)
+                found = attack(epsilon=epsilon, attribution=smoothed, starts=start - x, batch_size=together)
+                reached = {
+                    "adaptive": found.images,
+                    "transfer": start,
+                    "random": attacks.random_directions(
+                        model, x, epsilon=epsilon, draws=1, labels=y, clip=False, seed=config.seed
+                    ).images,
+                }
+                for name, images in reached.items():
+                    moved = fresh(x=images, noise=noise, seed=config.seed + 4)
+                    place = f"{law}/{config.attack_radius:g}/{epsilon:g}/{name}"
+                    inner = (clean.mean * moved.mean).sum((1, 2, 3))
+                    # Independent noise: the product of the means has no bias, their lengths are corrected for it.
+                    lengths = (clean.norm_squared.clamp_min(1e-12) * moved.norm_squared.clamp_min(1e-12)).sqrt()
+                    values[f"attacked/{place}"] = (inner / lengths).clamp(-1, 1)
+                bar.update()
+    return values
+
+
+def certified(
+    record: Record,
+    law: str,
+    radius: float,
+    epsilon: float | Sequence[float] | NDArray[np.float64],
+    *,
+    method: Literal["tight", "ball"] = "tight",
+) -> NDArray[np.float64]:
+    """What is certified of each image of a record, [N] or [N, E]: from the lower bound on the length of its map.
+
+    It holds with probability at least 1 - alpha for an image, at all epsilons at once; -1 where nothing is certified.
+    """
+    lower = record.values[f"norm_lower/{law}/{radius:g}"]
+    noise = noise_of(law, radius, record.dimension)
+    if np.ndim(epsilon) == 0:
+        return np.asarray(noise.certified_cosine(lower, record.dimension, np.asarray(epsilon), method=method))
+    return np.asarray(
+        noise.certified_cosine(lower[:, None], record.dimension, np.asarray(epsilon)[None], method=method)
+    )
+
+
+@dataclass(frozen=True)
+class Check:
+    """Attacked points against what was certified of them.
+
+    Attributes:
+        points: pairs of an image and a perturbation.
+        covered: those of which something is certified.
+        violations: those whose cosine is below what is certified. One is an error in the proof or in the code.
+        margin: the smallest difference between a cosine and its certificate; infinite where nothing is covered.
+    """
+
+    points: int
+    covered: int
+    violations: int
+    margin: float
+
+
+def check(records: Sequence[Record], *, weaken: float = 1.0) -> Check:
+    """Count violations over every attacked point of the records.
+
+    Args:
+        records: of certifications.
+        weaken: the certificate is taken for this share of the epsilon that was attacked, which is wrong below 1: what
+            this check has to find.
+
+    Raises:
+        ValueError: weaken is not in (0, 1].
+    """
+    if not 0 < weaken <= 1:
+        raise ValueError(f"weaken is {weaken}; accepted is a share in (0, 1], 1 for the certificate itself")
+    points = covered = wrong = 0
+    margin = np.inf
+    for record in records:
+        for name, cosines in record.values.items():
+            if not name.startswith("attacked/"):
+                continue
+            _, law, radius, epsilon, _ = name.split("/")
+            bound = certified(record, law, float(radius), weaken * float(epsilon))[: len(cosines)]
+            said = bound > -1
+            points, covered = points + len(cosines), covered + int(said.sum())
+            wrong += int((cosines < bound)[said].sum())
+            margin = min(margin, float((cosines - bound)[said].min(initial=np.inf)))
+    return Check(points, covered, wrong, margin)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Grids and their records
+
+
+class Grid(BaseModel):
+    """A YAML file: networks, and what is measured on all of them.
+
+    Attributes:
+        description: what the grid is and at which scale, in a sentence.
+        networks: by the name of their run.
+        certification: the measurement.
+        but: fields of the measurement that differ, by the name of the run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str
+    networks: dict[str, Network]
+    certification: Certification = Certification()
+    but: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def runs(self) -> Iterator[tuple[str, Certification]]:
+        """Name and measurement of every run."""
+        if unknown := set(self.but) - set(self.networks):
+            raise ValueError(f"but has {', '.join(sorted(unknown))}, which is no network of the grid")
+        for name in self.networks:
+            common = self.certification.model_dump()
+            yield name, Certification.model_validate(common | self.but.get(name, {}))
+
+    def configuration(self, run: str) -> list[dict[str, Any]]:
+        """All that a run's record depends on, as JSON."""
+        return [m.model_dump(mode="json") for m in (self.networks[run], dict(self.runs())[run])]
+
+
+def load_grid(path: Path | str) -> Grid:
+    """Read and check a grid.
+
+    Raises:
+        ValueError: it is not one; one line names the file and the field.
+    """
+    try:
+        grid = Grid.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        for _ in grid.runs():
+            pass
+    except (yaml.YAMLError, ValidationError, ValueError) as error:
+        raise ValueError(f"{path}: not a grid of certifications ({' '.join(str(error).split())})") from None
+    return grid
+
+
+def any_grid(path: Path | str) -> alignment.Grid | Grid:
+    """The grid of a YAML file: of certifications where it names networks, of trainings otherwise.
+
+    Raises:
+        ValueError: it is neither; one line names the file and the field.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a grid ({' '.join(str(error).split())})") from None
+    return load_grid(path) if isinstance(content, dict) and "networks" in content else alignment.load_grid(path)
+
+
+def run_record(
+    grid: Grid,
+    name: str,
+    path: Path | str,
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    max_batch: int = 256,
+    progress: bool = True,
+) -> Record:
+    """Load (or train) one network of a grid, certify and attack it, and write its record to ``path``.
+
+    Certificates of single images are kept in ``<root>/certification-<name>`` as they come.
+    """
+    config = dict(grid.runs())[name]
+    network = grid.networks[name]
+    model, source = network.load(root, data_root)
+    started = time.monotonic()
+    dimension, values = measure(
+        model,
+        config,
+        data_root=data_root,
+        device=device,
+        folder=Path(root) / f"certification-{name}",
+        max_batch=max_batch,
+        progress=progress,
+    )
+    record = Record(
+        name=name,
+        network=network,
+        config=config,
+        dimension=dimension,
+        values=values,
+        provenance={
+            "network": source,
+            "dataset": {"name": public_name(config.dataset), "split": "test"},
+            "code": code_digest(*_CODE),
+            "threads": torch.get_num_threads(),
+            "seconds": round(time.monotonic() - started, 3),
+            **environment(),
+        },
+    )
+    save_record(record, path)
+    return record
+
+
+_CODE = (
+    "data",
+    "models",
+    "_second_order",
+    "attributions",
+    "metrics",
+    "attacks",
+    "_certificates",
+    "smoothing",
+    "certification",
+)
+
+
+def save_record(record: Record, path: Path | str) -> None:
+    """Write a record as JSON, a measure a line; lengths keep seven significant digits."""
+    head = {
+        "experiment": "certification",
+        "name": record.name,
+        "network": record.network.model_dump(mode="json", exclude_none=True),
+        "config": record.config.model_dump(mode="json"),
+        "dimension": record.dimension,
+        "provenance": record.provenance,
+    }
+    lines = [f' "{name}": {json.dumps(value)}' for name, value in head.items()]
+    measures = [f'  "{k}": {json.dumps([float(f"{v:.7g}") for v in column])}' for k, column in record.values.items()]
+    lines.append(' "values": {\n' + ",\n".join(measures) + "\n }")
+    write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def load_record(path: Path | str) -> Record:
+    """Read what :func:`save_record` wrote.
+
+    Raises:
+        ValueError: the file holds something else; one line names it.
+    """
+    try:
+        content: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["experiment"] != "certification":
+            raise ValueError(f"experiment is {content['experiment']!r}")
+        return Record(
+            name=content["name"],
+            network=Network.model_validate(content["network"]),
+            config=Certification.model_validate(content["config"]),
+            dimension=int(content["dimension"]),
+            values={name: np.asarray(v, dtype=np.float64) for name, v in content["values"].items()},
+            provenance=content["provenance"],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a record of a certification ({' '.join(str(error).split())})") from None
+
+
+def load_records(folder: Path | str) -> list[Record]:
+    """Every record of a folder, by name.
+
+    Raises:
+        ValueError: there is none, or a file holds something else.
+    """
+    records = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not records:
+        raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
+    return records

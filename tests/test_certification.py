@@ -1,0 +1,225 @@
+"""Certifications: configurations, what is measured, records, and a check that finds a wrong certificate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from robattr import certification, models, smoothing
+from robattr.certification import Certification, Grid, Network, Record
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = Certification(
+    dataset="digits",
+    images=3,
+    radii=(0.5, 1.0),
+    samples=400,
+    choose=50,
+    attacked=2,
+    epsilons=(0.02, 0.1),
+    attack_samples=8,
+    iterations=3,
+    restarts=1,
+    check_samples=64,
+    fractions=4,
+)
+NETWORK = Network(model="digits-cnn")
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    dimension, values = certification.measure(model, SMALL, device="cpu")
+    return Record("small", NETWORK, SMALL, dimension, values, {"seconds": 1.0})
+
+
+def test_every_image_radius_and_law_is_measured(record: Record) -> None:
+    assert record.dimension == 64
+    for law in certification.LAWS:
+        for radius in ("0.5", "1"):
+            for measure in ("norm", "norm_lower", "drift", "insertion"):
+                assert record.values[f"{measure}/{law}/{radius}"].shape == (3,)
+            # The bound is on the expectation, whose estimate is a bit longer on average.
+            assert (record.values[f"norm_lower/{law}/{radius}"] < record.values[f"norm/{law}/{radius}"]).all()
+    for epsilon in ("0.02", "0.1"):
+        assert record.values[f"plain/{epsilon}"].shape == (2,)
+        for law in certification.LAWS:
+            for adversary in certification.ADVERSARIES:
+                assert record.values[f"attacked/{law}/1/{epsilon}/{adversary}"].shape == (2,)
+
+
+def test_the_certificate_is_that_of_the_recorded_length(record: Record) -> None:
+    lower = record.values["norm_lower/uniform/1"]
+    by_hand = smoothing.certified_cosine(lower, smoothing.overlap(64, 1.0, 0.1))
+    np.testing.assert_array_equal(certification.certified(record, "uniform", 1.0, 0.1), by_hand)
+    sigma = 1 / np.sqrt(66)
+    by_hand = smoothing.certified_cosine_gaussian(lower := record.values["norm_lower/gaussian/1"], 0.1 / sigma)
+    np.testing.assert_allclose(certification.certified(record, "gaussian", 1.0, 0.1), by_hand, rtol=1e-12)
+    several = certification.certified(record, "gaussian", 1.0, [0.05, 0.1])
+    assert several.shape == (3, 2)
+    np.testing.assert_allclose(several[:, 1], by_hand, rtol=1e-12)
+    assert (certification.certified(record, "uniform", 1.0, 0.1, method="ball") <= 1).all()
+    assert (lower >= 0).all()
+
+
+def test_attacks_on_a_trained_kind_of_network_break_nothing(record: Record) -> None:
+    found = certification.check([record])
+    assert found.points == 2 * 2 * 2 * 3  # laws, epsilons, images, adversaries
+    assert 0 < found.covered <= found.points
+    assert found.violations == 0
+    assert found.margin > 0
+    assert certification.check([record, record]).points == 2 * found.points
+
+
+@pytest.mark.parametrize("law", ["uniform", "gaussian"])
+def test_a_weakened_certificate_is_caught(law: str) -> None:
+    """The adversaries that attain the certificates stand where an attack's result stands."""
+    d, radius, epsilon = 3, 1.0, 0.25
+    noise = certification.noise_of(law, radius, d)
+    field = (
+        smoothing.worst_field(0.9, d, radius, epsilon)
+        if law == "uniform"
+        else smoothing.worst_field_gaussian(2.0, d, noise.scale, epsilon)
+    )
+    # The bound on E f(L) by chords gives away up to 2e-5: the adversary is that far above it, and never below.
+    values = {
+        f"norm_lower/{law}/1": np.array([field.mean_norm]),
+        f"attacked/{law}/1/{epsilon}/adaptive": np.array([field.cosine + 1e-9]),
+    }
+    worst = Record("worst", NETWORK, SMALL, d, values, {})
+    sound, weak = certification.check([worst]), certification.check([worst], weaken=0.5)
+    assert (sound.points, sound.covered, sound.violations) == (1, 1, 0)
+    assert sound.margin < 1e-4
+    assert weak.violations == 1
+    said = float(noise.certified_cosine(field.mean_norm, d, epsilon / 2))
+    assert weak.margin == pytest.approx(field.cosine - said, abs=1e-8)
+    assert smoothing.overlap(d, radius, epsilon / 2) == pytest.approx(
+        smoothing.overlap(d, radius, epsilon) / 2, rel=0.01
+    )
+
+
+def test_where_nothing_is_certified_nothing_is_violated() -> None:
+    values = {"norm_lower/uniform/1": np.array([0.0, 0.1]), "attacked/uniform/1/0.5/random": np.array([-1.0, 0.3])}
+    found = certification.check([Record("n", NETWORK, SMALL, 64, values, {})])
+    assert (found.points, found.covered, found.violations, found.margin) == (2, 0, 0, np.inf)
+
+
+def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    config = SMALL.model_copy(update={"attacked": 0})
+    _, first = certification.measure(model, config, device="cpu", folder=tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        f"{law}-{radius}.jsonl" for law in ("gaussian", "uniform") for radius in ("0.5", "1")
+    ]
+    row = (tmp_path / "uniform-1.jsonl").read_text().splitlines()
+    (tmp_path / "uniform-1.jsonl").write_text("\n".join(row[:2]) + "\n")
+    _, second = certification.measure(model, config, device="cpu", folder=tmp_path)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    np.testing.assert_array_equal(first["norm/uniform/1"], record.values["norm/uniform/1"])
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> None:
+    path = tmp_path / "small.json"
+    certification.save_record(record, path)
+    found = certification.load_record(path)
+    assert (found.name, found.network, found.config, found.dimension) == ("small", NETWORK, SMALL, 64)
+    assert found.provenance == record.provenance
+    for name, column in record.values.items():
+        np.testing.assert_allclose(found.values[name], column, rtol=1e-6)
+    assert [r.name for r in certification.load_records(tmp_path)] == ["small"]
+    content = json.loads(path.read_text())
+    for damage in ({"experiment": "alignment"}, {"values": None}, {"config": {"images": 0}}):
+        path.write_text(json.dumps(content | damage))
+        with pytest.raises(ValueError, match=r"small\.json: not a record of a certification") as error:
+            certification.load_record(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="has no records"):
+        certification.load_records(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attacked": 4}, "attacked is 4; it is at most images, 3"),
+        ({"attack_radius": 3.0}, "attack_radius is 3"),
+        ({"radii": (1.0, -1.0)}, "l2 lengths > 0"),
+        ({"laws": ("cauchy",)}, "uniform"),
+        ({"alpha": 1.0}, "alpha"),
+        ({"pictures": 1}, "pictures"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Certification.model_validate(SMALL.model_dump() | change)
+
+
+def test_a_network_is_exactly_one_thing() -> None:
+    with pytest.raises(ValidationError, match="one of record, training and model"):
+        Network()
+    with pytest.raises(ValidationError, match="one of record, training and model"):
+        Network(model="lenet", record="a.json")
+    with pytest.raises(ValueError, match="law is 'cauchy'"):
+        certification.noise_of("cauchy", 1.0, 3)
+    with pytest.raises(ValueError, match=r"weaken is 0\.0"):
+        certification.check([], weaken=0.0)
+
+
+def test_a_grid_runs_a_training_and_writes_its_record(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        """
+description: a test
+networks:
+  trained:
+    training: {dataset: digits, images: 64, validation: 32, model: digits-cnn, schedule: {epochs: 1, milestones: []}}
+  other: {model: digits-cnn}
+certification: {dataset: digits, images: 2, radii: [0.5], samples: 20, choose: 5, attacked: 0, check_samples: 4}
+but:
+  other: {samples: 30}
+"""
+    )
+    grid = certification.any_grid(path)
+    assert isinstance(grid, Grid)
+    assert {name: config.samples for name, config in grid.runs()} == {"trained": 20, "other": 30}
+    output = tmp_path / "out" / "trained.json"
+    made = certification.run_record(grid, "trained", output, root=tmp_path / "runs", device="cpu", progress=False)
+    found = certification.load_record(output)
+    assert found.network == grid.networks["trained"]
+    assert found.values.keys() == made.values.keys()
+    assert found.provenance["network"]["training"]["images"] == 64
+    assert grid.configuration("other")[1]["samples"] == 30
+
+
+def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    for text in (
+        "networks: {a: {}}\ndescription: x",
+        "networks: {a: {model: lenet}}\ndescription: x\nbut: {b: {}}",
+        "{",
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="not a grid") as error:
+            certification.any_grid(path)
+        assert "\n" not in str(error.value)
+
+
+def test_every_grid_of_the_repository_is_one() -> None:
+    paths = sorted((ROOT / "results" / "reference").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        grid = certification.any_grid(path)
+        assert all(grid.configuration(name) for name, _ in grid.runs())
+
+
+def test_a_measurement_on_a_bigger_image_uses_its_own_dimension(record: Record) -> None:
+    wide = replace(record, dimension=3072)
+    assert (
+        certification.certified(wide, "uniform", 1.0, 0.1) <= certification.certified(record, "uniform", 1.0, 0.1)
+    ).all()
