@@ -7,7 +7,7 @@ CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || e
 # The cores are shared out among the chapters that run at once.
 THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
-GRID ?= cifar10-lenet-small
+GRID ?= cifar10-lenet-medium
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

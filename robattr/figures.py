@@ -19,20 +19,29 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Arc, Circle, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 from PIL import Image
+from scipy import special
 from torch import Tensor
 
+from robattr import smoothing
 from robattr.alignment import Record, Spread
 from robattr.experiments import FragilityResult, Interval, interval
 
 __all__ = [
+    "CERTIFICATES",
     "COLORS",
     "Panel",
     "Published",
     "agreement",
     "bound_scatter",
+    "bound_text",
+    "certificate_curves",
+    "certificate_explorer",
+    "certificate_tables",
+    "certificate_text",
     "distributions",
     "fragility_curves",
     "fragility_table",
@@ -44,8 +53,10 @@ __all__ = [
     "pictures",
     "population",
     "rescaling",
+    "sample_bounds",
     "slider",
     "spread_text",
+    "two_balls",
 ]
 
 COLORS = {
@@ -60,6 +71,12 @@ COLORS = {
     "l2+cosine": "#0072B2",
     "attribution-adversary": "#009E73",
     "adversarial-training": "#D55E00",
+    "ball": "#009E73",
+    "tight": "#0072B2",
+    "gaussian": "#D55E00",
+    "dimension-free": "#555555",
+    "Hoeffding": "#E69F00",
+    "betting": "#0072B2",
 }
 _MARKERS = {
     "top-k": "o",
@@ -73,9 +90,20 @@ _MARKERS = {
     "l2+cosine": "D",
     "attribution-adversary": "P",
     "adversarial-training": "X",
+    "dimension-free": "o",
+    "Hoeffding": "s",
+    "betting": "D",
+}
+# Certificates are drawn as curves of a formula, without markers; they differ in their dashes as well.
+_DASHES = {"ball": (0, (1, 1.5)), "tight": "-", "gaussian": (0, (5, 1.5))}
+CERTIFICATES = {
+    "ball": "uniform noise, ball",
+    "tight": "uniform noise, tight",
+    "gaussian": "Gaussian noise of the same variance, tight",
 }
 _MAP = "inferno"  # perceptually uniform, and readable without color
 
+Numbers = NDArray[np.float64]
 Curve = Mapping[float, float]
 """Epsilon in 1/255 -> value."""
 
@@ -449,6 +477,153 @@ def spread_text(found: Spread, digits: int = 3) -> str:
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
+def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
+    """Two discs of radius 1 and the vectors of the worst field between them: why an overlap bounds an angle.
+
+    Left: what the discs share and what each has alone. Right: the means of the worst field, in the plane; the dotted
+    circles are where v, given h, and where h', given v, may lie, the dashed arc is the longest v.
+
+    Args:
+        mean_norm: H, as a share of the bound M.
+        epsilon: how far the discs are apart, in radii; something has to be certified there.
+        title: the finding.
+    """
+    field = smoothing.worst_field(mean_norm, 2, 1.0, epsilon)
+    p = float(smoothing.overlap(2, 1.0, epsilon))
+    middle, here, there = ((at, 0.0) for at in (epsilon / 2, epsilon / 2 - 1, epsilon / 2 + 1))  # one in each region
+    c, a, b = field(torch.tensor([middle, here, there], dtype=torch.float64)).numpy()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9), layout="compressed")
+    _discs(left, epsilon, f"both\n{1 - p:.2f} of a disc\nmean c")
+    left.annotate("x alone\nmean a", here, (-1.35, 1.0), ha="center", fontsize=9, arrowprops=_LEADER)
+    left.annotate("x + δ alone\nmean b", there, (epsilon + 1.35, 1.0), ha="center", fontsize=9, arrowprops=_LEADER)
+
+    v = (1 - p) * c
+    h, moved = v + p * a, v + p * b
+    first, second = COLORS["hessian"], COLORS["gaussian"]
+    right.add_patch(Circle(tuple(h), p, fill=False, edgecolor=first, ls=":", lw=1.3))
+    right.add_patch(Circle(tuple(v), p, fill=False, edgecolor=second, ls=":", lw=1.3))
+    longest, angle = 2 * (1 - p), float(np.degrees(np.arccos(field.cosine)))
+    right.add_patch(Arc((0, 0), longest, longest, theta1=-15, theta2=75, color=COLORS["tight"], ls="--", lw=1.2))
+    zero = np.zeros(2)
+    _arrow(right, zero, h, "h", "black", (8, -3))
+    _arrow(right, v, h, "p a", first, (7, 3), middle=True)
+    _arrow(right, v, moved, "p b", second, (-6, -10), middle=True)
+    _arrow(right, zero, v, "v = (1 - p) c", COLORS["tight"], (12, 12))
+    _arrow(right, zero, moved, "h' = v + p b", "black", (-8, 6))
+    right.add_patch(Arc((0, 0), 0.36, 0.36, theta1=0, theta2=angle, color="black", lw=1))
+    at = np.radians(0.72 * angle)
+    right.text(0.21 * np.cos(at), 0.21 * np.sin(at), f"{angle:.0f}°", va="center", fontsize=9)
+    right.set_xlim(-0.1, 1.35)
+    right.set_ylim(-p - 0.05, v[1] + p + 0.1)
+    for ax, along, across in (
+        (left, "along δ (radii)", "across δ (radii)"),
+        (right, "component along h (units of M)", "component across h (units of M)"),
+    ):
+        ax.set_xlabel(along)
+        ax.set_ylabel(across)
+        ax.set_aspect("equal")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+_LEADER = {"arrowstyle": "-", "lw": 0.8}
+
+
+def _discs(ax: Axes, epsilon: float, shared: str) -> None:
+    """Two discs of radius 1 around x and x + delta, with what they share in a color of its own."""
+    for at, color in ((0.0, COLORS["hessian"]), (epsilon, COLORS["gaussian"])):
+        ax.add_patch(Circle((at, 0), 1, facecolor=color, edgecolor="none", alpha=0.55))
+    both = Circle((0, 0), 1, facecolor="#D6E6F2", edgecolor="none")
+    ax.add_patch(both)
+    both.set_clip_path(Circle((epsilon, 0), 1, transform=ax.transData))
+    for at, name in ((0.0, "x"), (epsilon, "x + δ")):
+        ax.add_patch(Circle((at, 0), 1, fill=False, edgecolor="black", lw=1))
+        ax.plot(at, 0, "o", color="black", markersize=4)
+        ax.text(at, -0.15, name, ha="center", va="center")
+    _arrow(ax, np.zeros(2), np.array([epsilon, 0.0]), "", "black", (0, 0))
+    ax.text(epsilon / 2, 0.48, shared, ha="center", va="center", fontsize=9)
+    ax.set_xlim(-1.75, epsilon + 1.75)
+    ax.set_ylim(-1.1, 1.4)
+
+
+def _arrow(
+    ax: Axes, start: Numbers, end: Numbers, name: str, color: str, offset: tuple[int, int], *, middle: bool = False
+) -> None:
+    """An arrow with its name at the end, or beside its middle."""
+    style = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 13}
+    ax.annotate("", tuple(end), tuple(start), arrowprops=style)
+    at = (start + end) / 2 if middle else end
+    side: Literal["left", "right"] = "right" if offset[0] < 0 else "left"
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    ax.annotate(name, tuple(at), offset, textcoords="offset points", fontsize=9, ha=side, bbox=ground)
+
+
+def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: str, points: int = 60) -> Figure:
+    """Certified cosine against epsilon / r, a panel a mean length, a line a certificate; and p, the share not shared.
+
+    Args:
+        dimension: number of values of an image.
+        mean_norms: H / M, a panel each.
+        title: the finding.
+        points: of each curve.
+    """
+    law = smoothing.Gaussian.matching(1.0, dimension)
+    lengths = np.asarray(mean_norms, dtype=np.float64)
+    # Where the certificates end: p = H / 2, and 2 Phi(epsilon / sigma) - 1 = H.
+    uniform = 2 * np.sqrt(special.betaincinv(0.5, (dimension + 1) / 2, lengths / 2))
+    ends = {"ball": uniform, "tight": uniform, "gaussian": law.sigma * special.ndtri((1 + lengths) / 2)}
+    epsilon = np.linspace(0, 1.05 * ends["gaussian"].max(), points)
+    p = smoothing.overlap(dimension, 1.0, epsilon)
+    h = lengths[:, None]
+    found = {
+        "ball": smoothing.certified_cosine(h, p, method="ball"),
+        "tight": smoothing.certified_cosine(h, p),
+        "gaussian": law.certified_cosine(h, dimension, epsilon),
+    }
+    n = len(lengths)
+    figure, axes = plt.subplots(
+        1, n, figsize=(3.1 * n, 3.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for i, ax in enumerate(axes[0]):
+        for name, values in found.items():
+            fine = values[i] > -1
+            x, y = np.append(epsilon[fine], ends[name][i]), np.append(values[i][fine], 0)
+            ax.plot(x, y, color=COLORS[name], ls=_DASHES[name], lw=2, label=CERTIFICATES[name])
+        ax.plot(epsilon, p, color="#888888", lw=1, label="p, share of a ball outside of the other")
+        ax.set_title(f"H = {lengths[i]:g} M", fontsize=10)
+        ax.set_xlabel("epsilon / r")
+        ax.set_ylim(0, 1.02)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        _tidy(ax)
+    axes[0][0].set_ylabel("certified cosine; p (no unit)")
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """How far lower confidence bounds on a length lie below its estimate, against the number of samples.
+
+    Args:
+        samples: how many, > 0.
+        gaps: bound -> estimate less bound, > 0, at each number of samples.
+        title: the finding, with the image, the noise and the probability of failure.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+    for name, values in gaps.items():
+        ax.plot(samples, values, color=COLORS[name], marker=_MARKERS[name], label=name)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("samples")
+    ax.set_ylabel("estimate less lower bound (units of M)")
+    _tidy(ax)
+    ax.legend(frameon=False, fontsize=9)
+    ax.set_title(title, fontsize=11)
+    return _closed(figure)
+
+
 def _tidy(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
     ax.grid(alpha=0.25, axis=axis)
     ax.spines[["top", "right"]].set_visible(False)
@@ -490,11 +665,149 @@ def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: s
     }
     # Plotly draws axes, and with them the images, only when there is a trace.
     trace = {"type": "scatter", "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"}
-    body = json.dumps({"data": [trace], "layout": layout}).replace("</", "<\\/")
-    return (
-        f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
-        f'<script type="application/json">{body}</script></div>'
+    figure = _embedded({"data": [trace], "layout": layout})
+    return f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">{figure}</div>'
+
+
+# The tables of the explorer: their grids, and where they end. At a shift of 3.3 nothing is certified up to H = 0.999.
+_SHIFT_STEP, _SHIFTS = 0.01, 331
+_ROW_STEP, _ROWS, _COLUMNS = 0.15, 23, 41
+_LONGEST = 0.999
+
+
+def certificate_tables(dimensions: Sequence[int]) -> dict[str, Any]:
+    """What a page needs to compute certificates without Python, as ``book/_static/certificate-explorer.js`` does.
+
+    With z = epsilon / sigma for the Gaussian of the ball's variance, z = epsilon sqrt(d + 2) / r:
+
+    - ``displaced``: for each dimension p / z on a grid of z. Uniform certificates are formulas in H and p.
+    - ``odds``: ``log(O(z) / z^2)`` with ``O = H0^2 / (1 - H0^2)`` and ``H0 = 2 Phi(z) - 1``, where the Gaussian
+      certificate ends. Hence ``t = O(z) (1 - H^2) / H^2`` is 0 at H = 1 and 1 where nothing is certified any more.
+    - ``gaussian``: ``cos^2 / (1 - t)`` on a grid of z and sqrt(t). It varies little and does not vanish, so linear
+      interpolation neither invents a certificate beyond t = 1 nor blurs its steep end.
+    """
+    shift = np.maximum(_SHIFT_STEP * np.arange(_SHIFTS), 1e-6)
+    displaced = {str(d): np.round(smoothing.overlap(d, np.sqrt(d + 2), shift) / shift, 7).tolist() for d in dimensions}
+    rows = np.maximum(_ROW_STEP * np.arange(_ROWS), 0.05)
+    t = np.linspace(0, 1, _COLUMNS) ** 2
+    # At the very end rounding decides whether there is a certificate: just before it.
+    inner = np.clip(t, 1e-9, 1 - 2e-3)
+    table = []
+    for z in rows:
+        lengths = 1 / np.sqrt(1 + inner / _odds(z))
+        cosine = smoothing.certified_cosine_gaussian(lengths, z)
+        table.append(np.round(np.maximum(cosine, 0) ** 2 / (1 - inner), 4).tolist())
+    return {
+        "step": _SHIFT_STEP,
+        "displaced": displaced,
+        "odds": np.round(np.log(_odds(shift) / shift**2), 7).tolist(),
+        "rowStep": _ROW_STEP,
+        "gaussian": table,
+    }
+
+
+def _odds(z: Any) -> Any:
+    least = special.erf(z / np.sqrt(2))
+    return least**2 / ((1 + least) * special.erfc(z / np.sqrt(2)))
+
+
+def bound_text(value: float, digits: int = 3) -> str:
+    """What is certified, rounded down, as a lower bound has to be; "none" for -1."""
+    return "none" if value <= -1 else f"{np.floor(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def certificate_text(mean_norm: float, dimension: int, radius: float, epsilon: float) -> str:
+    """The certificates of one setting in words, as the explorer reads them out."""
+    p = float(smoothing.overlap(dimension, radius, epsilon))
+    law = smoothing.Gaussian.matching(radius, dimension)
+    found = {
+        "ball": smoothing.certified_cosine(mean_norm, p, method="ball"),
+        "tight": smoothing.certified_cosine(mean_norm, p),
+        "gaussian": law.certified_cosine(mean_norm, dimension, epsilon),
+    }
+    values = "; ".join(f"{CERTIFICATES[name]}: {bound_text(float(value), 2)}" for name, value in found.items())
+    return f"Of each ball p = {p:.2f} lies outside of the other. Certified cosine: {values}."
+
+
+def certificate_explorer(
+    *,
+    title: str,
+    label: str,
+    mean_norm: float = 0.97,
+    dimension: int = 3072,
+    radius: float = 1.0,
+    epsilon: float = 0.01,
+    dimensions: Sequence[int] = (2, 64, 784, 3072, 150_528),
+) -> str:
+    """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d and H.
+
+    The page's own copy of plotly.js draws it from tables inside, so it works without a network. The values at the
+    chosen epsilon are text that screen readers announce.
+
+    Args:
+        title: the finding.
+        label: what a reader who cannot see the curves is told.
+        mean_norm: H / M to begin with, 0.05 to 0.999.
+        dimension: one of the dimensions, to begin with.
+        radius: of the ball to begin with, 0.1 to 10, in units of a [0, 1] image.
+        epsilon: to begin with, 0.0001 to 3, in the same units.
+        dimensions: that can be chosen.
+    """
+    if dimension not in dimensions:
+        raise ValueError(f"dimension is {dimension}; accepted are {', '.join(map(str, dimensions))}")
+    place = list(dimensions).index(dimension)
+    sliders = [
+        # name, label, lowest, highest, step, value, how the script reads it
+        ("mean_norm", "mean resultant length H", 0.05, _LONGEST, 0.001, mean_norm, "linear"),
+        ("epsilon", "ε, l2 length of the change", -4, 0.5, 0.02, np.log10(epsilon), "log"),
+        ("radius", "r, radius of the ball", -1, 1, 0.05, np.log10(radius), "log"),
+        ("dimension", "d, values of an image", 0, len(dimensions) - 1, 1, place, "choice"),
+    ]
+    controls = "".join(
+        f'<label class="explorer-control"><span>{text} = <output>{shown}</output></span>'
+        f'<input type="range" data-name="{name}" data-scale="{scale}" min="{low:g}" max="{high:g}" step="{step:g}" '
+        f'value="{value:g}"></label>'
+        for (name, text, low, high, step, value, scale), shown in zip(
+            sliders, (f"{mean_norm:.3f}", f"{epsilon:.2g}", f"{radius:.2g}", f"{dimension:,}"), strict=True
+        )
     )
+    ticks = [10.0**k for k in range(-4, 1)]
+    layout = {
+        "title": {"text": title, "font": {"size": 14}},
+        "xaxis": {
+            "title": {"text": "ε (l2, in units of a [0, 1] image)"}, "type": "log", "range": [-4, 0.5],
+            "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], "fixedrange": True,
+        },
+        "yaxis": {"title": {"text": "certified cosine"}, "range": [0, 1.02], "fixedrange": True},
+        "margin": {"l": 55, "r": 10, "t": 60, "b": 50},
+        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        "height": 430,
+        "dragmode": False,
+    }  # fmt: skip
+    dashes = {"ball": "dot", "tight": "solid", "gaussian": "dash"}
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": [None], "y": [None],
+            "line": {"color": COLORS[kind], "dash": dashes[kind], "width": 2.5},
+            "hovertemplate": "ε = %{x:.3g}: %{y:.2f}",
+        }
+        for kind, name in CERTIFICATES.items()
+    ]  # fmt: skip
+    tables = {**certificate_tables(dimensions), "dimensions": list(dimensions), "names": CERTIFICATES}
+    return (
+        f'<div class="certificate-explorer"><div class="explorer-controls">{controls}</div>'
+        f'<p class="explorer-values" role="status" aria-live="polite">'
+        f"{certificate_text(mean_norm, dimension, radius, epsilon)}</p>"
+        f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
+        f"{_embedded({'data': data, 'layout': layout})}</div>"
+        f"{_embedded(tables, compact=True)}</div>"
+    )
+
+
+def _embedded(content: Any, *, compact: bool = False) -> str:
+    """JSON inside of HTML, as a script that is not run."""
+    body = json.dumps(content, separators=(",", ":") if compact else None).replace("</", "<\\/")
+    return f'<script type="application/json">{body}</script>'
 
 
 def _encoded(pixels: np.ndarray[Any, Any], kind: Literal["PNG", "JPEG"]) -> str:

@@ -171,8 +171,7 @@ class Gaussian:
         return self.sigma * torch.randn(tuple(shape), generator=generator, device=generator.device)
 
     def displaced(self, dimension: ArrayLike, epsilon: ArrayLike) -> np.ndarray:
-        shift = np.asarray(epsilon, dtype=np.float64) / self.sigma
-        return np.asarray(special.erf(shift / np.sqrt(8)))
+        return np.asarray(special.erf(_certificates.shift_in_sigmas(dimension, self.sigma, epsilon) / np.sqrt(8)))
 
     def certified_cosine(
         self,
@@ -183,7 +182,7 @@ class Gaussian:
         bound: float = 1.0,
         method: Method = "tight",
     ) -> np.ndarray:
-        shift = np.asarray(epsilon, dtype=np.float64) / self.sigma
+        shift = _certificates.shift_in_sigmas(dimension, self.sigma, epsilon)
         return certified_cosine_gaussian(mean_norm, shift, bound=bound, method=method)
 
     def reach(self, dimension: int) -> float:
@@ -205,22 +204,31 @@ def sample_ball(shape: Sequence[int], radius: float, generator: torch.Generator)
         ValueError: the radius is not > 0, or the shape has no dimension beside the number of points.
     """
     _check_scale("radius", radius)
-    if len(shape) < 2:
+    if len(shape) < 2 or 0 in shape[1:]:
         raise ValueError(f"shape is {list(shape)}; accepted is [n, ...], n points of at least one value")
     points = torch.randn(tuple(shape), generator=generator, device=generator.device)
     flat = points.flatten(1)
     # In float64: U^(1 / d) is within 1 / d of 1, where float32 has few values left.
     share = torch.rand(len(flat), generator=generator, device=generator.device, dtype=torch.float64)
     length = radius * share.pow(1 / flat.shape[1])
-    flat *= (length / torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)).to(flat.dtype)[:, None]
+    norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    # A single value can be drawn as exactly 0, which has no direction.
+    flat.copy_(flat * torch.where(norm > 0, length / norm, 0)[:, None])
     return points
 
 
-def _draws(noise: Noise, samples: int, x: Tensor, seed: int) -> Iterator[Tensor]:
-    """The noise in blocks [<= 32, C, H, W]; a function of seed, shape and device alone."""
+def _draws(noise: Noise, samples: int, x: Tensor, seed: int, size: int) -> Iterator[Tensor]:
+    """The noise, at most ``size`` at a time: [<= size, C, H, W]. Its values depend on seed, shape and device alone."""
     generator = torch.Generator(x.device).manual_seed(seed)
+    held: list[Tensor] = []
     for start in range(0, samples, _BLOCK):
-        yield noise.sample((min(_BLOCK, samples - start), *x.shape[1:]), generator).to(x.dtype)
+        held.append(noise.sample((min(_BLOCK, samples - start), *x.shape[1:]), generator).to(x.dtype))
+        ready, last = sum(map(len, held)), start + _BLOCK >= samples
+        if ready >= size or last:
+            block = torch.cat(held)
+            whole = ready if last else ready - ready % size
+            yield from torch.split(block[:whole], size)
+            held = [block[whole:]]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -237,7 +245,7 @@ class Smoothed:
         samples: how many were averaged.
         longest: [N] float64; the length of the longest sample, 1 for normalized maps. A maximum that was seen, which
             bounds nothing.
-        norm_squared: [N] float64; an unbiased estimate of ||h(x)||^2, which may be negative.
+        norm_squared: [N] float64; an unbiased estimate of ||h(x)||^2, which may be negative. NaN for one sample.
         along: [N, samples] float64; each sample's projection on the direction that was given, or None.
     """
 
@@ -299,24 +307,24 @@ def smooth(
         images, classes = x[rows], labels[rows]
         together = max(1, max_batch // len(images))
         done = 0
-        for block in _draws(noise, samples, x, seed):
-            for z in torch.split(block, together):
-                maps = attribution(model, _moved(images, z), classes.repeat_interleave(len(z)))
-                maps = maps.detach().view(len(images), len(z), dimension)
-                factor, length = _lengths(maps, normalize)
-                # The mean without a normalized copy of the maps.
-                total[rows] += torch.bmm(factor[:, None], maps)[:, 0]
-                squares[rows] += length.square().sum(1)
-                longest[rows] = torch.maximum(longest[rows], length.amax(1))
-                if along is not None:
-                    assert direction is not None
-                    towards = direction[rows].to(maps).flatten(1)[:, :, None]
-                    along[rows, done : done + len(z)] = (torch.bmm(maps, towards)[..., 0] * factor).double().cpu()
-                done += len(z)
+        for z in _draws(noise, samples, x, seed, together):
+            maps = attribution(model, _moved(images, z), classes.repeat_interleave(len(z)))
+            maps = maps.detach().reshape(len(images), len(z), dimension)
+            factor, length = _lengths(maps, normalize)
+            # The mean without a normalized copy of the maps.
+            total[rows] += torch.bmm(factor[:, None], maps)[:, 0]
+            squares[rows] += length.square().sum(1)
+            longest[rows] = torch.maximum(longest[rows], length.amax(1))
+            if along is not None:
+                assert direction is not None
+                towards = direction[rows].to(maps).flatten(1)[:, :, None]
+                along[rows, done : done + len(z)] = (torch.bmm(maps, towards)[..., 0] * factor).double().cpu()
+            done += len(z)
     mean = total / samples
     norm = torch.linalg.vector_norm(mean, dim=1)
     # E||mean||^2 = ||h||^2 + (E||g||^2 - ||h||^2) / n
-    unbiased = (samples * norm.square() - squares / samples) / (samples - 1) if samples > 1 else torch.zeros_like(norm)
+    n = samples
+    unbiased = (n * norm.square() - squares / n) / (n - 1) if n > 1 else torch.full_like(norm, torch.nan)
     return Smoothed(mean.view_as(x), norm, samples, longest, unbiased, along)
 
 
@@ -330,12 +338,23 @@ def _lengths(maps: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(maps, dim=2)
     if not normalize:
         return torch.ones_like(norm), norm.double()
-    if bool(((norm < 1e-15) & (norm > 0)).any()) or not bool(norm.isfinite().all()):
-        raise ValueError(
-            f"a map has the l2 length {norm.min():g} to {norm.max():g}, too short or too long for {maps.dtype}; scale "
-            "the model's logits, or take float64"
-        )
+    _check_lengths(norm, maps)
     return torch.where(norm > 0, 1 / norm, 0), (norm > 0).double()
+
+
+def _check_lengths(norm: Tensor, maps: Tensor) -> None:
+    """Refuse maps without a direction in their type: infinite, or so small that their squares underflow."""
+    least = 1e4 * torch.finfo(norm.dtype).tiny ** 0.5
+    fine = (norm >= least) & norm.isfinite()
+    if bool(fine.all()):
+        return
+    wrong = ~fine & (maps != 0).any(-1)  # zeros are fine: there the gradient has no direction
+    if bool(wrong.any()):
+        length = torch.linalg.vector_norm(maps[wrong][0], dtype=torch.float64)
+        raise ValueError(
+            f"a map has the l2 length {length:g}, too short or too long for {norm.dtype}; scale the model's logits, or "
+            "take float64"
+        )
 
 
 def smoothed(
@@ -353,8 +372,9 @@ def smoothed(
 ) -> Tensor:
     """:func:`smooth` as an attribution method, with its noise held fixed: what an attack differentiates.
 
-    With ``create_graph`` the result is a function of x; what does not fit a pass is computed again in the backward
-    pass. Arguments and errors as there; the result has the shape and the type of x.
+    With ``create_graph`` the result is a differentiable function of x (and of parameters that require a gradient: the
+    model is taken as it is, in whatever mode); what does not fit a pass is computed again in the backward pass. Other
+    arguments and errors as there; the result has the shape and the type of x.
     """
     if not create_graph:
         found = smooth(
@@ -372,19 +392,16 @@ def smoothed(
     labels = check_target(x, target)
     _check_samples(samples)
     parts = []
+    one_pass = len(x) * samples <= max_batch
     for rows in parts_of(len(x), max_batch):
         images, classes = x[rows], labels[rows]
         together = max(1, max_batch // len(images))
-        one_pass = samples <= together
         total: Tensor | None = None
-        for block in _draws(noise, samples, x, seed):
-            for z in torch.split(block, together):
-                run = partial(_sum_of_maps, model, attribution, normalize, z, classes)
-                # Otherwise the graphs of all passes would be held until the backward pass.
-                new = (
-                    run(images) if one_pass else checkpoint(run, images, use_reentrant=False, preserve_rng_state=False)
-                )
-                total = new if total is None else total + new
+        for z in _draws(noise, samples, x, seed, together):
+            run = partial(_sum_of_maps, model, attribution, normalize, z, classes)
+            # Otherwise the graphs of all passes would be held until the backward pass.
+            new = run(images) if one_pass else checkpoint(run, images, use_reentrant=False, preserve_rng_state=False)
+            total = new if total is None else total + new
         assert total is not None
         parts.append(total / samples)
     return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -396,8 +413,9 @@ def _sum_of_maps(
     maps = attribution(model, _moved(images, noise), labels.repeat_interleave(len(noise)), create_graph=True)
     if normalize:
         square = maps.square().sum((1, 2, 3), keepdim=True)
+        _check_lengths(square.detach().flatten().sqrt(), maps.detach().flatten(1))
         maps = maps / torch.where(square > 0, square, 1).sqrt()
-    return maps.view(len(images), len(noise), *images.shape[1:]).sum(1)
+    return maps.reshape(len(images), len(noise), *images.shape[1:]).sum(1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -476,7 +494,7 @@ def min_radius(
     """
     _check_cosine(cosine)
     r, h = np.asarray(radii, dtype=np.float64), np.asarray(mean_norms, dtype=np.float64)
-    if r.ndim != 1 or len(r) < 2 or not (np.diff(r) > 0).all() or r[0] <= 0:
+    if r.ndim != 1 or len(r) < 2 or not np.isfinite(r).all() or not (np.diff(r) > 0).all() or r[0] <= 0:
         raise ValueError(f"radii are {r.tolist()}; accepted are at least 2 increasing radii > 0")
     if h.shape != r.shape:
         raise ValueError(f"mean_norms have shape {list(h.shape)}; accepted is one for each radius, {list(r.shape)}")
@@ -506,7 +524,7 @@ class Certificate:
 
     Attributes:
         epsilon: [E]; l2 lengths of the perturbation, in units of a [0, 1] image.
-        norm: [N] float64; length of the estimate of h(x).
+        norm: [N] float64; length of the estimate of h(x). 0 where all maps that choose a direction were zero.
         norm_lower: [N] float64; what the length of h(x) is at least.
         expectation: [N, E] float64; lower bound on cos(h(x), h(x + delta)); -1 where it abstains.
         estimates: [N, E] float64; lower bound on the cosine of two estimates of ``samples`` samples each, for a delta
@@ -580,18 +598,20 @@ def certify(
         ValueError: an argument is not what is accepted, or the file is of another request; before any work starts.
     """
     labels = check_target(x, target)
-    lengths = tuple(float(e) for e in (epsilon if isinstance(epsilon, Sequence) else [epsilon]))
+    lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
     if not lengths or any(not e >= 0 for e in lengths):
         raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
     if samples < 2 or choose < 1:
         raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    noise.certified_cosine(0.0, x[0].numel(), lengths, method=method)  # refuses what it does not accept
+    parts_of(len(x), max_batch)
     model = frozen(model)
     seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
     request = {
         "noise": {"law": type(noise).__name__, "scale": noise.scale}, "epsilon": list(lengths), "samples": samples,
-        "choose": choose, "alpha": alpha, "method": method, "seed": seed,
+        "choose": choose, "alpha": alpha, "method": method, "seed": seed, "attribution": _described(attribution),
     }  # fmt: skip
     rows = _Rows(path, request, model, x, labels)
     for i in tqdm(range(len(x)), desc="certify", disable=None if progress else True):
@@ -654,7 +674,8 @@ class _Rows:
         self._path = None if path is None else Path(path)
         if self._path is None:
             return
-        digests = {"images": _digest(x, labels), "model": _digest(*model.state_dict().values())}
+        # Two models may differ in what is no parameter: the sharpness of an activation.
+        digests = {"images": _digest(x, labels), "model": _digest(repr(model), *model.state_dict().values())}
         head = json.dumps({**request, **digests}, sort_keys=True)
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         if lines and lines[0] != head:
@@ -689,7 +710,7 @@ class Field:
 
     Attributes:
         mean_norm: ||h(x)||.
-        cosine: cos(h(x), h(x + delta)), in closed form.
+        cosine: cos(h(x), h(x + delta)); like mean_norm without sampling, to about 12 digits.
         epsilon: l2 length of the perturbation.
     """
 
@@ -741,37 +762,35 @@ def worst_field_gaussian(beta: float, dimension: int, sigma: float, epsilon: flo
             to 1.
         dimension: of the points.
         sigma: of the noise.
-        epsilon: l2 length of the perturbation, > 0.
+        epsilon: l2 length of the perturbation, > 0 and at most 6 sigma.
 
     Raises:
         ValueError: an argument is not what is accepted.
     """
     if dimension < 2:
         raise ValueError(f"dimension is {dimension}; the field needs a plane, accepted is >= 2")
-    for name, value in (("beta", beta), ("sigma", sigma), ("epsilon", epsilon)):
+    if not (beta > 0 and np.isfinite(beta)):
+        raise ValueError(f"beta is {beta}; accepted is a finite number > 0")
+    for name, value in (("sigma", sigma), ("epsilon", epsilon)):
         _check_scale(name, value)
     a = epsilon / sigma
+    if a > _certificates.FARTHEST:
+        raise ValueError(
+            f"epsilon is {epsilon}, which is {a:g} sigma; accepted is at most {_certificates.FARTHEST:g} sigma"
+        )
 
-    def mean(f: Callable[[np.ndarray], np.ndarray]) -> float:
-        # Gauss-Legendre over where the normal law and its tilted form have their mass.
-        nodes, weights = np.polynomial.legendre.leggauss(2000)
-        t = (nodes + 1) / 2 * (20 + 2 * a) - 10
-        density = np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
-        return float((weights * (10 + a) * density * f(np.exp(a * t - a * a / 2))).sum())
+    def means(alpha: float) -> np.ndarray:
+        """E[g] and E[g L] in the plane of q (first axis) and q': g = (L - alpha, beta) / r."""
+        # r is zero where L = alpha + i beta.
+        near, distance = np.log(np.hypot(alpha, beta)) / a + a / 2, np.arctan2(beta, alpha) / a
+        t, weights = _panels(-10.0, 10.0 + 2 * a, near, distance)
+        ratio = np.exp(a * t - a * a / 2)
+        g = np.stack([ratio - alpha, np.full_like(ratio, beta)]) / np.hypot(ratio - alpha, beta)
+        mass = weights * np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
+        return np.stack([g @ mass, g @ (mass * ratio)])
 
-    alpha = optimize.brentq(
-        lambda v: mean(lambda ratio: ratio * (ratio - v) / np.hypot(ratio - v, beta)), 0.0, np.exp(a * a) + 1.0
-    )
-    # In the plane of q (first axis) and q' (second): g = (L - alpha, beta) / r.
-    h = np.array(
-        [mean(lambda v: (v - alpha) / np.hypot(v - alpha, beta)), mean(lambda v: beta / np.hypot(v - alpha, beta))]
-    )
-    after = np.array(
-        [
-            mean(lambda v: v * (v - alpha) / np.hypot(v - alpha, beta)),
-            mean(lambda v: v * beta / np.hypot(v - alpha, beta)),
-        ]
-    )
+    alpha = optimize.brentq(lambda v: means(v)[1, 0], 0.0, 2 * np.exp(a * a))
+    h, after = means(alpha)
     cosine = float(h @ after / np.linalg.norm(h) / np.linalg.norm(after))
 
     def at(points: Tensor) -> Tensor:
@@ -779,6 +798,18 @@ def worst_field_gaussian(beta: float, dimension: int, sigma: float, epsilon: flo
         return _in_plane(torch.stack([ratio, torch.full_like(ratio, beta)], 1), dimension, unit=True)
 
     return Field(float(np.linalg.norm(h)), cosine, epsilon, at)
+
+
+def _panels(low: float, high: float, near: float, distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of an integral of a smooth function that is singular at ``near +- i distance``.
+
+    Gauss-Legendre in panels, which shrink towards ``near``: none is longer than its way to the singularity.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    steps = distance * 2.0 ** np.arange(max(1.0, np.log2((high - low) / distance) + 1))
+    edges = np.unique(np.clip([*np.arange(low, high, 0.5), high, near, *(near - steps), *(near + steps)], low, high))
+    half = np.diff(edges)[:, None] / 2
+    return (edges[:-1, None] + half * (1 + nodes)).ravel(), (half * weights).ravel()
 
 
 def _in_plane(values: Tensor, dimension: int, *, unit: bool = False) -> Tensor:
@@ -802,11 +833,28 @@ def _field_numbers(mean_norm: float, dimension: int, noise: Noise, epsilon: floa
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _digest(*tensors: Tensor) -> str:
+def _digest(*parts: Tensor | str) -> str:
     found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(f"{part.dtype} {list(part.shape)}".encode())
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _described(value: object) -> str:
+    """A method of attribution and its options, in words that are the same in every process."""
+    if isinstance(value, partial):
+        options = [f"{k}={_described(v)}" for k, v in sorted(value.keywords.items())]
+        return f"{_described(value.func)}({', '.join([*map(_described, value.args), *options])})"
+    if isinstance(value, Tensor):
+        return _digest(value)
+    if callable(value):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return repr(value)
 
 
 def _check_scale(name: str, value: float) -> None:

@@ -818,7 +818,11 @@ def test_several_devices_make_one_record(grid_file: Path, tmp_path: Path) -> Non
 # --- the committed records ------------------------------------------------------------------------------------------
 
 REFERENCE = REPOSITORY / "results" / "reference"
-RECORDS = sorted(path.relative_to(REFERENCE) for path in REFERENCE.glob("*/*.json"))
+RECORDS = sorted(
+    path.relative_to(REFERENCE)
+    for path in REFERENCE.glob("*/*.json")
+    if json.loads(path.read_text(encoding="utf-8"))["experiment"] == "alignment"
+)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=str)
@@ -838,7 +842,7 @@ def test_committed_records_belong_to_their_grid_and_weights(path: Path) -> None:
 
 @pytest.mark.data
 def test_a_committed_record_can_be_measured_again(data_root: Path) -> None:
-    path = REFERENCE / RECORDS[0]
+    path = next(REFERENCE / p for p in RECORDS if load_record(REFERENCE / p).weights is not None)
     record = load_record(path)
     model = alignment.load_model(record, path.parent)
     e = record.evaluation

@@ -223,3 +223,24 @@ def test_a_measurement_on_a_bigger_image_uses_its_own_dimension(record: Record) 
     assert (
         certification.certified(wide, "uniform", 1.0, 0.1) <= certification.certified(record, "uniform", 1.0, 0.1)
     ).all()
+
+
+REFERENCE = ROOT / "results" / "reference"
+RECORDS = sorted(
+    path.relative_to(REFERENCE)
+    for path in REFERENCE.glob("*/*.json")
+    if json.loads(path.read_text(encoding="utf-8"))["experiment"] == "certification"
+)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=str)
+def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) -> None:
+    record = certification.load_record(REFERENCE / path)
+    grid = certification.load_grid(REFERENCE / f"{path.parent}.yaml")
+    assert dict(grid.runs())[path.stem] == record.config
+    assert grid.networks[path.stem] == record.network
+    assert "with changes" not in record.provenance["commit"]
+    found = certification.check([record])
+    assert found.violations == 0
+    for name, column in record.values.items():
+        assert np.isfinite(column).all(), name

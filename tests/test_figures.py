@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import plotly
 import pytest
 import torch
+from conftest import REPOSITORY
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+from scipy import special
 
+from robattr import smoothing
 from robattr.alignment import Evaluation, Record, Spread, Training
 from robattr.experiments import Fragility, FragilityResult, Interval, Row, interval
 from robattr.figures import (
+    CERTIFICATES,
     Panel,
     Published,
     agreement,
     bound_scatter,
+    bound_text,
+    certificate_curves,
+    certificate_explorer,
+    certificate_tables,
+    certificate_text,
     distributions,
     fragility_curves,
     fragility_table,
@@ -28,10 +43,15 @@ from robattr.figures import (
     objective_table,
     pictures,
     rescaling,
+    sample_bounds,
     slider,
     spread_text,
+    two_balls,
 )
+from robattr.smoothing import Gaussian
 from robattr.training import Epoch
+
+Array = NDArray[np.float64]
 
 LITERATURE = Path(__file__).parents[1] / "results" / "literature" / "ghorbani2019.json"
 
@@ -204,3 +224,224 @@ def test_histories_leave_out_what_was_not_measured() -> None:
     np.testing.assert_allclose(left.lines[0].get_ydata(), [2, 1, 2 / 3])
     np.testing.assert_allclose(right.lines[0].get_xdata(), [1, 3])
     assert [text.get_text() for text in left.get_figure().legends[0].get_texts()] == ["cross-entropy"]
+
+
+def test_two_balls_shows_the_worst_case() -> None:
+    h, epsilon = 0.9, 0.5
+    figure = two_balls(h, epsilon, title="the finding")
+    assert figure.get_suptitle() == "the finding"
+    left, right = figure.axes
+    discs = [patch for patch in left.patches if isinstance(patch, Circle)]
+    assert {disc.center for disc in discs} == {(0, 0), (epsilon, 0)}
+    p = float(smoothing.overlap(2, 1.0, epsilon))
+    assert any(f"{1 - p:.2f} of a disc" in text.get_text() for text in left.texts)
+
+    around_h, around_v = (patch for patch in right.patches if isinstance(patch, Circle))
+    np.testing.assert_allclose([around_h.radius, around_v.radius], p)
+    np.testing.assert_allclose(around_h.center, [h, 0], atol=1e-12)
+    # An arrow is an annotation without words, from its position to what it points at.
+    arrows = [
+        np.array([text.get_position(), text.xy]) for text in right.texts if hasattr(text, "xy") and not text.get_text()
+    ]
+    tips = [tip for tail, tip in arrows if not tail.any()]
+    _, v, moved = tips
+    assert np.linalg.norm(v) <= 1 - p + 1e-12
+    np.testing.assert_allclose(np.linalg.norm(v - [h, 0]), p)
+    np.testing.assert_allclose(np.linalg.norm(moved - v), p)
+    cosine = moved[0] / np.linalg.norm(moved)
+    np.testing.assert_allclose(cosine, smoothing.certified_cosine(h, p))
+    assert f"{np.degrees(np.arccos(cosine)):.0f}°" in [text.get_text() for text in right.texts]
+    with pytest.raises(ValueError, match="accepted is one > 0 for which"):
+        two_balls(0.3, 0.5, title="")
+
+
+def test_certificates_are_drawn_up_to_where_they_end() -> None:
+    d, lengths = 64, [0.5, 0.95]
+    figure = certificate_curves(d, lengths, title="t", points=12)
+    assert [ax.get_title() for ax in figure.axes] == ["H = 0.5 M", "H = 0.95 M"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == list(CERTIFICATES.values())
+    law = Gaussian.matching(1.0, d)
+    for ax, h in zip(figure.axes, lengths, strict=True):
+        ball, tight, gaussian, share = ax.lines
+        for line in (ball, tight, gaussian):
+            assert line.get_xdata()[0] == 0
+            assert line.get_ydata()[0] == 1
+            assert line.get_ydata()[-1] == 0
+        epsilon, p = share.get_data()
+        np.testing.assert_allclose(p, smoothing.overlap(d, 1.0, epsilon))
+        inner = tight.get_xdata()[:-1]
+        np.testing.assert_allclose(tight.get_ydata()[:-1], smoothing.Ball(1.0).certified_cosine(h, d, inner))
+        np.testing.assert_allclose(
+            ball.get_ydata()[:-1], smoothing.Ball(1.0).certified_cosine(h, d, inner, method="ball")
+        )
+        inner = gaussian.get_xdata()[:-1]
+        np.testing.assert_allclose(gaussian.get_ydata()[:-1], law.certified_cosine(h, d, inner))
+        np.testing.assert_allclose(smoothing.overlap(d, 1.0, tight.get_xdata()[-1]), h / 2)
+        np.testing.assert_allclose(special.erf(gaussian.get_xdata()[-1] / law.sigma / np.sqrt(2)), h)
+
+
+def test_sample_bounds_are_logarithmic_lines() -> None:
+    (ax,) = sample_bounds([10, 100], {"Hoeffding": [0.5, 0.1], "betting": [0.4, 0.04]}, title="t").axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[10, 0.4], [100, 0.04]])
+    assert [line.get_label() for line in ax.lines] == ["Hoeffding", "betting"]
+
+
+def test_a_certificate_is_rounded_down() -> None:
+    assert [bound_text(v) for v in (0.9999, 1.0, -1.0, 0.0)] == ["0.999", "1.000", "none", "0.000"]
+    assert bound_text(0.129, 2) == "0.12"
+    text = certificate_text(0.97, 3072, 1.0, 0.02)
+    assert text.startswith("Of each ball p = 0.42 lies outside of the other.")
+    tight = float(smoothing.Ball(1.0).certified_cosine(0.97, 3072, 0.02))
+    assert f"uniform noise, tight: {bound_text(tight, 2)}; Gaussian" in text
+    assert text.count("none") == 0
+    assert certificate_text(0.97, 3072, 1.0, 0.03).count("none") == 2
+    assert certificate_text(0.97, 3072, 1.0, 1.0).count("none") == 3
+
+
+DIMENSIONS = (2, 3072, 150_528)
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(certificate_tables(DIMENSIONS)))
+    return found
+
+
+def between(table: Array, place: Array) -> Array:
+    """As the page's script interpolates."""
+    i = np.minimum(place.astype(int), len(table) - 2)
+    share = place - i
+    return table[i] * (1 - share) + table[i + 1] * share
+
+
+def displaced_of(tables: dict[str, Any], z: Array, dimension: int) -> Array:
+    return z * between(np.array(tables["displaced"][str(dimension)]), z / tables["step"])
+
+
+def gaussian_of(tables: dict[str, Any], h: Array, z: float) -> Array:
+    """As the page's script does; -1 for none."""
+    odds = between(np.array(tables["odds"]), np.array(z / tables["step"]))
+    t = np.exp(odds) * z**2 * (1 - h * h) / (h * h)
+    table = np.array(tables["gaussian"])
+    rows = between(table, np.array(z / tables["rowStep"]))
+    inside = np.sqrt((1 - np.minimum(t, 1)) * between(rows, np.sqrt(np.minimum(t, 1)) * (table.shape[1] - 1)))
+    return np.where(t < 1, inside, -1)
+
+
+def agree(shown: Array, exact: Array) -> None:
+    both = (shown > -1) & (exact > -1)
+    assert np.abs(shown - exact)[both].max() < 0.005
+    # Where only one of them certifies, it is almost nothing: at the very end.
+    assert np.maximum(shown, exact)[~both].max(initial=-1) < 0.005
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+@pytest.mark.parametrize("method", ["ball", "tight"])
+def test_the_explorers_shares_certify_what_the_exact_ones_do(
+    tables: dict[str, Any], dimension: int, method: smoothing.Method
+) -> None:
+    rng = np.random.default_rng(0)
+    z = rng.uniform(1e-4, 3.29, 5000)
+    exact = smoothing.overlap(dimension, np.sqrt(dimension + 2), z)
+    shown = displaced_of(tables, z, dimension)
+    np.testing.assert_allclose(shown, exact, rtol=3e-6)
+    for h in (rng.uniform(0.05, 0.999, 5000), np.clip(2 * exact * (1 + 10 ** rng.uniform(-7, 0, 5000)), 0.05, 0.999)):
+        agree(smoothing.certified_cosine(h, shown, method=method), smoothing.certified_cosine(h, exact, method=method))
+
+
+def test_the_explorers_gaussian_table_is_within_its_tolerance(tables: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    for z in rng.uniform(0.001, 3.29, 25):
+        least = float(special.erf(z / np.sqrt(2)))  # where the certificate ends
+        near = least + (0.999 - least) * np.logspace(-6, 0, 15) if least < 0.999 else np.empty(0)
+        h = np.clip(np.concatenate([rng.uniform(0.05, 0.999, 15), near, [least - 1e-4]]), 0.05, 0.999)
+        agree(gaussian_of(tables, h, z), smoothing.certified_cosine_gaussian(h, z))
+
+
+def test_beyond_the_explorers_tables_nothing_is_certified(tables: dict[str, Any]) -> None:
+    furthest = tables["step"] * (len(tables["odds"]) - 1)
+    assert tables["rowStep"] * (len(tables["gaussian"]) - 1) == pytest.approx(furthest)
+    assert special.erf(furthest / np.sqrt(2)) > 0.999
+    for dimension in DIMENSIONS:
+        assert displaced_of(tables, np.array([furthest]), dimension)[0] > 0.5
+
+
+EXPLORER: dict[str, Any] = {"title": "</script><b>", "label": 'say "so" <b>', "dimensions": DIMENSIONS}
+
+
+def test_the_explorer_is_whole_html_with_its_tables_inside() -> None:
+    html = certificate_explorer(**EXPLORER)
+    assert len(html) < 300_000
+    assert "http" not in html
+    assert html.count("<script") == html.count("</script>") == 2
+    figure, tables = (
+        json.loads(part.split("</script>")[0]) for part in html.split('<script type="application/json">')[1:]
+    )
+    assert [trace["name"] for trace in figure["data"]] == list(CERTIFICATES.values())
+    assert set(tables["displaced"]) == {str(d) for d in DIMENSIONS}
+    assert 'aria-label="say &quot;so&quot; &lt;b>"' in html
+    # Every slider has its label around it, and the values are announced.
+    assert len(re.findall(r'<label [^>]*>(?:(?!</label>).)*<input type="range"[^>]*></label>', html)) == 4
+    assert html.count("<input") == 4
+    assert f'role="status" aria-live="polite">{certificate_text(0.97, 3072, 1.0, 0.01)}</p>' in html
+    with pytest.raises(ValueError, match="dimension is 5; accepted are 2, 3072, 150528"):
+        certificate_explorer(dimension=5, **EXPLORER)
+
+
+@pytest.mark.browser
+def test_the_explorer_shows_what_the_package_computes() -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    static = REPOSITORY / "book" / "_static"
+    library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page()
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.set_content(f"<html><body>{certificate_explorer(**EXPLORER)}</body></html>")
+        for script in (library, static / "plotly-figure.js", static / "certificate-explorer.js"):
+            page.add_script_tag(path=script)
+
+        def compare() -> None:
+            values = [float(v) for v in page.locator("input").evaluate_all("all => all.map((each) => each.value)")]
+            h, epsilon, radius, d = values[0], 10 ** values[1], 10 ** values[2], DIMENSIONS[int(values[3])]
+            shown = re.findall(r"(none|[\d.]+)(?:;|\.$)", page.locator(".explorer-values").inner_text())
+            p = smoothing.overlap(d, radius, epsilon)
+            exact = [
+                smoothing.certified_cosine(h, p, method="ball"),
+                smoothing.certified_cosine(h, p),
+                Gaussian.matching(radius, d).certified_cosine(h, d, epsilon),
+            ]
+            for text, value in zip(shown, exact, strict=True):
+                if text == "none":
+                    assert value < 0.005
+                else:
+                    assert value - 0.0151 < float(text) < value + 0.005  # it is rounded down to two digits
+            # The markers are on the curves' values.
+            markers = page.locator(".js-plotly-plot").evaluate("each => [...each.data.at(-1).y]")
+            np.testing.assert_allclose(markers, [v for v in exact if v > -1], atol=0.005)
+            ends = page.locator(".js-plotly-plot").evaluate("each => each.data.slice(0, 3).map((t) => t.y.at(-1))")
+            assert set(ends) <= {0, None}
+
+        compare()
+        length, epsilon, radius, dimension = page.locator("input").all()
+        for place, keys in (
+            (length, ["ArrowLeft"] * 20), (epsilon, ["ArrowRight"] * 10), (dimension, ["ArrowLeft"]),
+            (epsilon, ["ArrowRight"] * 60), (radius, ["ArrowRight"] * 5), (length, ["End"]), (dimension, ["End"]),
+            (epsilon, ["ArrowLeft"] * 70), (length, ["Home"]),
+        ):  # fmt: skip
+            place.focus()
+            for key in keys:
+                page.keyboard.press(key)
+            compare()
+        assert page.locator("label").nth(3).inner_text() == "d, values of an image = 150,528"
+        assert dimension.get_attribute("aria-valuetext") == "150,528"
+        assert complaints == []
+        browser.close()

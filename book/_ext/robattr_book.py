@@ -6,6 +6,7 @@ A notebook emits a figure as HTML that holds its JSON and no script of its own::
     <script type="application/json">{"data": [...], "layout": {...}}</script></div>
 
 Pages with such a figure, and only those, load plotly.js and ``plotly-figure.js``, which draws it as the theme wants it.
+The explorer of certificates is such a figure beside sliders, and ``certificate-explorer.js`` moves it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 
 def add_scripts(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
-    """Load the scripts on pages with a plotly figure."""
+    """Load the scripts on pages that need them."""
     if 'class="plotly-figure"' in context.get("body", ""):
         app.add_js_file(PLOTLY.name, loading_method="defer")
         app.add_js_file("plotly-figure.js", loading_method="defer")
+    if 'class="certificate-explorer"' in context.get("body", ""):
+        app.add_js_file("certificate-explorer.js", loading_method="defer")
 
 
 def copy_plotly(app: Sphinx, failure: Exception | None) -> None:

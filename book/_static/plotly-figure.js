@@ -24,10 +24,14 @@
     const { data, layout = {} } = JSON.parse(box.querySelector("script").textContent);
     const canvas = document.createElement("div");
     box.append(canvas);
-    return { canvas, data, layout };
+    const figure = { canvas, data, layout };
+    // For what changes a figure: other data or another layout, drawn as the theme wants them.
+    box.redraw = (change) => draw(Object.assign(figure, change));
+    return figure;
   });
   const config = { responsive: true, displaylogo: false };
-  const draw = () => figures.forEach(({ canvas, data, layout }) => Plotly.react(canvas, data, themed(layout), config));
-  draw();
-  new MutationObserver(draw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  const draw = ({ canvas, data, layout }) => Plotly.react(canvas, data, themed(layout), config);
+  const drawAll = () => figures.forEach(draw);
+  drawAll();
+  new MutationObserver(drawAll).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 })();

@@ -1,0 +1,119 @@
+// Certified cosine against epsilon, with sliders; robattr.figures.certificate_tables says what the tables hold.
+(() => {
+  const explore = (box) => {
+    const figure = box.querySelector(".plotly-figure");
+    const tables = JSON.parse(box.querySelector(":scope > script").textContent);
+    const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
+    const values = box.querySelector(".explorer-values");
+    const inputs = [...box.querySelectorAll("input")];
+
+    // A value between the entries of a table, which may be rows themselves.
+    const between = (table, place, read = (entry) => entry) => {
+      const i = Math.min(Math.floor(place), table.length - 2);
+      const share = place - i;
+      return read(table[i]) * (1 - share) + read(table[i + 1]) * share;
+    };
+
+    // z = epsilon / sigma for the Gaussian of the ball's variance; p is the share of the ball outside of the other.
+    const shift = ({ epsilon, radius, dimension }) => (epsilon * Math.sqrt(dimension + 2)) / radius;
+    const furthest = tables.step * (tables.odds.length - 1);
+    const displaced = (z, d) => z * between(tables.displaced[d], z / tables.step);
+
+    // NaN where nothing is certified.
+    const certified = {
+      ball: (h, z, d) => Math.sqrt(1 - ((2 * displaced(z, d)) / h) ** 2),
+      tight: (h, z, d) => {
+        const p = displaced(z, d);
+        if (2 * p >= h) return NaN;
+        const s = Math.min(Math.sqrt(h * h - 3 * p * p), 1 - p);
+        const part = Math.acos(Math.min((h * h + s * s - p * p) / (2 * h * s), 1));
+        return Math.cos(part + Math.asin(Math.min(p / s, 1)));
+      },
+      gaussian: (h, z) => {
+        const t = (Math.exp(between(tables.odds, z / tables.step)) * z * z * (1 - h * h)) / (h * h);
+        if (t >= 1) return NaN;
+        const column = Math.sqrt(t) * (tables.gaussian[0].length - 1);
+        const table = between(tables.gaussian, z / tables.rowStep, (row) => between(row, column));
+        return Math.sqrt((1 - t) * table);
+      },
+    };
+    const certificate = (kind, h, z, d) => (z < furthest ? certified[kind](h, z, d) : NaN);
+
+    // A curve's points as (epsilon, cosine): close together towards its end, where it is steep.
+    const curve = (kind, setting, [lowest, highest]) => {
+      const { mean_norm: h, dimension: d } = setting;
+      const scale = shift({ ...setting, epsilon: 1 });
+      let [sure, end] = [0, furthest];
+      for (let i = 0; i < 50; i++) {
+        const middle = (sure + end) / 2;
+        if (Number.isNaN(certificate(kind, h, middle, d))) end = middle;
+        else sure = middle;
+      }
+      const first = lowest * scale;
+      if (sure <= first) return { x: [null], y: [null] };
+      const x = [];
+      const y = [];
+      const points = 120;
+      for (let i = 0; i <= points; i++) {
+        const z = first * (sure / first) ** (1 - (1 - i / points) ** 2);
+        if (z / scale > highest) break;
+        x.push(z / scale);
+        y.push(certificate(kind, h, z, d));
+      }
+      if (sure / scale <= highest) {
+        x.push(sure / scale);
+        y.push(0);
+      }
+      return { x, y };
+    };
+
+    const number = (value) => Number(value.toPrecision(2)).toString();
+    const read = {
+      linear: (input) => [Number(input.value), Number(input.value).toFixed(3)],
+      log: (input) => [10 ** Number(input.value), number(10 ** Number(input.value))],
+      choice: (input) => {
+        const chosen = tables.dimensions[Number(input.value)];
+        return [chosen, chosen.toLocaleString("en")];
+      },
+    };
+
+    const update = () => {
+      const setting = {};
+      for (const input of inputs) {
+        const [value, text] = read[input.dataset.scale](input);
+        setting[input.dataset.name] = value;
+        input.setAttribute("aria-valuetext", text);
+        input.closest("label").querySelector("output").textContent = text;
+      }
+      const { mean_norm: h, dimension: d, epsilon } = setting;
+      const z = shift(setting);
+      const shown = layout.xaxis.range.map((power) => 10 ** power);
+      const kinds = Object.keys(tables.names);
+      const found = kinds.map((kind) => certificate(kind, h, z, d));
+      const curves = data.map((trace, i) => ({ ...trace, ...curve(kinds[i], setting, shown) }));
+      const markers = {
+        type: "scatter",
+        mode: "markers",
+        x: found.filter((value) => !Number.isNaN(value)).map(() => epsilon),
+        y: found.filter((value) => !Number.isNaN(value)),
+        marker: { size: 10, color: data.filter((_, i) => !Number.isNaN(found[i])).map((trace) => trace.line.color) },
+        showlegend: false,
+        hoverinfo: "skip",
+      };
+      const line = { type: "line", x0: epsilon, x1: epsilon, yref: "paper", y0: 0, y1: 1, line: { width: 1, color: "gray" } };
+      figure.redraw({ data: [...curves, markers], layout: { ...layout, shapes: [line] } });
+
+      const p = z < furthest ? `p = ${displaced(z, d).toFixed(2)}` : `more than p = ${displaced(furthest, d).toFixed(2)}`;
+      const words = kinds.map((kind, i) => {
+        // Rounded down, as a bound has to be.
+        const value = Number.isNaN(found[i]) ? "none" : (Math.floor(found[i] * 100) / 100).toFixed(2);
+        return `${tables.names[kind]}: ${value}`;
+      });
+      values.textContent = `Of each ball ${p} lies outside of the other. Certified cosine: ${words.join("; ")}.`;
+    };
+
+    inputs.forEach((input) => input.addEventListener("input", update));
+    update();
+  };
+  document.querySelectorAll(".certificate-explorer").forEach(explore);
+})();
