@@ -177,7 +177,7 @@ def iterative_attack(
     Raises:
         ValueError: an argument is not what is accepted; before any work starts.
     """
-    _check(images, epsilon, batch_size)
+    check_attack(images, epsilon, batch_size)
     if not step > 0:
         raise ValueError(f"step is {step}; accepted is a step > 0 in units of a [0, 1] image, for example 0.5 / 255")
     if iterations < 1:
@@ -187,7 +187,7 @@ def iterative_attack(
     model = frozen(model)
     smooth = model if beta is None else softplus_surrogate(model, schedule[0])
 
-    def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: _Signs) -> Tensor:
+    def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: RandomSigns) -> Tensor:
         if beta is not None:
             set_beta(smooth, schedule[p])
         z = x.requires_grad_()
@@ -220,12 +220,12 @@ def random_sign(
     returned: a search with as many evaluations as an attack of that many steps. Other arguments, errors and the result
     are those of :func:`iterative_attack`.
     """
-    _check(images, epsilon, batch_size)
+    check_attack(images, epsilon, batch_size)
     if draws < 1:
         raise ValueError(f"draws is {draws}; the baseline takes at least 1")
     _check_objective(objective, images)
 
-    def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: _Signs) -> Tensor:
+    def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: RandomSigns) -> Tensor:
         return start + epsilon * signs.draw_all()
 
     return _search(
@@ -324,7 +324,7 @@ def manipulate(
     Raises:
         ValueError: an argument is not what is accepted; before any work starts.
     """
-    _check(images, epsilon, batch_size)
+    check_attack(images, epsilon, batch_size)
     metrics.check_maps_size(images)
     classes = None if labels is None else check_target(images, labels)
     _check_map("target_map", target_map, len(images), *images.shape[2:])
@@ -356,7 +356,7 @@ def manipulate(
     with bar:
         for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size)):
             start, goal = images[rows].detach(), wanted[rows]
-            lower, upper = _ball(start, epsilon)
+            lower, upper = linf_ball(start, epsilon)
             with torch.no_grad():
                 logits = model(start)
             prediction = logits.argmax(1)
@@ -770,7 +770,7 @@ def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-class _Signs:
+class RandomSigns:
     """Random signs that depend on the seed and on the image, not on its place in a batch or on the device."""
 
     def __init__(self, images: Tensor, seed: int) -> None:
@@ -787,7 +787,7 @@ class _Signs:
         return torch.stack([self.draw(i) for i in range(len(self._generators))])
 
 
-class _Directions(_Signs):
+class _Directions(RandomSigns):
     """Float64 directions of length 1, uniform on the sphere; like the signs, they depend on the seed and the image."""
 
     def draw(self, index: int) -> Tensor:
@@ -803,7 +803,7 @@ class _Directions(_Signs):
         return u
 
 
-_Step = Callable[[Tensor, Tensor, Tensor, Score, int, _Signs], Tensor]
+_Step = Callable[[Tensor, Tensor, Tensor, Score, int, RandomSigns], Tensor]
 
 
 def _search(
@@ -824,12 +824,12 @@ def _search(
     with bar:
         for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size)):
             start = images[rows].detach()
-            lower, upper = _ball(start, epsilon)
+            lower, upper = linf_ball(start, epsilon)
             with torch.no_grad():
                 labels = model(start).argmax(1)
             reference = heatmap(attribution(model, start, labels))
             score = objective.prepare(reference, rows)
-            signs = _Signs(start, seed)
+            signs = RandomSigns(start, seed)
             x = start.clone()
             trace, kept = [score(reference)], [torch.ones_like(labels, dtype=torch.bool)]
             best_d = torch.full_like(trace[0], -torch.inf)
@@ -878,7 +878,7 @@ def _joined(parts: list[AttackResult]) -> AttackResult:
     )
 
 
-def _ball(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def linf_ball(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The corners of the ball within [0, 1]: what lies between them differs from x by epsilon or less, *exactly*.
 
     The sums are formed in float64; where rounding has put one outside of the ball, the number next to it is inside.
@@ -931,7 +931,7 @@ def _check_radius(epsilon: float) -> None:
         )
 
 
-def _check(images: Tensor, epsilon: float, batch_size: int) -> None:
+def check_attack(images: Tensor, epsilon: float, batch_size: int) -> None:
     _check_batch(images, batch_size)
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon is {epsilon}; accepted is 0 < epsilon <= 1 in units of a [0, 1] image, e.g. 8 / 255")
