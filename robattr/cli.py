@@ -140,9 +140,13 @@ def reference(
     folder = grid.with_suffix("")
     runs = dict(loaded.runs())
     if run is None:
-        table = Table("run", "recorded", title=loaded.description)
-        for name in runs:
-            table.add_row(name, "yes" if (folder / f"{name}.json").exists() else "no")
+        table = Table("run", "recorded", "options", title=loaded.description)
+        for name, config in runs.items():
+            here = "yes" if (folder / f"{name}.json").exists() else "no"
+            options: dict[str, float] = (
+                config.options if isinstance(config, alignment.Training) else {"images": config.images}
+            )
+            table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in options.items()))
         _show(table)
         return
     if run not in runs:

@@ -468,7 +468,8 @@ def test_a_grid_is_its_runs(grid_file: Path) -> None:
 
 
 def test_the_grids_of_the_repository_can_be_read() -> None:
-    paths = sorted((REPOSITORY / "results" / "reference").glob("*.yaml"))
+    everything = sorted((REPOSITORY / "results" / "reference").glob("*.yaml"))
+    paths = [path for path in everything if "objectives" in yaml.safe_load(path.read_text(encoding="utf-8"))]
     assert paths
     for path in paths:
         assert len(list(load_grid(path).runs())) >= 7
