@@ -143,9 +143,7 @@ def reference(
         table = Table("run", "recorded", "options", title=loaded.description)
         for name, config in runs.items():
             here = "yes" if (folder / f"{name}.json").exists() else "no"
-            options: dict[str, float] = (
-                config.options if isinstance(config, alignment.Training) else {"images": config.images}
-            )
+            options = config.options if isinstance(config, alignment.Training) else {}
             table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in options.items()))
         _show(table)
         return
