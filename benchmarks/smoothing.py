@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--law", choices=["ball", "gaussian"], default="ball")
-    parser.add_argument("--max-batch", type=int, default=256)
+    parser.add_argument("--max-batch", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     model = frozen(models.build(options.model, activation="softplus", beta=3.0)).to(options.device)

@@ -182,7 +182,7 @@ def measure(
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
     folder: Path | str | None = None,
-    max_batch: int = 256,
+    max_batch: int = 128,
     progress: bool = False,
 ) -> tuple[int, Values]:
     """Certify and attack one network: the dimension of its images, and the values of a :class:`Record`.
@@ -431,7 +431,7 @@ def run_record(
     root: Path | str = "runs",
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
-    max_batch: int = 256,
+    max_batch: int = 128,
     progress: bool = True,
 ) -> Record:
     """Load (or train) one network of a grid, certify and attack it, and write its record to ``path``.

@@ -268,7 +268,7 @@ def smooth(
     normalize: bool = True,
     direction: Tensor | None = None,
     seed: int = 0,
-    max_batch: int = 256,
+    max_batch: int = 128,
 ) -> Smoothed:
     """The mean of ``attribution(x + noise)``: any number of samples, and memory for one pass.
 
@@ -298,7 +298,8 @@ def smooth(
         raise ValueError(
             f"direction has shape {list(direction.shape)}; accepted is that of the images, {list(x.shape)}"
         )
-    model, x = frozen(model), x.detach()
+    # Channels last is the faster layout of convolutions; the copy is ours.
+    model, x = frozen(model).to(memory_format=torch.channels_last), x.detach()
     dimension = x[0].numel()
     total = torch.zeros(len(x), dimension, dtype=torch.float64, device=x.device)
     squares, longest = (torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
@@ -368,7 +369,7 @@ def smoothed(
     normalize: bool = True,
     create_graph: bool = False,
     seed: int = 0,
-    max_batch: int = 256,
+    max_batch: int = 128,
 ) -> Tensor:
     """:func:`smooth` as an attribution method, with its noise held fixed: what an attack differentiates.
 
@@ -564,7 +565,7 @@ def certify(
     attribution: Attribution = gradient,
     method: Method = "tight",
     seed: int = 0,
-    max_batch: int = 256,
+    max_batch: int = 128,
     path: Path | str | None = None,
     progress: bool = False,
 ) -> Certificate:
