@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,21 @@ def data_root() -> Path:
     if not Path(root).is_dir():
         pytest.skip(f"ROBATTR_DATA={root} is not a folder: no real data")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """An installed browser, one for all tests; without one, the test is reported as skipped."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

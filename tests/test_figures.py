@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,58 +389,50 @@ def test_the_explorer_is_whole_html_with_its_tables_inside() -> None:
 
 
 @pytest.mark.browser
-def test_the_explorer_shows_what_the_package_computes() -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    from playwright.sync_api import sync_playwright
-
+def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
     static = REPOSITORY / "book" / "_static"
     library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        page = browser.new_page()
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.set_content(f"<html><body>{certificate_explorer(**EXPLORER)}</body></html>")
-        for script in (library, static / "plotly-figure.js", static / "certificate-explorer.js"):
-            page.add_script_tag(path=script)
+    page = chromium.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.set_content(f"<html><body>{certificate_explorer(**EXPLORER)}</body></html>")
+    for script in (library, static / "plotly-figure.js", static / "certificate-explorer.js"):
+        page.add_script_tag(path=script)
 
-        def compare() -> None:
-            values = [float(v) for v in page.locator("input").evaluate_all("all => all.map((each) => each.value)")]
-            h, epsilon, radius, d = values[0], 10 ** values[1], 10 ** values[2], DIMENSIONS[int(values[3])]
-            shown = re.findall(r"(none|[\d.]+)(?:;|\.$)", page.locator(".explorer-values").inner_text())
-            p = smoothing.overlap(d, radius, epsilon)
-            exact = [
-                smoothing.certified_cosine(h, p, method="ball"),
-                smoothing.certified_cosine(h, p),
-                Gaussian.matching(radius, d).certified_cosine(h, d, epsilon),
-            ]
-            for text, value in zip(shown, exact, strict=True):
-                if text == "none":
-                    assert value < 0.005
-                else:
-                    assert value - 0.0151 < float(text) < value + 0.005  # it is rounded down to two digits
-            # The markers are on the curves' values.
-            markers = page.locator(".js-plotly-plot").evaluate("each => [...each.data.at(-1).y]")
-            np.testing.assert_allclose(markers, [v for v in exact if v > -1], atol=0.005)
-            ends = page.locator(".js-plotly-plot").evaluate("each => each.data.slice(0, 3).map((t) => t.y.at(-1))")
-            assert set(ends) <= {0, None}
+    def compare() -> None:
+        values = [float(v) for v in page.locator("input").evaluate_all("all => all.map((each) => each.value)")]
+        h, epsilon, radius, d = values[0], 10 ** values[1], 10 ** values[2], DIMENSIONS[int(values[3])]
+        shown = re.findall(r"(none|[\d.]+)(?:;|\.$)", page.locator(".explorer-values").inner_text())
+        p = smoothing.overlap(d, radius, epsilon)
+        exact = [
+            smoothing.certified_cosine(h, p, method="ball"),
+            smoothing.certified_cosine(h, p),
+            Gaussian.matching(radius, d).certified_cosine(h, d, epsilon),
+        ]
+        for text, value in zip(shown, exact, strict=True):
+            if text == "none":
+                assert value < 0.005
+            else:
+                assert value - 0.0151 < float(text) < value + 0.005  # it is rounded down to two digits
+        # The markers are on the curves' values.
+        markers = page.locator(".js-plotly-plot").evaluate("each => [...each.data.at(-1).y]")
+        np.testing.assert_allclose(markers, [v for v in exact if v > -1], atol=0.005)
+        ends = page.locator(".js-plotly-plot").evaluate("each => each.data.slice(0, 3).map((t) => t.y.at(-1))")
+        assert set(ends) <= {0, None}
 
+    compare()
+    length, epsilon, radius, dimension = page.locator("input").all()
+    for place, keys in (
+        (length, ["ArrowLeft"] * 20), (epsilon, ["ArrowRight"] * 10), (dimension, ["ArrowLeft"]),
+        (epsilon, ["ArrowRight"] * 60), (radius, ["ArrowRight"] * 5), (length, ["End"]), (dimension, ["End"]),
+        (epsilon, ["ArrowLeft"] * 70), (length, ["Home"]),
+    ):  # fmt: skip
+        place.focus()
+        for key in keys:
+            page.keyboard.press(key)
         compare()
-        length, epsilon, radius, dimension = page.locator("input").all()
-        for place, keys in (
-            (length, ["ArrowLeft"] * 20), (epsilon, ["ArrowRight"] * 10), (dimension, ["ArrowLeft"]),
-            (epsilon, ["ArrowRight"] * 60), (radius, ["ArrowRight"] * 5), (length, ["End"]), (dimension, ["End"]),
-            (epsilon, ["ArrowLeft"] * 70), (length, ["Home"]),
-        ):  # fmt: skip
-            place.focus()
-            for key in keys:
-                page.keyboard.press(key)
-            compare()
-        assert page.locator("label").nth(3).inner_text() == "d, values of an image = 150,528"
-        assert dimension.get_attribute("aria-valuetext") == "150,528"
-        assert complaints == []
-        browser.close()
+    assert page.locator("label").nth(3).inner_text() == "d, values of an image = 150,528"
+    assert dimension.get_attribute("aria-valuetext") == "150,528"
+    assert complaints == []
+    page.close()
