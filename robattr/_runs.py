@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from filelock import FileLock
+from torch import nn
 
-__all__ = ["code_digest", "file_digest", "files_digest", "locked", "public_name", "store", "write_text"]
+__all__ = ["code_digest", "file_digest", "files_digest", "locked", "public_name", "state_digest", "store", "write_text"]
 
 
 def code_digest(*modules: str) -> str:
@@ -57,6 +59,15 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 of a network's parameters and buffers by name, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
 
 
 @contextmanager

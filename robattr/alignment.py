@@ -23,17 +23,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robattr import attacks, data, metrics, models, regularizers, training
+from robattr import attacks, data, metrics, models, records, regularizers, training
 from robattr._environment import environment
-from robattr._runs import code_digest, file_digest, files_digest, locked, public_name, store, write_text
+from robattr._runs import code_digest, file_digest, files_digest, locked, public_name, store
 from robattr.attributions import METHODS, heatmap
 from robattr.data import ImageSet
 from robattr.models import Classifier
+from robattr.records import Measurement
 from robattr.regularizers import Objective
 from robattr.training import Compute, Epoch, Schedule
 
@@ -41,6 +43,7 @@ __all__ = [
     "OBJECTIVES",
     "Evaluation",
     "Grid",
+    "Measured",
     "Record",
     "Spread",
     "TrainedModel",
@@ -51,10 +54,12 @@ __all__ = [
     "load_model",
     "load_record",
     "load_records",
+    "measurements",
     "run_record",
     "run_training",
     "save_record",
     "spread",
+    "step_cost",
     "step_seconds",
 ]
 
@@ -369,8 +374,9 @@ class Record:
         best: the epoch, counted from 1, whose weights were measured.
         accuracy: on the whole test split.
         test_images: their number.
-        values: one array a measure, an entry an image; names are ``measure/.../...``.
-        weights: name and SHA-256 of the weights file that was measured; None where none was kept.
+        values: one array a measure, an entry an image; names are ``measure/.../...``. ``cost/step`` has an entry a
+            round: the time of a training step, as a multiple of that of cross-entropy in the same round.
+        weights: SHA-256 of the weights that were measured, and the name of their file where it was kept.
         provenance: of the training and of the evaluation.
     """
 
@@ -380,9 +386,26 @@ class Record:
     best: int
     accuracy: float
     test_images: int
-    values: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-    weights: dict[str, str] | None
+    values: dict[str, NDArray[np.float64]]
+    weights: dict[str, str]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured on a network.
+
+    Attributes:
+        accuracy: on the whole test split.
+        test_images: their number.
+        values: one array a measure, an entry an image.
+        dataset: provenance of the images, with their checksum.
+    """
+
+    accuracy: float
+    test_images: int
+    values: dict[str, NDArray[np.float64]]
+    dataset: dict[str, Any]
 
 
 def evaluate(
@@ -392,8 +415,8 @@ def evaluate(
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
     max_batch: int = 250,
-) -> tuple[float, int, dict[str, np.ndarray[Any, np.dtype[np.float64]]]]:
-    """Accuracy on the whole test split, its size, and every measure, an entry an image.
+) -> Measured:
+    """Accuracy on the whole test split, and every measure, an entry an image.
 
     The explained class is the model's own prediction for the clean image; the measure ``correct`` says where it is
     right. Insertion and deletion are of the label's probability.
@@ -437,6 +460,9 @@ def evaluate(
         found = metrics.curvature(model, x, prediction, noise * (epsilon / 255), max_batch=max_batch)
         for name in ("hessian_product", "gradient_norm", "ratio", "l2_distance", "cosine_distance", "cosine_bound"):
             values[f"curvature/{epsilon:g}/{name}"] = getattr(found, name)
+        # Rounding: each side comes from sums of some thousand products in float32 gradients.
+        beyond = found.cosine_distance > found.cosine_bound * (1 + 1e-4)
+        values[f"curvature/{epsilon:g}/violated"] = beyond.double()
 
     n = config.manipulated
     attribution = METHODS["gradient"]
@@ -463,7 +489,12 @@ def evaluate(
     values["insertion"] = curve(x, y, clean).area
     values["deletion"] = metrics.deletion(model, x, y, clean, fractions=config.fractions).area
     values["adversarial_insertion"] = curve(x[:n], y[:n], moved).area
-    return right / len(test), len(test), {name: v.double().cpu().numpy() for name, v in values.items()}
+    return Measured(
+        accuracy=right / len(test),
+        test_images=len(test),
+        values={name: v.double().cpu().numpy() for name, v in values.items()},
+        dataset={"name": public_name(config.dataset), "split": "test", **drawn.provenance},
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -521,56 +552,109 @@ def load_grid(path: Path | str) -> Grid:
 
 
 def save_record(record: Record, path: Path | str) -> None:
-    """Write a record as JSON; values are rounded to five significant digits."""
+    """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
+
+    The lines are :class:`robattr.records.Measurement`, rounded to five significant digits. The JSON comes last: where
+    it is, the record is whole.
+    """
+    path = Path(path)
+    records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
     content = {
         "experiment": "alignment",
         "training": record.training.model_dump(mode="json"),
         "evaluation": record.evaluation.model_dump(mode="json"),
         "history": [asdict(epoch) for epoch in record.history],
         "best": record.best,
-        "accuracy": record.accuracy,
-        "test_images": record.test_images,
-        "values": {name: [float(f"{v:.5g}") for v in values] for name, values in record.values.items()},
         "weights": record.weights,
         "provenance": record.provenance,
     }
-    # One measure a line: a record can be read, and compared with another.
-    text = json.dumps(content, indent=1)
-    lines = [
-        f' "{name}": ' + (_lines(value) if name in ("values", "history") else json.dumps(value))
-        for name, value in json.loads(text).items()
+    records.write_description(path, content)
+
+
+_UNITS = {
+    "accuracy": "share of images",
+    "correct": "share of images",
+    "kept": "share of images",
+    "violated": "share of points",
+    "insertion": "probability",
+    "deletion": "probability",
+    "adversarial_insertion": "probability",
+    "hessian_product": "logits per pixel value",
+    "gradient_norm": "logits per pixel value",
+    "l2_distance": "logits per pixel value",
+    "step": "times that of cross-entropy",
+}
+
+
+def measurements(record: Record, run: str) -> list[Measurement]:
+    """The numbers of a record in the format of all records.
+
+    Args:
+        record: of a training.
+        run: its name, ``<grid>/<objective>-<seed>``.
+    """
+    c, e, measured = record.training, record.evaluation, record.provenance["evaluation"]
+    dataset = measured["dataset"]
+    context = {
+        "run": run,
+        "experiment": "alignment",
+        "seed": c.seed,
+        "model": f"{c.model}, {f'softplus({c.beta:g})' if c.activation == 'softplus' else c.activation}",
+        "objective": c.objective,
+        "weights_sha256": record.weights.get("sha256"),
+        "profile": run.partition("/")[0],
+        **records.context(measured),
+    }
+    drawn = {"dataset": f"{dataset['name']} {dataset['split']}", "dataset_sha256": dataset["sha256"]}
+    whole = {"dataset": f"{dataset['name']} {dataset['split']}, all"}
+    found = [
+        Measurement(
+            quantity="accuracy",
+            value=record.accuracy,
+            unit=_UNITS["accuracy"],
+            n=record.test_images,
+            **context,
+            **whole,
+        )
     ]
-    write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def _lines(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{\n" + ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in value.items()) + "\n }"
-    return "[\n" + ",\n".join(f"  {json.dumps(v)}" for v in value) + "\n ]"
+    for name, values in record.values.items():
+        kind, _, rest = name.partition("/")
+        epsilon = None
+        if kind in ("rps", "curvature"):
+            epsilon = float(rest.split("/")[-2])
+        elif kind in ("aam", "adversarial_insertion"):
+            epsilon = e.manipulation_epsilon
+        perturbed = {} if epsilon is None else {"epsilon": epsilon / 255, "norm": "linf"}
+        unit = _UNITS.get(name.rpartition("/")[2], "1")
+        found.append(records.of_values(context | drawn | perturbed, name, values, unit=unit))
+    return found
 
 
 def load_record(path: Path | str) -> Record:
     """Read what :func:`save_record` wrote.
 
     Raises:
-        ValueError: the file holds something else; one line names it.
+        ValueError: the files hold something else; one line names them.
     """
+    path = Path(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["experiment"] != "alignment":
             raise ValueError(f"experiment is {content['experiment']!r}")
+        numbers = {m.quantity: m for m in records.read(path.with_suffix(".jsonl"))}
+        accuracy = numbers.pop("accuracy")
         return Record(
             training=Training.model_validate(content["training"]),
             evaluation=Evaluation.model_validate(content["evaluation"]),
             history=tuple(Epoch(**epoch) for epoch in content["history"]),
             best=content["best"],
-            accuracy=content["accuracy"],
-            test_images=content["test_images"],
-            values={name: np.asarray(v, dtype=np.float64) for name, v in content["values"].items()},
+            accuracy=accuracy.value,
+            test_images=accuracy.n,
+            values={name: np.asarray(m.values, dtype=np.float64) for name, m in numbers.items()},
             weights=content["weights"],
             provenance=content["provenance"],
         )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a record of a training ({' '.join(str(error).split())})") from None
 
 
@@ -580,10 +664,10 @@ def load_records(folder: Path | str) -> list[Record]:
     Raises:
         ValueError: there is none, or a file holds something else.
     """
-    records = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not records:
+    found = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not found:
         raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
-    return sorted(records, key=lambda r: (OBJECTIVES.index(r.training.objective), r.training.seed))
+    return sorted(found, key=lambda r: (OBJECTIVES.index(r.training.objective), r.training.seed))
 
 
 def load_model(record: Record, folder: Path | str) -> Classifier:
@@ -597,7 +681,7 @@ def load_model(record: Record, folder: Path | str) -> Classifier:
         ModelError: the weights were not kept, or the file is not the one that was measured.
     """
     c = record.training
-    if record.weights is None:
+    if "file" not in record.weights:
         raise models.ModelError(
             f"{c.objective}, seed {c.seed}: its weights were not kept; train it again with `make reference`"
         )
@@ -633,16 +717,16 @@ class Spread:
         return max(self.each.values())
 
 
-def spread(records: Sequence[Record], measure: str) -> dict[str, Spread]:
+def spread(runs: Sequence[Record], measure: str) -> dict[str, Spread]:
     """A measure by objective: ``accuracy``, the name of a value, or ``history/<field>`` of the selected epoch.
 
     Raises:
         ValueError: a record has no such measure; those that it has are named.
     """
     found: dict[str, Spread] = {}
-    for objective in dict.fromkeys(record.training.objective for record in records):
+    for objective in dict.fromkeys(record.training.objective for record in runs):
         each, images = {}, 0
-        for record in (r for r in records if r.training.objective == objective):
+        for record in (r for r in runs if r.training.objective == objective):
             if measure == "accuracy":
                 value, images = record.accuracy, record.test_images
             elif measure.startswith("history/"):
@@ -677,6 +761,25 @@ def step_seconds(
     The median of ``repeats`` rounds; the objectives take turns in every round, so that what slows the machine down
     slows all of them down. Random images of the model's own size.
     """
+    times = _step_times(configs, batch_size, repeats, device)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def step_cost(
+    config: Training, *, batch_size: int = 128, repeats: int = 5, device: torch.device | str = "cpu"
+) -> NDArray[np.float64] | None:
+    """The time of a training step as a multiple of that of cross-entropy, [repeats]; None for cross-entropy itself."""
+    if config.objective == "cross-entropy":
+        return None
+    plain = config.model_copy(update={"objective": "cross-entropy", "options": {}})
+    times = _step_times([plain, config], batch_size, repeats, device)
+    ratios: NDArray[np.float64] = np.array(times[config.objective]) / np.array(times["cross-entropy"])
+    return ratios
+
+
+def _step_times(
+    configs: Sequence[Training], batch_size: int, repeats: int, device: torch.device | str
+) -> dict[str, list[float]]:
     device = torch.device(device)
     steps: dict[str, Callable[[], None]] = {}
     for config in configs:
@@ -692,7 +795,7 @@ def step_seconds(
                 torch.cuda.synchronize(device)
             if turn:  # the first one also warms up
                 times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return times
 
 
 def run_record(
@@ -724,28 +827,36 @@ def run_record(
     trained.model.load_state_dict(rounded)
     started = time.monotonic()
     # "gpu" and "auto" are Fabric's words.
-    device = None if compute is None or compute.accelerator in ("auto", "gpu") else compute.accelerator
-    accuracy, n, values = evaluate(trained.model, grid.evaluation, data_root=data_root, device=device)
-    weights = None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if compute is not None and compute.accelerator not in ("auto", "gpu"):
+        device = compute.accelerator
+    measured = evaluate(trained.model, grid.evaluation, data_root=data_root, device=device)
+    if (cost := step_cost(trained.config, device=device)) is not None:
+        measured.values["cost/step"] = cost
+    kept = path.parent / "weights" / f"{path.stem}.safetensors"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_name(f".{kept.name}")
+    save_file({name: v.cpu().contiguous() for name, v in rounded.items()}, temporary)
+    weights = {"sha256": file_digest(temporary)}
     if keep_weights:
-        kept = path.parent / "weights" / f"{path.stem}.safetensors"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}")
-        save_file({name: v.cpu().contiguous() for name, v in rounded.items()}, temporary)
         temporary.replace(kept)
-        weights = {"file": f"weights/{kept.name}", "sha256": file_digest(kept)}
+        weights["file"] = f"weights/{kept.name}"
+    else:
+        temporary.unlink()
     record = Record(
         training=trained.config,
         evaluation=grid.evaluation,
         history=trained.history,
         best=trained.best,
-        accuracy=accuracy,
-        test_images=n,
-        values=values,
+        accuracy=measured.accuracy,
+        test_images=measured.test_images,
+        values=measured.values,
         weights=weights,
         provenance={
             "training": trained.provenance,
             "evaluation": {
+                "dataset": measured.dataset,
+                "device": device,
                 "code": code_digest(*_MEASURED),
                 "threads": torch.get_num_threads(),
                 "seconds": round(time.monotonic() - started, 3),

@@ -24,32 +24,38 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 from tqdm import tqdm
 
-from robattr import alignment, attacks, data, metrics, models, smoothing
+from robattr import alignment, attacks, data, metrics, models, records, smoothing
 from robattr._environment import environment
-from robattr._runs import code_digest, public_name, write_text
+from robattr._runs import code_digest, public_name, state_digest
 from robattr.alignment import Training
 from robattr.attributions import gradient, heatmap
 from robattr.models import Classifier
+from robattr.records import Measurement
 from robattr.smoothing import Ball, Gaussian, Noise
 
 __all__ = [
     "ADVERSARIES",
     "LAWS",
+    "TARGETS",
     "Certification",
     "Check",
     "Grid",
+    "Measured",
     "Network",
     "Record",
     "any_grid",
     "certified",
     "check",
+    "inverses",
     "load_grid",
     "load_record",
     "load_records",
     "measure",
+    "measurements",
     "noise_of",
     "run_record",
     "save_record",
+    "violated",
 ]
 
 Law = Literal["uniform", "gaussian"]
@@ -90,9 +96,11 @@ class Network(BaseModel):
             return alignment.load_model(found, path.parent), source
         if self.training is not None:
             trained = alignment.run_training(self.training, root=root, data_root=data_root, progress=False)
-            return trained.model, {"training": self.training.model_dump(mode="json"), **trained.provenance}
+            source = {"training": self.training.model_dump(mode="json"), **trained.provenance}
+            return trained.model, source | {"weights": {"sha256": state_digest(trained.model)}}
         assert self.model is not None
-        return models.build(self.model).requires_grad_(False), {"model": self.model}
+        model = models.build(self.model).requires_grad_(False)
+        return model, {"model": self.model, "weights": {"sha256": state_digest(model)}}
 
 
 class Certification(BaseModel):
@@ -162,6 +170,10 @@ class Record:
     provenance: dict[str, Any]
 
 
+TARGETS = (0.8, 0.9)
+"""Cosines up to which the certified epsilon is recorded."""
+
+
 def noise_of(law: str, radius: float, dimension: int) -> Noise:
     """The noise of a law: uniform in the ball of a radius, or the Gaussian of the same variance.
 
@@ -175,6 +187,21 @@ def noise_of(law: str, radius: float, dimension: int) -> Noise:
     raise ValueError(f"law is {law!r}; accepted are {', '.join(LAWS)}")
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured on a network.
+
+    Attributes:
+        dimension: number of values of an image.
+        values: those of a :class:`Record`.
+        dataset: provenance of the images, with their checksum.
+    """
+
+    dimension: int
+    values: Values
+    dataset: dict[str, Any]
+
+
 def measure(
     model: Classifier,
     config: Certification,
@@ -184,8 +211,8 @@ def measure(
     folder: Path | str | None = None,
     max_batch: int = 128,
     progress: bool = False,
-) -> tuple[int, Values]:
-    """Certify and attack one network: the dimension of its images, and the values of a :class:`Record`.
+) -> Measured:
+    """Certify and attack one network.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -228,6 +255,7 @@ def measure(
                 progress=progress,
             )
             values[f"norm/{place}"], values[f"norm_lower/{place}"] = found.norm, found.norm_lower
+            values |= {k: torch.from_numpy(v) for k, v in inverses(found.norm_lower.numpy(), dimension, place).items()}
             seen = smoothing.smooth(
                 model, x, y, noise=noise, samples=config.check_samples, seed=config.seed + 1, max_batch=max_batch
             )
@@ -235,7 +263,54 @@ def measure(
             values[f"insertion/{place}"] = insertion(heatmap(seen.mean.to(plain))).area
     if config.attacked:
         values |= _attack(model, config, x[: config.attacked], y[: config.attacked], max_batch, progress)
-    return dimension, {name: v.double().cpu().numpy() for name, v in values.items()}
+    found_values = {name: v.double().cpu().numpy() for name, v in values.items()}
+    return Measured(
+        dimension=dimension,
+        values=found_values | violated(found_values, dimension),
+        dataset={"name": public_name(config.dataset), "split": "test", **drawn.provenance},
+    )
+
+
+def inverses(lower: NDArray[np.float64], dimension: int, place: str) -> Values:
+    """The inverse forms at lower bounds on lengths, for one law and radius.
+
+    Args:
+        lower: [N], of the smoothed maps.
+        dimension: of the images.
+        place: law and radius, ``gaussian/1``.
+
+    Returns:
+        ``certified_epsilon/<cosine>/<place>``, and ``round_trip/<cosine>/<place>``: how far the cosine that is
+        certified at that epsilon is from the one that was asked for, where the epsilon is above 0.
+    """
+    law, _, radius = place.partition("/")
+    noise = noise_of(law, float(radius), dimension)
+    found: Values = {}
+    for target in TARGETS:
+        epsilon = np.asarray(smoothing.max_epsilon(lower, target, dimension=dimension, noise=noise))
+        found[f"certified_epsilon/{target:g}/{place}"] = epsilon
+        if (some := epsilon > 0).any():
+            back = np.asarray(noise.certified_cosine(lower[some], dimension, epsilon[some], method="tight"))
+            found[f"round_trip/{target:g}/{place}"] = np.abs(back - target)
+    return found
+
+
+def violated(values: Values, dimension: int) -> Values:
+    """``violated/<law>/<radius>/<epsilon>/<adversary>``: 1 where an attack went below the certificate, 0 where not.
+
+    An entry for each attacked image that has a certificate; no array where none has.
+    """
+    found: Values = {}
+    for name, cosines in values.items():
+        if not name.startswith("attacked/"):
+            continue
+        _, law, radius, epsilon, adversary = name.split("/")
+        lower = values[f"norm_lower/{law}/{radius}"][: len(cosines)]
+        noise = noise_of(law, float(radius), dimension)
+        bound = np.asarray(noise.certified_cosine(lower, dimension, np.asarray(float(epsilon)), method="tight"))
+        if (said := bound > -1).any():
+            found[f"violated/{law}/{radius}/{epsilon}/{adversary}"] = (cosines < bound)[said].astype(np.float64)
+    return found
 
 
 def _attack(
@@ -333,11 +408,11 @@ class Check:
     margin: float
 
 
-def check(records: Sequence[Record], *, weaken: float = 1.0) -> Check:
-    """Count violations over every attacked point of the records.
+def check(runs: Sequence[Record], *, weaken: float = 1.0) -> Check:
+    """Count violations over every attacked point of records.
 
     Args:
-        records: of certifications.
+        runs: records of certifications.
         weaken: the certificate is taken for this share of the epsilon that was attacked, which is wrong below 1: what
             this check has to find.
 
@@ -348,7 +423,7 @@ def check(records: Sequence[Record], *, weaken: float = 1.0) -> Check:
         raise ValueError(f"weaken is {weaken}; accepted is a share in (0, 1], 1 for the certificate itself")
     points = covered = wrong = 0
     margin = np.inf
-    for record in records:
+    for record in runs:
         for name, cosines in record.values.items():
             if not name.startswith("attacked/"):
                 continue
@@ -442,7 +517,7 @@ def run_record(
     network = grid.networks[name]
     model, source = network.load(root, data_root)
     started = time.monotonic()
-    dimension, values = measure(
+    measured = measure(
         model,
         config,
         data_root=data_root,
@@ -455,11 +530,12 @@ def run_record(
         name=name,
         network=network,
         config=config,
-        dimension=dimension,
-        values=values,
+        dimension=measured.dimension,
+        values=measured.values,
         provenance={
             "network": source,
-            "dataset": {"name": public_name(config.dataset), "split": "test"},
+            "dataset": measured.dataset,
+            "device": str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
             "code": code_digest(*_CODE),
             "threads": torch.get_num_threads(),
             "seconds": round(time.monotonic() - started, 3),
@@ -484,8 +560,13 @@ _CODE = (
 
 
 def save_record(record: Record, path: Path | str) -> None:
-    """Write a record as JSON, a measure a line; lengths keep seven significant digits."""
-    head = {
+    """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
+
+    The lines are :class:`robattr.records.Measurement`. The JSON comes last: where it is, the record is whole.
+    """
+    path = Path(path)
+    records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
+    content = {
         "experiment": "certification",
         "name": record.name,
         "network": record.network.model_dump(mode="json", exclude_none=True),
@@ -493,20 +574,61 @@ def save_record(record: Record, path: Path | str) -> None:
         "dimension": record.dimension,
         "provenance": record.provenance,
     }
-    lines = [f' "{name}": {json.dumps(value)}' for name, value in head.items()]
-    measures = [f'  "{k}": {json.dumps([float(f"{v:.7g}") for v in column])}' for k, column in record.values.items()]
-    lines.append(' "values": {\n' + ",\n".join(measures) + "\n }")
-    write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+    records.write_description(path, content)
+
+
+_UNITS = {
+    "certified_epsilon": "l2 length in a [0, 1] image",
+    "insertion": "probability",
+    "violated": "share of points",
+}
+
+
+def measurements(record: Record, run: str) -> list[Measurement]:
+    """The numbers of a record in the format of all records; lengths keep seven significant digits.
+
+    Args:
+        record: of a certification.
+        run: its name, ``<grid>/<name>``.
+    """
+    source, dataset = record.provenance["network"], record.provenance["dataset"]
+    training = source.get("training")
+    model, objective, seed = source.get("model"), None, None
+    if training is not None:
+        beta = f"softplus({training['beta']:g})"
+        model = f"{training['model']}, {beta if training['activation'] == 'softplus' else training['activation']}"
+        objective, seed = training["objective"], training["seed"]
+    context = {
+        "run": run,
+        "experiment": "certification",
+        "seed": seed,
+        "model": model,
+        "objective": objective,
+        "weights_sha256": source["weights"]["sha256"],
+        "profile": run.partition("/")[0],
+        "dataset": f"{dataset['name']} {dataset['split']}",
+        "dataset_sha256": dataset["sha256"],
+        **records.context(record.provenance),
+    }
+    found = []
+    for name, values in record.values.items():
+        kind, *rest = name.split("/")
+        epsilon = {"plain": rest[:1], "attacked": rest[2:3], "violated": rest[2:3]}.get(kind, [])
+        perturbed = {"epsilon": float(epsilon[0]), "norm": "l2"} if epsilon else {}
+        unit = _UNITS.get(kind, "1")
+        found.append(records.of_values(context | perturbed, name, values, unit=unit, digits=7))
+    return found
 
 
 def load_record(path: Path | str) -> Record:
     """Read what :func:`save_record` wrote.
 
     Raises:
-        ValueError: the file holds something else; one line names it.
+        ValueError: the files hold something else; one line names them.
     """
+    path = Path(path)
     try:
-        content: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["experiment"] != "certification":
             raise ValueError(f"experiment is {content['experiment']!r}")
         return Record(
@@ -514,7 +636,9 @@ def load_record(path: Path | str) -> Record:
             network=Network.model_validate(content["network"]),
             config=Certification.model_validate(content["config"]),
             dimension=int(content["dimension"]),
-            values={name: np.asarray(v, dtype=np.float64) for name, v in content["values"].items()},
+            values={
+                m.quantity: np.asarray(m.values, dtype=np.float64) for m in records.read(path.with_suffix(".jsonl"))
+            },
             provenance=content["provenance"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -527,7 +651,7 @@ def load_records(folder: Path | str) -> list[Record]:
     Raises:
         ValueError: there is none, or a file holds something else.
     """
-    records = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not records:
+    found = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not found:
         raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
-    return records
+    return found

@@ -26,7 +26,7 @@ from PIL import Image
 from scipy import special
 from torch import Tensor
 
-from robattr import smoothing
+from robattr import certification, smoothing
 from robattr.alignment import Record, Spread
 from robattr.experiments import FragilityResult, Interval, interval
 
@@ -42,6 +42,7 @@ __all__ = [
     "certificate_explorer",
     "certificate_tables",
     "certificate_text",
+    "certified_and_attacked",
     "distributions",
     "fragility_curves",
     "fragility_table",
@@ -599,6 +600,50 @@ def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: st
     axes[0][0].set_ylabel("certified cosine; p (no unit)")
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def certified_and_attacked(records: Mapping[str, certification.Record], *, title: str) -> Figure:
+    """What is certified and what attacks reach, over epsilon: a panel a law of the noise, a color a network.
+
+    Args:
+        records: training objective -> record of a certification with attacks, all at the same radius and epsilons.
+        title: the finding.
+    """
+    config = next(iter(records.values())).config
+    radius, tried = config.attack_radius, np.array(config.epsilons)
+    grid = np.geomspace(tried.min() / 2, tried.max(), 60)
+    n = len(config.laws)
+    figure, axes = plt.subplots(1, n, figsize=(4.4 * n, 4.2), sharey=True, squeeze=False, layout="constrained")
+    for ax, law in zip(axes[0], config.laws, strict=True):
+        for name, record in records.items():
+            color = COLORS[name]
+            bound = np.median(certification.certified(record, law, radius, grid), axis=0)
+            bound[bound <= -1] = np.nan
+            ax.plot(grid, bound, color=color, lw=1.8, label=f"{name}: certified")
+            lowest = np.array(
+                [
+                    np.min(
+                        [record.values[f"attacked/{law}/{radius:g}/{e:g}/{a}"] for a in certification.ADVERSARIES],
+                        axis=0,
+                    )
+                    for e in tried
+                ]
+            )
+            low, middle, high = np.percentile(lowest, [25, 50, 75], axis=1)
+            ax.fill_between(tried, low, high, color=color, alpha=0.15, lw=0)
+            ax.plot(tried, middle, color=color, lw=1.2, ls="--", marker=_MARKERS[name], ms=5, label=f"{name}: attacked")
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel(f"epsilon (l2), {'Gaussian' if law == 'gaussian' else law} noise")
+        ax.set_ylim(-0.02, 1.02)
+        _tidy(ax)
+    axes[0][0].set_ylabel("cosine of the smoothed gradients")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(records), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 

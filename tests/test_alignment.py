@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from robattr import _runs, alignment, attacks, cli, data, metrics, models, regularizers, training
+from robattr import _runs, alignment, attacks, cli, data, metrics, models, records, regularizers, training
 from robattr.alignment import (
     OBJECTIVES,
     Evaluation,
@@ -518,6 +518,13 @@ def epoch(n: int, **changes: Any) -> Epoch:
     return Epoch(**(values | changes))
 
 
+EVALUATED = {
+    "code": "abc", "seconds": 2.5, "device": "cpu", "cpu": "a processor", "threads": 2, "gpu": "none",
+    "python": "3.11.0", "versions": {"torch": "2.6.0"}, "commit": "0123456789", "date": "2026-01-01T00:00:00+00:00",
+    "dataset": {"name": "digits", "split": "test", "sha256": "1" * 64},
+}  # fmt: skip
+
+
 def record(objective: str = "l2", seed: int = 0, **changes: Any) -> Record:
     values: dict[str, Any] = {
         "training": small(objective=objective, seed=seed),
@@ -531,7 +538,7 @@ def record(objective: str = "l2", seed: int = 0, **changes: Any) -> Record:
             "rps/gradient/8/cosine": np.array([1 / 3, 1e-9 / 7, -2e5 / 3]),
         },
         "weights": {"file": "weights/a.safetensors", "sha256": "0" * 64},
-        "provenance": {"training": {"seconds": 1.5}, "evaluation": {"code": "abc"}},
+        "provenance": {"training": {"seconds": 1.5}, "evaluation": EVALUATED},
     }
     return Record(**(values | changes))
 
@@ -550,12 +557,28 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
         assert found.values[name].dtype == np.float64
     assert found.values["rps/gradient/8/cosine"].tolist() == [0.33333, 1.4286e-10, -66667.0]
     # Again the same text, with a measure or an epoch a line, and nothing else in the folder.
-    save_record(found, tmp_path / "again.json")
-    text = path.read_text()
-    assert (tmp_path / "again.json").read_text() == text
-    assert '\n  "correct": [1.0, 0.0, 1.0],\n' in text
-    assert sum('"epoch":' in line for line in text.splitlines()) == 2
-    assert [p.name for p in path.parent.iterdir()] == ["l2-0.json"]
+    save_record(found, tmp_path / "again" / "results" / "l2-0.json")
+    for name in ("l2-0.json", "l2-0.jsonl"):
+        assert (tmp_path / "again" / "results" / name).read_text() == (path.parent / name).read_text()
+    assert sum('"epoch":' in line for line in path.read_text().splitlines()) == 2
+    assert sorted(p.name for p in path.parent.iterdir()) == ["l2-0.json", "l2-0.jsonl"]
+
+
+def test_numbers_say_all_that_they_depend_on(tmp_path: Path) -> None:
+    path = tmp_path / "grid" / "l2-3.json"
+    save_record(record(seed=3), path)
+    accuracy, correct, steadiness = records.read(path.with_suffix(".jsonl"))
+    assert (accuracy.quantity, accuracy.value, accuracy.n, accuracy.unit) == ("accuracy", 0.625, 500, "share of images")
+    assert (accuracy.dataset, accuracy.dataset_sha256) == ("digits test, all", None)
+    assert (correct.values, correct.value, correct.epsilon) == ((1.0, 0.0, 1.0), 0.666667, None)
+    assert (steadiness.epsilon, steadiness.norm, steadiness.n) == (8 / 255, "linf", 3)
+    for each in (accuracy, correct, steadiness):
+        assert (each.run, each.seed, each.objective, each.profile) == ("grid/l2-3", 3, "l2", "grid")
+        assert each.model == "digits-mlp, softplus(3)"
+        assert each.weights_sha256 == "0" * 64
+        assert (each.seconds, each.device, each.hardware) == (2.5, "cpu", "a processor, 2 threads")
+        assert (each.commit, each.versions) == ("0123456789", {"python": "3.11.0", "torch": "2.6.0"})
+    assert correct.dataset_sha256 == "1" * 64
 
 
 def test_records_are_in_the_order_of_objectives_and_seeds(tmp_path: Path) -> None:
@@ -650,7 +673,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 def test_measures_are_what_the_definitions_say(trained: TrainedModel) -> None:
     model = trained.model
     config = Evaluation.model_validate(GRID["evaluation"])
-    accuracy, n, values = evaluate(model, config, device="cpu")
+    measured = evaluate(model, config, device="cpu")
+    accuracy, n, values = measured.accuracy, measured.test_images, measured.values
     test = data.load("digits", "test")
     with torch.no_grad():
         right = model(test.images).argmax(1) == test.labels
@@ -669,6 +693,7 @@ def test_measures_are_what_the_definitions_say(trained: TrainedModel) -> None:
         **{f"rps/{method}/8/{name}": 3 for method in ("smoothgrad", "lrp") for name in measures},
         **{f"aam/{side}/{name}": 4 for side in ("original", "target") for name in measures},
         **{f"curvature/8/{field.name}": 12 for field in dataclasses.fields(metrics.Curvature)},
+        "curvature/8/violated": 12,
     }  # fmt: skip
     assert {name: len(v) for name, v in values.items()} == expected
     for name, found in values.items():
@@ -691,12 +716,26 @@ def test_measures_are_what_the_definitions_say(trained: TrainedModel) -> None:
     np.testing.assert_allclose(values["adversarial_insertion"], area, rtol=1e-4, atol=1e-5)
     # No point is beyond its bound, up to the rounding of gradients in float32.
     assert (values["curvature/8/cosine_distance"] <= values["curvature/8/cosine_bound"] + 1e-6).all()
+    assert not values["curvature/8/violated"].any()
+    assert (measured.dataset["name"], measured.dataset["sha256"]) == ("digits", drawn.provenance["sha256"])
+
+
+def test_a_bound_that_does_not_hold_is_seen(trained: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metrics.curvature
+
+    def wrong(*args: Any, **options: Any) -> metrics.Curvature:
+        found = real(*args, **options)
+        return dataclasses.replace(found, cosine_bound=found.cosine_distance * torch.tensor([0.9] * 3 + [1.1] * 9))
+
+    monkeypatch.setattr(metrics, "curvature", wrong)
+    values = evaluate(trained.model, Evaluation.model_validate(GRID["evaluation"]), device="cpu").values
+    assert values["curvature/8/violated"].tolist() == [1] * 3 + [0] * 9
 
 
 def test_a_smaller_evaluation_is_the_beginning_of_a_larger_one(trained: TrainedModel) -> None:
     config = GRID["evaluation"]
     more, less = (
-        evaluate(trained.model, Evaluation.model_validate(config | change), device="cpu", max_batch=batch)[2]
+        evaluate(trained.model, Evaluation.model_validate(config | change), device="cpu", max_batch=batch).values
         for change, batch in (({}, 250), ({"images": 6, "method_images": 2, "manipulated": 2}, 4))
     )
     assert more.keys() == less.keys()
@@ -724,9 +763,11 @@ def test_a_run_becomes_its_record(grid_file: Path, tmp_path: Path, trainings: Co
     assert {v.dtype for v in weights.values()} == {torch.float16}
     model = found.training.build(10)
     model.load_state_dict(weights)
-    accuracy, _, values = evaluate(model.requires_grad_(False), grid.evaluation, device="cpu")
-    assert accuracy == found.accuracy
-    for name, value in values.items():
+    measured = evaluate(model.requires_grad_(False), grid.evaluation, device="cpu")
+    assert measured.accuracy == found.accuracy
+    assert found.values["cost/step"].shape == (5,)
+    assert (found.values["cost/step"] > 0).all()
+    for name, value in measured.values.items():
         np.testing.assert_allclose(made.values[name], value, rtol=1e-6, err_msg=name)
     # Only the record is made again when it is gone.
     path.unlink()
@@ -734,8 +775,8 @@ def test_a_run_becomes_its_record(grid_file: Path, tmp_path: Path, trainings: Co
         grid, "l2+cosine", 3, path, root=tmp_path / "runs", compute=CPU, keep_weights=False, progress=False
     )
     assert trainings.calls == 1
-    assert again.weights is None
-    assert all(np.array_equal(again.values[name], made.values[name]) for name in made.values)
+    assert again.weights == {"sha256": made.weights["sha256"]}
+    assert all(np.array_equal(again.values[name], made.values[name]) for name in made.values if name != "cost/step")
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -832,18 +873,19 @@ def test_committed_records_belong_to_their_grid_and_weights(path: Path) -> None:
     grid = load_grid(REFERENCE / f"{path.parent}.yaml")
     assert dict(grid.runs())[path.stem] == record.training
     assert grid.evaluation == record.evaluation
-    if record.weights is not None:
+    if "file" in record.weights:
         alignment.load_model(record, REFERENCE / path.parent)  # the file whose checksum is recorded
     assert "with changes" not in record.provenance["training"]["commit"]
     # The bound of an identity: no rounding to five digits reaches this far.
     for epsilon in record.evaluation.epsilons:
         values = {q: record.values[f"curvature/{epsilon:g}/{q}"] for q in ("cosine_distance", "cosine_bound")}
         assert (values["cosine_distance"] <= values["cosine_bound"] * (1 + 1e-4)).all()
+        assert not record.values[f"curvature/{epsilon:g}/violated"].any()
 
 
 @pytest.mark.data
 def test_a_committed_record_can_be_measured_again(data_root: Path) -> None:
-    path = next(REFERENCE / p for p in RECORDS if load_record(REFERENCE / p).weights is not None)
+    path = next(REFERENCE / p for p in RECORDS if "file" in load_record(REFERENCE / p).weights)
     record = load_record(path)
     model = alignment.load_model(record, path.parent)
     e = record.evaluation
@@ -853,7 +895,8 @@ def test_a_committed_record_can_be_measured_again(data_root: Path) -> None:
             "manipulation_iterations": 1,
         }
     )  # fmt: skip
-    accuracy, n, values = evaluate(model, smaller, data_root=data_root)
+    measured = evaluate(model, smaller, data_root=data_root)
+    accuracy, n, values = measured.accuracy, measured.test_images, measured.values
     # A float32 logit can tip over on another machine: at most a few images of ten thousand.
     assert (n, accuracy) == (record.test_images, pytest.approx(record.accuracy, abs=5e-4))
     for name in (f"rps/gradient/{e.epsilons[0]:g}/cosine", f"curvature/{e.epsilons[0]:g}/gradient_norm", "insertion"):

@@ -35,8 +35,14 @@ NETWORK = Network(model="digits-cnn")
 @pytest.fixture(scope="module")
 def record() -> Record:
     model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
-    dimension, values = certification.measure(model, SMALL, device="cpu")
-    return Record("small", NETWORK, SMALL, dimension, values, {"seconds": 1.0})
+    found = certification.measure(model, SMALL, device="cpu")
+    provenance = {
+        "network": {"model": "digits-cnn", "weights": {"sha256": "0" * 64}},
+        "dataset": found.dataset,
+        **{"seconds": 1.0, "device": "cpu", "cpu": "a processor", "threads": 1, "gpu": "none", "python": "3.11.0"},
+        **{"versions": {}, "commit": "0123456789", "date": "2026-01-01"},
+    }
+    return Record("small", NETWORK, SMALL, found.dimension, found.values, provenance)
 
 
 def test_every_image_radius_and_law_is_measured(record: Record) -> None:
@@ -113,13 +119,13 @@ def test_where_nothing_is_certified_nothing_is_violated() -> None:
 def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:
     model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
     config = SMALL.model_copy(update={"attacked": 0})
-    _, first = certification.measure(model, config, device="cpu", folder=tmp_path)
+    first = certification.measure(model, config, device="cpu", folder=tmp_path).values
     assert sorted(f.name for f in tmp_path.iterdir()) == [
         f"{law}-{radius}.jsonl" for law in ("gaussian", "uniform") for radius in ("0.5", "1")
     ]
     row = (tmp_path / "uniform-1.jsonl").read_text().splitlines()
     (tmp_path / "uniform-1.jsonl").write_text("\n".join(row[:2]) + "\n")
-    _, second = certification.measure(model, config, device="cpu", folder=tmp_path)
+    second = certification.measure(model, config, device="cpu", folder=tmp_path).values
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
     np.testing.assert_array_equal(first["norm/uniform/1"], record.values["norm/uniform/1"])
@@ -135,13 +141,65 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> N
         np.testing.assert_allclose(found.values[name], column, rtol=1e-6)
     assert [r.name for r in certification.load_records(tmp_path)] == ["small"]
     content = json.loads(path.read_text())
-    for damage in ({"experiment": "alignment"}, {"values": None}, {"config": {"images": 0}}):
+    for damage in ({"experiment": "alignment"}, {"network": None}, {"config": {"images": 0}}):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(ValueError, match=r"small\.json: not a record of a certification") as error:
             certification.load_record(path)
         assert "\n" not in str(error.value)
+    path.write_text(json.dumps(content))
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
+    path.with_suffix(".jsonl").write_text("\n".join([lines[0], "{}", *lines[1:]]))
+    with pytest.raises(ValueError, match=r"small\.jsonl, line 2"):
+        certification.load_record(path)
     with pytest.raises(ValueError, match="has no records"):
         certification.load_records(tmp_path / "nowhere")
+
+
+def test_numbers_say_all_that_they_depend_on(record: Record) -> None:
+    found = {m.quantity: m for m in certification.measurements(record, "grid/small")}
+    assert found.keys() == record.values.keys()
+    reached = found["attacked/gaussian/1/0.1/adaptive"]
+    assert (reached.epsilon, reached.norm, reached.n, reached.unit) == (0.1, "l2", 2, "1")
+    assert (found["plain/0.02"].epsilon, found["norm/uniform/1"].epsilon) == (0.02, None)
+    assert (reached.model, reached.objective, reached.seed) == ("digits-cnn", None, None)
+    assert (reached.dataset, reached.weights_sha256) == ("digits test", "0" * 64)
+    assert reached.dataset_sha256 == record.provenance["dataset"]["sha256"]
+    assert found["certified_epsilon/0.9/uniform/1"].unit == "l2 length in a [0, 1] image"
+
+
+def test_the_inverse_forms_and_violations_are_recorded(record: Record) -> None:
+    for law in certification.LAWS:
+        for target in certification.TARGETS:
+            epsilon = record.values[f"certified_epsilon/{target}/{law}/1"]
+            assert (epsilon > 0).all()
+            np.testing.assert_allclose(
+                np.diag(certification.certified(record, law, 1.0, epsilon)), target, rtol=0, atol=1e-6
+            )
+            assert record.values[f"round_trip/{target}/{law}/1"].max() < 1e-6
+        for epsilon in SMALL.epsilons:
+            bound = certification.certified(record, law, 1.0, epsilon)[:2]
+            for adversary in certification.ADVERSARIES:
+                name = f"{law}/1/{epsilon:g}/{adversary}"
+                assert (
+                    f"violated/{name}" not in record.values
+                    or len(record.values[f"violated/{name}"]) == (bound > -1).sum()
+                )
+    total = sum(v.sum() for name, v in record.values.items() if name.startswith("violated/"))
+    assert total == certification.check([record]).violations == 0
+
+
+def test_a_violation_is_recorded() -> None:
+    values = {
+        "norm_lower/uniform/1": np.array([0.99, 0.99, 0.1]),
+        "attacked/uniform/1/0.02/random": np.array([0.5, 1.0, 0]),
+    }
+    found = certification.violated(values, 64)
+    assert {name: v.tolist() for name, v in found.items()} == {"violated/uniform/1/0.02/random": [1.0, 0.0]}
+    # Where nothing is certified there is nothing to violate.
+    assert certification.violated(values | {"norm_lower/uniform/1": np.full(3, 0.01)}, 64) == {}
+    assert certification.inverses(np.array([0.0]), 64, "uniform/1").keys() == {
+        f"certified_epsilon/{target}/uniform/1" for target in (0.8, 0.9)
+    }
 
 
 @pytest.mark.parametrize(
@@ -242,5 +300,7 @@ def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) ->
     assert "with changes" not in record.provenance["commit"]
     found = certification.check([record])
     assert found.violations == 0
-    for name, column in record.values.items():
-        assert np.isfinite(column).all(), name
+    counted = certification.violated(record.values, record.dimension)
+    assert {name: len(v) for name, v in counted.items()} == {
+        name: len(v) for name, v in record.values.items() if name.startswith("violated/")
+    }

@@ -18,7 +18,7 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import special
 
-from robattr import smoothing
+from robattr import certification, smoothing
 from robattr.alignment import Evaluation, Record, Spread, Training
 from robattr.experiments import Fragility, FragilityResult, Interval, Row, interval
 from robattr.figures import (
@@ -32,6 +32,7 @@ from robattr.figures import (
     certificate_explorer,
     certificate_tables,
     certificate_text,
+    certified_and_attacked,
     distributions,
     fragility_curves,
     fragility_table,
@@ -277,6 +278,30 @@ def test_certificates_are_drawn_up_to_where_they_end() -> None:
         np.testing.assert_allclose(gaussian.get_ydata()[:-1], law.certified_cosine(h, d, inner))
         np.testing.assert_allclose(smoothing.overlap(d, 1.0, tight.get_xdata()[-1]), h / 2)
         np.testing.assert_allclose(special.erf(gaussian.get_xdata()[-1] / law.sigma / np.sqrt(2)), h)
+
+
+def test_what_is_certified_and_what_attacks_reach_are_drawn_together() -> None:
+    config = certification.Certification(images=3, radii=(1.0,), attacked=2, epsilons=(0.02, 0.04))
+    norms = np.array([0.9, 0.95, 0.99])
+    reached = {"adaptive": [0.7, 0.9], "transfer": [0.8, 0.6], "random": [0.99, 0.99]}
+    values = {f"norm_lower/{law}/1": norms for law in certification.LAWS} | {
+        f"attacked/{law}/1/{e}/{name}": np.array(found) - 5 * (e - 0.02)
+        for law in certification.LAWS
+        for e in (0.02, 0.04)
+        for name, found in reached.items()
+    }
+    network = certification.Network(model="digits-cnn")
+    record = certification.Record("x", network, config, 64, values, {})
+    figure = certified_and_attacked({"cross-entropy": record}, title="the finding")
+    assert figure.get_suptitle() == "the finding"
+    assert [ax.get_xlabel() for ax in figure.axes] == ["epsilon (l2), uniform noise", "epsilon (l2), Gaussian noise"]
+    for ax, law in zip(figure.axes, certification.LAWS, strict=True):
+        certified, attacked = ax.get_lines()
+        # The median image is the one with H = .95, and the lowest of the three adversaries is .7 and .6.
+        grid = np.asarray(certified.get_xdata())
+        np.testing.assert_allclose(certified.get_ydata(), certification.certified(record, law, 1.0, grid)[1])
+        np.testing.assert_array_equal(attacked.get_xdata(), [0.02, 0.04])
+        np.testing.assert_allclose(attacked.get_ydata(), [0.65, 0.55])
 
 
 def test_sample_bounds_are_logarithmic_lines() -> None:

@@ -1,0 +1,316 @@
+"""Verdicts follow from records: synthetic ones whose right verdict is known, and intervals that cover."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import REPOSITORY
+from pydantic import ValidationError
+from scipy import stats
+
+from robattr import claims, records
+from robattr.claims import Claim, Comparison, Evidence, State, VerdictName
+from robattr.records import Measurement
+
+CONTEXT: dict[str, Any] = {
+    "experiment": "alignment",
+    "dataset": "digits test",
+    "dataset_sha256": "0" * 64,
+    "model": "digits-cnn",
+    "profile": "grid",
+    "seconds": 1.0,
+    "device": "cpu",
+    "hardware": "a processor",
+    "versions": {},
+    "commit": "abc",
+    "date": "2026-01-01",
+}
+STEADIER = Comparison(quantity="rps", of="new-*", against="old-*", direction="greater", by=0.01)
+KEPT = Comparison(quantity="accuracy", of="new-*", against="old-*", direction="within", by=0.02)
+
+
+def claim(*comparisons: Comparison, runs: int = 3, images: int = 50) -> Claim:
+    return Claim(
+        id="a-claim",
+        paper="ours",
+        sentence="New is better.",
+        population="made up",
+        grid="grid",
+        chapter="01_attributions",
+        anchor="here",
+        evidence=Evidence(runs=runs, images=images),
+        comparisons=comparisons,
+    )
+
+
+def measured(
+    name: str, level: float, *, quantity: str = "rps", seeds: int = 3, images: int = 50, **changes: Any
+) -> list[Measurement]:
+    """Runs of one group: seeds that differ by about .002 and images by about .05, which groups share."""
+    image = np.random.default_rng(7).normal(0, 0.05, images)
+    return [
+        records.of_values(
+            CONTEXT | {"run": f"grid/{name}-{seed}", "seed": seed} | changes,
+            quantity,
+            level
+            + image
+            + np.random.default_rng([seed, int(1e6 * level)]).normal(0, 0.01, images)
+            + 0.002 * (seed % 2),
+            unit="cosine",
+        )
+        for seed in range(seeds)
+    ]
+
+
+def accuracy(name: str, values: list[float]) -> list[Measurement]:
+    return [
+        Measurement(**CONTEXT, run=f"grid/{name}-{i}", seed=i, quantity="accuracy", value=value, unit="share", n=10_000)
+        for i, value in enumerate(values)
+    ]
+
+
+def verdict(of: Claim, *groups: list[Measurement]) -> claims.Verdict:
+    (found,) = claims.judge([of], [m for group in groups for m in group])
+    return found
+
+
+def test_an_effect_in_every_seed_is_reproduced() -> None:
+    found = verdict(claim(STEADIER), measured("new", 0.85), measured("old", 0.8))
+    assert found.name is VerdictName.REPRODUCED
+    (outcome,) = found.outcomes
+    assert outcome.state is State.HOLDS
+    assert outcome.effect is not None
+    assert 0.04 < outcome.effect.low < outcome.effect.mean < outcome.effect.high < 0.06
+    assert outcome.effect.n == 150
+    assert (found.networks, found.commits, found.hardware) == (6, ("abc",), ("a processor, cpu",))
+
+
+def test_a_reversed_effect_is_not_reproduced() -> None:
+    found = verdict(claim(STEADIER), measured("new", 0.8), measured("old", 0.85))
+    assert found.name is VerdictName.NOT
+    assert found.outcomes[0].effect is not None
+    assert found.outcomes[0].effect.high < 0
+
+
+def test_no_effect_is_not_reproduced_although_it_is_not_zero() -> None:
+    """.004 is surely above 0 here and surely below the .01 that was asked for."""
+    found = verdict(claim(STEADIER), measured("new", 0.804), measured("old", 0.8))
+    assert found.name is VerdictName.NOT
+
+
+def test_of_two_comparisons_one_is_partly() -> None:
+    other = STEADIER.model_copy(update={"against": "third-*"})
+    found = verdict(claim(STEADIER, other), measured("new", 0.85), measured("old", 0.8), measured("third", 0.9))
+    assert found.name is VerdictName.PARTLY
+    assert [o.state for o in found.outcomes] == [State.HOLDS, State.FAILS]
+
+
+def test_too_few_seeds_or_images_are_no_test() -> None:
+    found = verdict(claim(STEADIER), measured("new", 0.85, seeds=2), measured("old", 0.8))
+    assert found.name is VerdictName.UNTESTED
+    assert (found.outcomes[0].state, found.outcomes[0].reason) == (State.MISSING, "2 of 3 runs")
+    found = verdict(claim(STEADIER, images=51), measured("new", 0.85), measured("old", 0.8))
+    assert found.outcomes[0].reason == "50 of 51 images"
+    assert verdict(claim(STEADIER)).name is VerdictName.UNTESTED
+
+
+def test_records_that_are_too_noisy_are_no_test() -> None:
+    noisy = [0.5, 0.6, 0.7], [0.6, 0.5, 0.65]
+    wanted = claim(KEPT.model_copy(update={"direction": "greater"}))
+    found = verdict(wanted, accuracy("new", noisy[0]), accuracy("old", noisy[1]))
+    assert (found.name, found.outcomes[0].state) == (VerdictName.UNTESTED, State.OPEN)
+
+
+def test_one_missing_comparison_makes_the_verdict_partly_at_best() -> None:
+    found = verdict(claim(STEADIER, KEPT), measured("new", 0.85), measured("old", 0.8))
+    assert found.name is VerdictName.PARTLY
+
+
+def test_within_is_about_both_sides() -> None:
+    new, low, high = [0.50, 0.51, 0.52], [0.499, 0.512, 0.52], [0.60, 0.61, 0.62]
+    assert verdict(claim(KEPT), accuracy("new", new), accuracy("old", low)).name is VerdictName.REPRODUCED
+    assert verdict(claim(KEPT), accuracy("new", new), accuracy("old", high)).name is VerdictName.NOT
+    assert verdict(claim(KEPT), accuracy("new", high), accuracy("old", new)).name is VerdictName.NOT
+
+
+def test_seeds_are_paired_by_hand() -> None:
+    """Differences .1, .1, .1: nothing is left of what the seeds have in common."""
+    found = verdict(
+        claim(KEPT.model_copy(update={"direction": "greater", "by": 0.09})),
+        accuracy("new", [0.5, 0.6, 0.7]),
+        accuracy("old", [0.6, 0.4, 0.5])[::-1][:1] + accuracy("old", [0.4, 0.5])[:2],
+    )
+    effect = found.outcomes[0].effect
+    assert effect is not None
+    assert effect.mean == pytest.approx((0.1 + 0.1 + 0.2) / 3)
+    # Student's t of three differences, within the noise of 2,000 resamples.
+    d = np.array([0.1, 0.1, 0.2])
+    half = stats.t.ppf(0.975, 2) * d.std(ddof=1) / np.sqrt(3)
+    assert effect.high - effect.mean == pytest.approx(half, rel=0.05)
+
+
+def test_a_ratio_is_a_factor() -> None:
+    slower = Comparison(quantity="time", of="new-*", against="old-*", direction="less", by=1.2, ratio=True)
+    new, old = measured("new", 2.0, quantity="time"), measured("old", 4.0, quantity="time")
+    found = verdict(claim(slower), new, old)
+    assert found.name is VerdictName.REPRODUCED
+    assert found.outcomes[0].effect is not None
+    assert found.outcomes[0].effect.mean == pytest.approx(0.5, rel=0.01)
+    assert verdict(
+        claim(slower), measured("new", 4.0, quantity="time"), measured("old", 2.0, quantity="time")
+    ).name is (VerdictName.NOT)
+    near = Comparison(quantity="time", of="new-*", against="old-*", direction="within", by=2.1, ratio=True)
+    assert verdict(claim(near), new, old).name is VerdictName.REPRODUCED
+
+
+def test_another_quantity_of_the_same_runs_is_subtracted() -> None:
+    smoother = Comparison(quantity="smoothed", of="*", baseline="plain", direction="greater", by=0.02)
+    found = verdict(
+        claim(smoother), measured("a", 0.9, quantity="smoothed"), measured("a", 0.8, quantity="plain"),
+        measured("b", 0.8, quantity="plain"),
+    )  # fmt: skip
+    assert found.name is VerdictName.REPRODUCED
+    assert found.outcomes[0].runs == ("grid/a-0", "grid/a-1", "grid/a-2")
+
+
+def test_one_violation_refutes_what_must_never_happen() -> None:
+    never = Comparison(quantity="violations", of="*", direction="never")
+
+    def counts(*numbers: int) -> list[Measurement]:
+        return [
+            Measurement(**CONTEXT, run=f"grid/x-{i}", seed=i, quantity="violations", value=n, unit="points", n=5000)
+            for i, n in enumerate(numbers)
+        ]
+
+    good, bad = (verdict(claim(never, images=10_000), counts(*n)) for n in ((0, 0, 0), (0, 1, 0)))
+    assert (good.name, bad.name) == (VerdictName.REPRODUCED, VerdictName.NOT)
+    effect = good.outcomes[0].effect
+    assert effect is not None
+    # Clopper and Pearson with no event in n: 1 - (alpha / 2)^(1 / n).
+    assert (effect.low, effect.n) == (0, 15_000)
+    assert effect.high == pytest.approx(1 - 0.025 ** (1 / 15_000), rel=1e-6)
+    assert verdict(claim(never, images=10_000), counts(0, 0, 0)[:1]).name is VerdictName.UNTESTED
+
+
+def test_runs_on_other_images_are_not_paired() -> None:
+    with pytest.raises(ValueError, match="measured on different images"):
+        verdict(claim(STEADIER), measured("new", 0.8), measured("old", 0.8, dataset_sha256="1" * 64))
+    with pytest.raises(ValueError, match="50 values and grid/old-0 40"):
+        verdict(claim(STEADIER, images=40), measured("new", 0.8), measured("old", 0.8, images=40))
+    with pytest.raises(ValueError, match="several runs have one seed"):
+        verdict(claim(STEADIER), measured("new", 0.8), measured("old", 0.8), measured("old-b", 0.8))
+
+
+def test_only_the_claims_own_records_count() -> None:
+    others = [m.model_copy(update={"run": m.run.replace("grid/", "other/")}) for m in measured("old", 0.8)]
+    assert verdict(claim(STEADIER), measured("new", 0.85), others).name is VerdictName.UNTESTED
+
+
+def test_one_changed_record_changes_the_verdicts_that_depend_on_it_and_no_other() -> None:
+    third = STEADIER.model_copy(update={"of": "third-*"})
+    two = [claim(STEADIER), claim(third).model_copy(update={"id": "another"})]
+    everything = [*measured("new", 0.85), *measured("old", 0.8), *measured("third", 0.9), *accuracy("new", [0.5] * 3)]
+    before = claims.judge(two, everything)
+    for i, each in enumerate(everything):
+        changed = records.of_values(
+            CONTEXT | {"run": each.run, "seed": each.seed},
+            each.quantity,
+            np.array(each.values or [0.1]) - 0.3,
+            unit="1",
+        )
+        after = claims.judge(two, [*everything[:i], changed, *everything[i + 1 :]])
+        touched = [a != b for a, b in zip(before, after, strict=True)]
+        uses = [each.quantity == "rps" and any(each.run in o.runs for o in v.outcomes) for v in before]
+        assert touched == uses, each.run
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"direction": "within"}, "takes a width"),
+        ({"direction": "never", "against": "b"}, "counts one quantity"),
+        ({"direction": "less", "ratio": True, "by": 2}, "to divide by"),
+        ({"direction": "less", "ratio": True, "against": "b"}, "factor of at least 1"),
+    ],
+)
+def test_a_comparison_without_sense_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Comparison(quantity="q", of="a", **fields)
+
+
+def test_a_file_of_claims_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+    good = claim(STEADIER).model_dump(mode="json", exclude_none=True)
+    path.write_text(yaml.safe_dump([good]))
+    assert claims.load_claims(path) == [claim(STEADIER)]
+    for content, said in (
+        ([good, good], "a-claim is there twice"),
+        ([good | {"surprise": 1}], "claim a-claim: .*surprise"),
+        ([{"id": "x"}], "claim x: .*sentence"),
+        ({}, "a list of claims"),
+    ):
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(ValueError, match=said):
+            claims.load_claims(path)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="not YAML"):
+        claims.load_claims(path)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Intervals
+
+
+def test_one_run_has_the_interval_of_its_images() -> None:
+    from robattr.experiments import interval
+
+    values = np.random.default_rng(0).normal(size=40)
+    assert claims.two_way_interval(values[None]) == interval(values)
+
+
+def test_equal_numbers_have_an_interval_of_no_length() -> None:
+    found = claims.two_way_interval(np.full((3, 4), 0.25))
+    assert (found.mean, found.low, found.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("table", [np.zeros(3), np.zeros((1, 1)), np.array([[1.0, np.nan]])])
+def test_an_interval_needs_several_finite_numbers(table: Any) -> None:
+    with pytest.raises(ValueError, match="several finite numbers"):
+        claims.two_way_interval(table)
+
+
+@pytest.mark.parametrize(
+    ("runs", "images", "over_runs", "over_images", "noise"),
+    [
+        (3, 40, 1.0, 0.0, 1.0),
+        (3, 40, 0.1, 1.0, 0.3),
+        (3, 60, 1.0, 5.0, 0.5),
+        (5, 60, 0.5, 2.0, 1.0),
+        (3, 1, 1.0, 0.0, 0.0),
+    ],
+)
+def test_intervals_cover(runs: int, images: int, over_runs: float, over_images: float, noise: float) -> None:
+    """95 % nominal, and 92 to 98 % asked for; the share of 1,500 draws has a standard error of half a point."""
+    rng = np.random.default_rng(5)
+    draws, inside = 1500, 0
+    for _ in range(draws):
+        table = over_runs * rng.normal(size=(runs, 1)) + over_images * rng.normal(size=(1, images))
+        found = claims.two_way_interval(table + noise * rng.normal(size=(runs, images)))
+        inside += found.low <= 0 <= found.high
+    assert 0.92 <= inside / draws <= 0.98
+
+
+@pytest.fixture(scope="module")
+def ledger() -> list[Claim]:
+    return claims.load_claims(REPOSITORY / "results" / "claims.yaml")
+
+
+def test_every_claim_of_the_book_names_a_chapter_and_a_cell_of_it(ledger: list[Claim]) -> None:
+    for each in ledger:
+        text = (REPOSITORY / "notebooks" / f"{each.chapter}.md").read_text(encoding="utf-8")
+        assert f"name: {each.anchor}" in text or f"({each.anchor})=" in text, each.id
+        assert (REPOSITORY / "results" / "reference" / f"{each.grid}.yaml").is_file(), each.id
