@@ -32,8 +32,11 @@ __all__ = [
     "State",
     "Verdict",
     "VerdictName",
+    "as_json",
+    "effect_text",
     "judge",
     "load_claims",
+    "summary",
     "two_way_interval",
 ]
 
@@ -50,15 +53,20 @@ class Comparison(BaseModel):
 
     - ``greater``: the effect is more than ``by``; ``less``: it is below ``-by``.
     - ``within``: it lies between ``-by`` and ``by``.
-    - ``never``: ``quantity`` counts what must not happen at its n points; one is enough to fail.
+    - ``never``: ``quantity`` is the share of its n points at which something happened that must not; one is enough to
+      fail.
+
+    With ``rank_with`` the effect is about order: Spearman's rank correlation, over the runs of a seed, of ``quantity``
+    and ``rank_with``, less that of ``baseline`` and ``rank_with``; its mean over seeds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    quantity: str
+    quantity: str = Field(description="by name; with never, * stands for anything")
     of: str = Field(description="runs by name, with * for anything, as l2+cosine-*")
     against: str | None = Field(None, description="runs by name; the partner of a run has its seed")
     baseline: str | None = Field(None, description="another quantity that is subtracted")
+    rank_with: str | None = Field(None, description="a quantity whose order the others are compared with")
     direction: Direction
     by: float = Field(0.0, ge=0, description="the minimal effect; a factor, above 1, for ratios")
     ratio: bool = Field(False, description="quotients of positive numbers in place of differences; geometric means")
@@ -68,8 +76,10 @@ class Comparison(BaseModel):
     def _fits(self) -> Comparison:
         if self.direction == "within" and self.by <= (1 if self.ratio else 0):
             raise ValueError(f"by is {self.by}; 'within' takes a width above {1 if self.ratio else 0}")
-        if self.direction == "never" and (self.against or self.baseline or self.by or self.ratio):
-            raise ValueError("'never' counts one quantity; leave out against, baseline, by and ratio")
+        if self.direction == "never" and (self.against or self.baseline or self.by or self.ratio or self.rank_with):
+            raise ValueError("'never' counts one quantity; leave out against, baseline, by, ratio and rank_with")
+        if self.rank_with and (self.against or self.ratio):
+            raise ValueError("ranks are of the runs 'of'; leave out against and ratio")
         if self.ratio and (self.by < 1 or not (self.against or self.baseline)):
             raise ValueError("a ratio takes a factor of at least 1 as by, and runs or a quantity to divide by")
         return self
@@ -226,6 +236,13 @@ def _verdict(states: Sequence[State]) -> VerdictName:
 
 def _outcome(comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement]) -> Outcome:
     first = _matching(measurements, comparison.quantity, comparison.of)
+    if comparison.direction == "never":
+        runs = tuple(dict.fromkeys(m.run for m in first))
+        return _short(comparison, evidence, runs, len(runs), sum(m.n for m in first)) or _counted(
+            comparison, first, runs
+        )
+    if comparison.rank_with:
+        return _ranked(comparison, evidence, measurements, first)
     second: list[Measurement] | None = None
     if comparison.against or comparison.baseline:
         others = _matching(
@@ -240,32 +257,67 @@ def _outcome(comparison: Comparison, evidence: Evidence, measurements: Sequence[
         first = [m for m in first if getattr(m, key) in partners]
         second = [partners[getattr(m, key)] for m in first]
     runs = tuple(dict.fromkeys(m.run for m in [*first, *(second or [])]))
-    points = sum(m.n for m in first) if comparison.direction == "never" else min((m.n for m in first), default=0)
-    for found, wanted, what in ((len(first), evidence.runs, "runs"), (points, evidence.images, "images")):
-        if found < wanted:
-            return Outcome(comparison, State.MISSING, None, runs, f"{found} of {wanted:,} {what}")
-    if comparison.direction == "never":
-        return _counted(comparison, first, runs)
-    effect = two_way_interval(_table(comparison, first, second))
+    points = min((m.n for m in [*first, *(second or [])]), default=0)
+    if (short := _short(comparison, evidence, runs, len(first), points)) is not None:
+        return short
+    table = _table(comparison, first, second)
+    if not np.isfinite(table).all():
+        return Outcome(comparison, State.MISSING, None, runs, "numbers that are not above 0 have no ratio")
+    effect = two_way_interval(table)
     if comparison.ratio:
         mean, low, high = np.exp([effect.mean, effect.low, effect.high]).tolist()
         effect = Interval(mean, low, high, effect.n)
     return Outcome(comparison, _state(comparison, effect), effect, runs)
 
 
+def _short(
+    comparison: Comparison, evidence: Evidence, runs: tuple[str, ...], number: int, points: int
+) -> Outcome | None:
+    """The outcome where there is too little evidence."""
+    for found, wanted, what in ((number, evidence.runs, "runs"), (points, evidence.images, "images")):
+        if found < wanted:
+            return Outcome(comparison, State.MISSING, None, runs, f"{found:,} of {wanted:,} {what}")
+    return None
+
+
+def _ranked(
+    comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement], first: Sequence[Measurement]
+) -> Outcome:
+    columns = [first, _matching(measurements, str(comparison.rank_with), comparison.of)]
+    if comparison.baseline:
+        columns.append(_matching(measurements, comparison.baseline, comparison.of))
+    by_run = [{m.run: m for m in column} for column in columns]
+    runs = tuple(run for run in by_run[0] if all(run in column for column in by_run))
+    points = min((column[run].n for column in by_run for run in runs), default=0)
+    by_seed: dict[int | None, list[str]] = {}
+    for run in runs:
+        by_seed.setdefault(by_run[0][run].seed, []).append(run)
+    # Three is the smallest number of things whose order can agree in part.
+    seeds = [each for each in by_seed.values() if len(each) > 2]
+    if (short := _short(comparison, evidence, runs, len(seeds), points)) is not None:
+        return short
+    effects = []
+    for each in seeds:
+        ranked, reference, *other = ([column[run].value for run in each] for column in by_run)
+        rho = float(stats.spearmanr(ranked, reference).statistic)
+        effects.append(rho - (float(stats.spearmanr(other[0], reference).statistic) if other else 0.0))
+    effect = two_way_interval(np.array(effects)[:, None])
+    return Outcome(comparison, _state(comparison, effect), effect, runs)
+
+
 def _matching(measurements: Sequence[Measurement], quantity: str, runs: str) -> list[Measurement]:
-    return [m for m in measurements if m.quantity == quantity and fnmatchcase(m.run.partition("/")[2], runs)]
+    return [m for m in measurements if fnmatchcase(m.quantity, quantity) and fnmatchcase(m.run.partition("/")[2], runs)]
 
 
 def _counted(comparison: Comparison, found: Sequence[Measurement], runs: tuple[str, ...]) -> Outcome:
-    happened, points = round(sum(m.value for m in found)), sum(m.n for m in found)
+    happened, points = sum(round(m.value * m.n) for m in found), sum(m.n for m in found)
     exact = stats.binomtest(happened, points).proportion_ci(method="exact")
     effect = Interval(happened / points, float(exact.low), float(exact.high), points)
     return Outcome(comparison, State.FAILS if happened else State.HOLDS, effect, runs)
 
 
 def _table(comparison: Comparison, first: Sequence[Measurement], second: Sequence[Measurement] | None) -> Array:
-    """Effects [runs, images]; one column where a run has one number."""
+    """Effects [runs, images]; one column, of means, where runs have one number or different numbers of images."""
     rows = []
     for i, one in enumerate(first):
         two = second[i] if second is not None else None
@@ -276,9 +328,10 @@ def _table(comparison: Comparison, first: Sequence[Measurement], second: Sequenc
         b = np.array((two.values if paired else [two.value]) if two is not None else 0.0)
         if two is not None and len(a) != len(b):
             raise ValueError(f"{one.run} has {len(a)} values and {two.run} {len(b)}: they cannot be paired")
-        rows.append(np.log(a) - np.log(b) if comparison.ratio else a - b)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows.append(np.log(a) - np.log(b) if comparison.ratio else a - b)
     if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{comparison.of}: runs have {sorted({len(row) for row in rows})} images; name them apart")
+        rows = [row.mean(keepdims=True) for row in rows]
     return np.stack(rows)
 
 
@@ -294,6 +347,77 @@ def _state(comparison: Comparison, effect: Interval) -> State:
     if low > by:
         return State.HOLDS
     return State.FAILS if high <= by else State.OPEN
+
+
+PAPERS = {
+    "ghorbani2019interpretation": "Ghorbani, Abid & Zou 2019",
+    "joo2023towards": "Joo et al. 2023",
+    "wang2024certified": "Wang & Kong 2024",
+    "ours": "this book",
+}
+"""Keys of the bibliography, as they are written in tables."""
+
+
+def effect_text(outcome: Outcome) -> str:
+    """The effect of a comparison with its interval, and what was asked of it; or why there is none."""
+    c, effect = outcome.comparison, outcome.effect
+    if effect is None:
+        return f"no records: {outcome.reason}" if outcome.reason.startswith("0 ") else f"too few: {outcome.reason}"
+    if c.direction == "never":
+        happened = round(effect.mean * effect.n)
+        return f"{happened:,} of {effect.n:,} points; the rate is below {effect.high:.1g}"
+    times = " times" if c.ratio else ""
+    sign = "" if c.ratio else "+"
+    wanted = {
+        "greater": f"more than {c.by:g}",
+        "less": f"less than {1 / c.by if c.ratio else -c.by or 0:g}",
+        "within": f"from {1 / c.by:.3g} to {c.by:g}" if c.ratio else f"from {-c.by:g} to {c.by:g}",
+    }[c.direction]
+    mean, low, high = (f"{v:{sign}.3g}" for v in (effect.mean, effect.low, effect.high))
+    return f"{mean} [{low}, {high}]{times}; asked for: {wanted}"
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """A Markdown table, a claim a row: the one of the README."""
+    lines = ["| Claim | Paper | Verdict | Runs |", "| --- | --- | --- | --- |"]
+    for v in verdicts:
+        lines.append(
+            f"| {v.claim.sentence} | {PAPERS.get(v.claim.paper, v.claim.paper)} | **{v.name}** | {v.networks} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Verdicts with everything that they come from, as JSON."""
+    found = []
+    for v in verdicts:
+        outcomes = [
+            {
+                "comparison": o.comparison.model_dump(mode="json", exclude_none=True),
+                "state": str(o.state),
+                "effect": None if o.effect is None else vars(o.effect),
+                "runs": list(o.runs),
+                "reason": o.reason,
+            }
+            for o in v.outcomes
+        ]
+        found.append(
+            {
+                "id": v.claim.id,
+                "paper": v.claim.paper,
+                "sentence": v.claim.sentence,
+                "population": v.claim.population,
+                "verdict": str(v.name),
+                "outcomes": outcomes,
+                "networks": v.networks,
+                "commits": list(v.commits),
+                "hardware": list(v.hardware),
+                "chapter": v.claim.chapter,
+                "anchor": v.claim.anchor,
+                "command": v.claim.command,
+            }
+        )
+    return found
 
 
 def two_way_interval(table: Array, *, level: float = 0.95, seed: int = 0) -> Interval:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,44 @@ def reference(
     except TrainingError as error:
         _refuse(error)
     click.echo(path)
+
+
+@main.command()
+@click.option("--claims", "file", type=click.Path(path_type=Path), help="YAML file; by default results/claims.yaml.")
+@click.option("--records", "folder", type=click.Path(path_type=Path), help="By default results/reference.")
+@click.option("--json", "form", flag_value="json", help="Everything, for a program.")
+@click.option("--markdown", "form", flag_value="markdown", help="The table of the README.")
+@click.option("--schema", "form", flag_value="schema", help="The JSON Schema of a record's line.")
+@_refusals
+def ledger(file: Path | None, folder: Path | None, form: str | None) -> None:
+    """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
+    from robattr import claims, records
+
+    if form == "schema":
+        click.echo(json.dumps(records.schema(), indent=1))
+        return
+    root = None if file and folder else book.find_root()
+    measured = records.read(folder or root / "results" / "reference")  # type: ignore[operator]
+    verdicts = claims.judge(claims.load_claims(file or root / "results" / "claims.yaml"), measured)  # type: ignore[operator]
+    if form == "json":
+        click.echo(json.dumps(claims.as_json(verdicts), indent=1))
+    elif form == "markdown":
+        click.echo(claims.summary(verdicts), nl=False)
+    else:
+        table = Table("claim", "verdict", "comparison", "effect, 95 % interval", show_lines=True)
+        for verdict in verdicts:
+            table.add_row(
+                verdict.claim.sentence,
+                f"[bold]{verdict.name}[/bold]",
+                "\n".join(o.comparison.label for o in verdict.outcomes),
+                "\n".join(f"{o.state}: {claims.effect_text(o)}".replace("[", r"\[") for o in verdict.outcomes),
+            )
+        _show(table)
+    found = records.conflicts(measured)
+    for conflict in found:
+        click.echo(f"robattr: {conflict}", err=True)
+    if found:
+        raise SystemExit(3)
 
 
 @main.group(invoke_without_command=True)

@@ -178,11 +178,13 @@ def test_another_quantity_of_the_same_runs_is_subtracted() -> None:
 
 
 def test_one_violation_refutes_what_must_never_happen() -> None:
-    never = Comparison(quantity="violations", of="*", direction="never")
+    never = Comparison(quantity="violated/*", of="*", direction="never")
 
     def counts(*numbers: int) -> list[Measurement]:
         return [
-            Measurement(**CONTEXT, run=f"grid/x-{i}", seed=i, quantity="violations", value=n, unit="points", n=5000)
+            Measurement(
+                **CONTEXT, run=f"grid/x-{i}", seed=i, quantity=f"violated/{i}", value=n / 5000, unit="share", n=5000
+            )
             for i, n in enumerate(numbers)
         ]
 
@@ -194,6 +196,30 @@ def test_one_violation_refutes_what_must_never_happen() -> None:
     assert (effect.low, effect.n) == (0, 15_000)
     assert effect.high == pytest.approx(1 - 0.025 ** (1 / 15_000), rel=1e-6)
     assert verdict(claim(never, images=10_000), counts(0, 0, 0)[:1]).name is VerdictName.UNTESTED
+
+
+def test_orders_are_compared_within_seeds() -> None:
+    """Ranks by hand: 'one' orders four runs as the reference does (1), 'two' swaps a pair of neighbors (.8)."""
+    better = Comparison(quantity="one", baseline="two", rank_with="truth", of="*", direction="greater", by=0.1)
+    numbers = {"truth": [1, 2, 3, 4], "one": [10, 20, 30, 40], "two": [1, 3, 2, 4]}
+    found = [
+        Measurement(
+            **CONTEXT, run=f"grid/{name}-{seed}", seed=seed, quantity=quantity, unit="1", n=50,
+            value=values[i] + 100 * seed,
+        )
+        for quantity, values in numbers.items()
+        for i, name in enumerate("abcd")
+        for seed in range(3)
+    ]  # fmt: skip
+    result = verdict(claim(better), found)
+    assert result.name is VerdictName.REPRODUCED
+    assert result.outcomes[0].effect is not None
+    assert result.outcomes[0].effect.mean == pytest.approx(0.2)
+    assert result.networks == 12
+    alone = better.model_copy(update={"baseline": None, "direction": "less"})
+    assert verdict(claim(alone), found).name is VerdictName.NOT
+    few = [m for m in found if not m.run.startswith(("grid/c", "grid/d"))]
+    assert verdict(claim(better), few).outcomes[0].reason == "0 of 3 runs"
 
 
 def test_runs_on_other_images_are_not_paired() -> None:
@@ -233,6 +259,7 @@ def test_one_changed_record_changes_the_verdicts_that_depend_on_it_and_no_other(
     [
         ({"direction": "within"}, "takes a width"),
         ({"direction": "never", "against": "b"}, "counts one quantity"),
+        ({"direction": "less", "against": "b", "rank_with": "q"}, "ranks are of the runs"),
         ({"direction": "less", "ratio": True, "by": 2}, "to divide by"),
         ({"direction": "less", "ratio": True, "against": "b"}, "factor of at least 1"),
     ],
