@@ -15,7 +15,7 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters reference lint test test-book lock clean
+.PHONY: help env book chapters reference ledger lint test test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ chapters: $(INSTALLED)  ## execute what changed, without pages: _build/executed/
 reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
 	@$(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
 		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going
+
+ledger: $(INSTALLED)  ## the README's table of verdicts, from the records
+	$(BIN)/robattr ledger --into README.md
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

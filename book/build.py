@@ -15,6 +15,9 @@ from typing import Any
 
 import nbformat
 
+from robattr import claims, records
+from robattr.records import Measurement
+
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 
@@ -66,7 +69,19 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
                 # In the repository a chapter is a .md file, and links among chapters work there too.
                 cell.source = re.sub(r"\]\((\d\d_\w+)\.md(?=[)#])", r"](\1.ipynb", cell.source)
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    (generated / "status.md").write_text(status(profile, notebooks), encoding="utf-8")
+    measured = stage_records(folder / "records")
+    (generated / "status.md").write_text(status(profile, notebooks) + reference(measured), encoding="utf-8")
+
+
+def stage_records(folder: Path) -> list[Measurement]:
+    """Write the records that each claim's verdict is computed from to ``<id>.jsonl``; all records there are."""
+    claims_file, results = ROOT / "results" / "claims.yaml", ROOT / "results" / "reference"
+    if not claims_file.exists():
+        return []
+    measured = records.read(results)
+    for verdict in claims.judge(claims.load_claims(claims_file), measured):
+        records.write(folder / f"{verdict.claim.id}.jsonl", claims.used(verdict, measured))
+    return measured
 
 
 def named_pictures(name: str, notebook: Any) -> Iterator[tuple[str, bytes]]:
@@ -137,6 +152,26 @@ def status(profile: str, notebooks: dict[str, Any]) -> str:
         facts[package] = {run["versions"].get(package, "none") for run in runs}
     lines += ["", *table(("What the chapters ran with", ""), [(key, "; ".join(sorted(v))) for key, v in facts.items()])]
     return "\n".join(lines) + "\n"
+
+
+def reference(measured: list[Measurement]) -> str:
+    """The part of the status page on reference runs: what was measured, when, how long, and on what."""
+    grids: dict[str, list[Measurement]] = {}
+    for each in measured:
+        grids.setdefault(each.run.partition("/")[0], []).append(each)
+    rows = []
+    for grid, found in sorted(grids.items()):
+        seconds = {each.run: each.seconds for each in found}
+        rows.append((
+            f"`{grid}`", str(len(seconds)), max(each.date for each in found)[:10],
+            f"{sum(seconds.values()) / 3600:.1f} h",
+            ", ".join(f"`{commit}`" for commit in sorted({each.commit for each in found})),
+            "; ".join(sorted({f"{each.hardware}, {each.device}" for each in found})),
+        ))  # fmt: skip
+    if not rows:
+        return ""
+    head = ("Reference runs", "Runs", "Last", "Measuring", "Commit", "On")
+    return "\n".join(["", *table(head, rows)]) + "\n"
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -8,7 +8,7 @@ where the records are too few, or too noisy, to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -33,11 +33,14 @@ __all__ = [
     "Verdict",
     "VerdictName",
     "as_json",
+    "details",
     "effect_text",
     "judge",
     "load_claims",
     "summary",
+    "table",
     "two_way_interval",
+    "used",
 ]
 
 Array = NDArray[np.float64]
@@ -385,6 +388,53 @@ def summary(verdicts: Sequence[Verdict]) -> str:
             f"| {v.claim.sentence} | {PAPERS.get(v.claim.paper, v.claim.paper)} | **{v.name}** | {v.networks} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def table(verdicts: Sequence[Verdict], titles: Mapping[str, str]) -> str:
+    """The table of the book, with references to the cells that a claim rests on.
+
+    Args:
+        verdicts: a row each.
+        titles: of the chapters, by name.
+    """
+    lines = ["| Claim | Paper | Verdict | Where |", "| --- | --- | --- | --- |"]
+    for v in verdicts:
+        where = f"{{ref}}`{titles[v.claim.chapter]} <{v.claim.anchor}>`"
+        lines.append(f"| {v.claim.sentence} | {PAPERS.get(v.claim.paper, v.claim.paper)} | **{v.name}** | {where} |")
+    return "\n".join(lines) + "\n"
+
+
+def details(verdict: Verdict) -> str:
+    """What one verdict comes from, as Markdown: its comparisons, runs, code, machine, records and command."""
+    claim = verdict.claim
+    lines = [f"**{claim.sentence}** {str(verdict.name).capitalize()}.", "", "| Comparison | Effect, 95 % interval | |"]
+    lines.append("| --- | --- | --- |")
+    lines += [f"| {o.comparison.label} | {effect_text(o)} | {o.state} |" for o in verdict.outcomes]
+    lines += [
+        "",
+        f"{claim.population}; asked for at least {claim.evidence.runs} runs and {claim.evidence.images:,} images.",
+    ]
+    if verdict.networks:
+        commits = ", ".join(f"`{commit}`" for commit in verdict.commits)
+        lines[-1] += (
+            f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, code of {commits}, on "
+            f"{'; '.join(verdict.hardware)}. [Records](../records/{claim.id}.jsonl)."
+        )
+    lines[-1] += f" Measure it again: `{claim.command}`."
+    return "\n".join(lines) + "\n"
+
+
+def used(verdict: Verdict, measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The measurements that a verdict is computed from."""
+    wanted = [(c.quantity, c.baseline, c.rank_with, o.runs) for o in verdict.outcomes for c in (o.comparison,)]
+    return [
+        m
+        for m in measurements
+        if any(
+            m.run in runs and any(q is not None and fnmatchcase(m.quantity, q) for q in quantities)
+            for *quantities, runs in wanted
+        )
+    ]
 
 
 def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

@@ -171,10 +171,14 @@ def reference(
 @click.option("--json", "form", flag_value="json", help="Everything, for a program.")
 @click.option("--markdown", "form", flag_value="markdown", help="The table of the README.")
 @click.option("--schema", "form", flag_value="schema", help="The JSON Schema of a record's line.")
+@click.option(
+    "--into", type=click.Path(path_type=Path, exists=True), help="Put that table into a file with its markers."
+)
 @_refusals
-def ledger(file: Path | None, folder: Path | None, form: str | None) -> None:
+def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
     from robattr import claims, records
+    from robattr._runs import write_text
 
     if form == "schema":
         click.echo(json.dumps(records.schema(), indent=1))
@@ -182,7 +186,13 @@ def ledger(file: Path | None, folder: Path | None, form: str | None) -> None:
     root = None if file and folder else book.find_root()
     measured = records.read(folder or root / "results" / "reference")  # type: ignore[operator]
     verdicts = claims.judge(claims.load_claims(file or root / "results" / "claims.yaml"), measured)  # type: ignore[operator]
-    if form == "json":
+    if into is not None:
+        head, start, rest = into.read_text(encoding="utf-8").partition("<!-- robattr ledger --markdown -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"{into} has no line '<!-- robattr ledger --markdown -->' with '<!-- end -->' below it")
+        write_text(into, head + start + claims.summary(verdicts) + end + tail)
+    elif form == "json":
         click.echo(json.dumps(claims.as_json(verdicts), indent=1))
     elif form == "markdown":
         click.echo(claims.summary(verdicts), nl=False)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from conftest import REPOSITORY
 from pydantic import ValidationError
 from scipy import stats
 
-from robattr import claims, records
+from robattr import claims, cli, records
 from robattr.claims import Claim, Comparison, Evidence, State, VerdictName
 from robattr.records import Measurement
 
@@ -341,3 +344,96 @@ def test_every_claim_of_the_book_names_a_chapter_and_a_cell_of_it(ledger: list[C
         text = (REPOSITORY / "notebooks" / f"{each.chapter}.md").read_text(encoding="utf-8")
         assert f"name: {each.anchor}" in text or f"({each.anchor})=" in text, each.id
         assert (REPOSITORY / "results" / "reference" / f"{each.grid}.yaml").is_file(), each.id
+
+
+def test_the_table_of_the_readme_is_that_of_the_records(ledger: list[Claim]) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("<!-- robattr ledger --markdown -->\n")
+    verdicts = claims.judge(ledger, records.read(REPOSITORY / "results" / "reference"))
+    assert rest.partition("<!-- end -->")[0] == claims.summary(verdicts), "make ledger"
+
+
+def test_the_committed_records_do_not_contradict_each_other() -> None:
+    assert records.conflicts(records.read(REPOSITORY / "results" / "reference")) == []
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Texts and the command
+
+
+def test_what_a_verdict_was_computed_from() -> None:
+    everything = [*measured("new", 0.85), *measured("old", 0.8), *measured("third", 0.9), *accuracy("new", [0.5] * 3)]
+    (found,) = claims.judge([claim(STEADIER)], everything)
+    assert claims.used(found, everything) == everything[:6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "new", "old", "text"),
+    [
+        ({}, 0.85, 0.8, r"\+0\.05\d+ \[\+0\.04\d+, \+0\.05\d+\]; asked for: more than 0\.01"),
+        ({"direction": "less"}, 0.85, 0.8, r"asked for: less than -0\.01"),
+        ({"direction": "within"}, 0.85, 0.8, r"asked for: from -0\.01 to 0\.01"),
+        ({"ratio": True, "by": 1.25}, 0.8, 0.4, r"\d\.\d+ \[\d\.\d+, \d\.\d+\] times; asked for: more than 1\.25"),
+        ({"ratio": True, "by": 1.25, "direction": "less"}, 0.8, 0.4, r"asked for: less than 0\.8"),
+        ({"ratio": True, "by": 1.25, "direction": "within"}, 0.8, 0.4, r"asked for: from 0\.8 to 1\.25"),
+    ],
+)
+def test_effects_in_words(changes: dict[str, Any], new: float, old: float, text: str) -> None:
+    of = claim(STEADIER.model_copy(update=changes))
+    said = claims.effect_text(verdict(of, measured("new", new), measured("old", old)).outcomes[0])
+    assert re.search(text, said), said
+
+
+def test_no_effect_in_words() -> None:
+    assert claims.effect_text(verdict(claim(STEADIER)).outcomes[0]) == "no records: 0 of 3 runs"
+    few = verdict(claim(STEADIER), measured("new", 0.85, seeds=2), measured("old", 0.8)).outcomes[0]
+    assert claims.effect_text(few) == "too few: 2 of 3 runs"
+
+
+def test_tables_name_claim_verdict_and_where(ledger: list[Claim]) -> None:
+    found = verdict(claim(STEADIER), measured("new", 0.85), measured("old", 0.8))
+    assert claims.summary([found]).splitlines()[2] == "| New is better. | this book | **reproduced** | 6 |"
+    row = claims.table([found], {"01_attributions": "What an attribution is"}).splitlines()[2]
+    assert row == "| New is better. | this book | **reproduced** | {ref}`What an attribution is <here>` |"
+    text = claims.details(found)
+    for part in ("Reproduced.", "made up", "`abc`", "../records/a-claim.jsonl", "make reference GRID=grid", "holds"):
+        assert part in text
+    (as_json,) = claims.as_json([found])
+    assert (as_json["verdict"], as_json["outcomes"][0]["runs"][0]) == ("reproduced", "grid/new-0")
+    json.dumps(as_json)
+
+
+def call(*words: str) -> Any:
+    return CliRunner().invoke(cli.main, ["ledger", *words])
+
+
+def test_the_command_prints_every_form(tmp_path: Path) -> None:
+    file, folder = tmp_path / "claims.yaml", tmp_path / "records"
+    file.write_text(yaml.safe_dump([claim(STEADIER).model_dump(mode="json", exclude_none=True)]))
+    records.write(folder / "a.jsonl", [*measured("new", 0.85), *measured("old", 0.8)])
+    places = ("--claims", str(file), "--records", str(folder))
+    done = call(*places)
+    assert done.exit_code == 0, done.output
+    assert "New is better." in done.stdout
+    assert "holds: +0.0" in done.stdout
+    assert call(*places, "--markdown").stdout == claims.summary(
+        claims.judge(claims.load_claims(file), records.read(folder))
+    )
+    assert json.loads(call(*places, "--json").stdout)[0]["id"] == "a-claim"
+    assert json.loads(call("--schema").stdout) == records.schema()
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- robattr ledger --markdown -->\nold\n<!-- end -->\nafter\n")
+    assert call(*places, "--into", str(page)).exit_code == 0
+    table = call(*places, "--markdown").stdout
+    assert page.read_text() == f"before\n<!-- robattr ledger --markdown -->\n{table}<!-- end -->\nafter\n"
+    page.write_text("no markers")
+    assert "has no line" in call(*places, "--into", str(page)).stderr
+    # Contradiction: said, and seen by a program.
+    records.write(folder / "b.jsonl", measured("new", 0.7))
+    done = call(*places)
+    assert done.exit_code == 3
+    assert "robattr: grid/new-0: rps is " in done.stderr
+    (folder / "b.jsonl").write_text("{}\n")
+    done = call(*places)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "b.jsonl, line 1" in done.stderr
