@@ -135,6 +135,11 @@ class Training(BaseModel):
         text += code_digest(*_CODE) + files_digest(self.dataset, None)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def architecture(self) -> str:
+        """Model and activation in words: ``lenet, softplus(3)``."""
+        return f"{self.model}, {f'softplus({self.beta:g})' if self.activation == 'softplus' else self.activation}"
+
     def sets(self, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
         """Training and validation images: disjoint draws from the training split."""
         limit = None if self.images is None else self.images + self.validation
@@ -599,7 +604,7 @@ def measurements(record: Record, run: str) -> list[Measurement]:
         "run": run,
         "experiment": "alignment",
         "seed": c.seed,
-        "model": f"{c.model}, {f'softplus({c.beta:g})' if c.activation == 'softplus' else c.activation}",
+        "model": c.architecture,
         "objective": c.objective,
         "weights_sha256": record.weights.get("sha256"),
         "profile": run.partition("/")[0],

@@ -8,9 +8,7 @@ JSON record.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,43 +16,33 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from robattr import alignment, attacks, data, metrics, models, records, smoothing
-from robattr._environment import environment
-from robattr._runs import code_digest, public_name, state_digest
+from robattr import attacks, data, metrics, networks, smoothing
+from robattr._runs import public_name
 from robattr.alignment import Training
 from robattr.attributions import gradient, heatmap
 from robattr.models import Classifier
-from robattr.records import Measurement
+from robattr.networks import Measured, Record
 from robattr.smoothing import Ball, Gaussian, Noise
 
 __all__ = [
     "ADVERSARIES",
+    "KIND",
     "LAWS",
     "TARGETS",
     "Certification",
     "Check",
-    "Grid",
-    "Measured",
-    "Network",
-    "Record",
-    "any_grid",
     "certified",
     "check",
     "inverses",
     "load_grid",
-    "load_record",
     "load_records",
     "measure",
-    "measurements",
     "noise_of",
-    "run_record",
-    "save_record",
     "violated",
 ]
 
@@ -66,41 +54,6 @@ ADVERSARIES = ("adaptive", "transfer", "random")
 """The gradient through the smoothing; the attack on the plain gradient, transferred; random directions."""
 
 Values = dict[str, NDArray[np.float64]]
-
-
-class Network(BaseModel):
-    """Which network: a reference record with its weights, a training, or a model with published weights.
-
-    Raises:
-        pydantic.ValidationError: not exactly one of the three is given.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    record: str | None = Field(None, description="a record of a training, with its weights beside it")
-    training: Training | None = Field(None, description="a training, which is run where it is not there")
-    model: str | None = Field(None, description="a model with published weights")
-
-    @model_validator(mode="after")
-    def _one(self) -> Network:
-        if sum(v is not None for v in (self.record, self.training, self.model)) != 1:
-            raise ValueError("a network is one of record, training and model")
-        return self
-
-    def load(self, root: Path | str, data_root: Path | str | None) -> tuple[Classifier, dict[str, Any]]:
-        """The network in evaluation mode, and where it is from."""
-        if self.record is not None:
-            path = Path(self.record)
-            found = alignment.load_record(path)
-            source = {"record": path.name, "weights": found.weights, "training": found.training.model_dump(mode="json")}
-            return alignment.load_model(found, path.parent), source
-        if self.training is not None:
-            trained = alignment.run_training(self.training, root=root, data_root=data_root, progress=False)
-            source = {"training": self.training.model_dump(mode="json"), **trained.provenance}
-            return trained.model, source | {"weights": {"sha256": state_digest(trained.model)}}
-        assert self.model is not None
-        model = models.build(self.model).requires_grad_(False)
-        return model, {"model": self.model, "weights": {"sha256": state_digest(model)}}
 
 
 class Certification(BaseModel):
@@ -142,34 +95,6 @@ class Certification(BaseModel):
         return self
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What was certified of a network, and what attacks on it reached.
-
-    Attributes:
-        name: of the run.
-        network: which one.
-        config: the measurement.
-        dimension: number of values of an image.
-        values: one array a measure, an entry an image:
-
-            - ``norm/<law>/<radius>``, ``norm_lower/...``: length of the smoothed map, and its lower confidence bound;
-            - ``drift/<law>/<radius>``: cosine between the smoothed map and the plain gradient;
-            - ``insertion/plain``, ``insertion/<law>/<radius>``: insertion score of their heatmaps;
-            - ``attacked/<law>/<radius>/<epsilon>/<adversary>``: estimate of cos(h(x), h(x + delta)), without bias from
-              finite samples;
-            - ``plain/<epsilon>``: cosine that the attack on the plain gradient reaches, without smoothing.
-        provenance: of the network and of the measurement.
-    """
-
-    name: str
-    network: Network
-    config: Certification
-    dimension: int
-    values: Values
-    provenance: dict[str, Any]
-
-
 TARGETS = (0.8, 0.9)
 """Cosines up to which the certified epsilon is recorded."""
 
@@ -187,25 +112,11 @@ def noise_of(law: str, radius: float, dimension: int) -> Noise:
     raise ValueError(f"law is {law!r}; accepted are {', '.join(LAWS)}")
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What was measured on a network.
-
-    Attributes:
-        dimension: number of values of an image.
-        values: those of a :class:`Record`.
-        dataset: provenance of the images, with their checksum.
-    """
-
-    dimension: int
-    values: Values
-    dataset: dict[str, Any]
-
-
 def measure(
     model: Classifier,
     config: Certification,
     *,
+    training: Training | None = None,
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
     folder: Path | str | None = None,
@@ -214,9 +125,20 @@ def measure(
 ) -> Measured:
     """Certify and attack one network.
 
+    The values are, an entry an image:
+
+    - ``norm/<law>/<radius>``, ``norm_lower/...``: length of the smoothed map, and its lower confidence bound;
+    - ``certified_epsilon/<cosine>/<law>/<radius>``, ``round_trip/...``: see :func:`inverses`;
+    - ``drift/<law>/<radius>``: cosine between the smoothed map and the plain gradient;
+    - ``insertion/plain``, ``insertion/<law>/<radius>``: insertion score of their heatmaps;
+    - ``attacked/<law>/<radius>/<epsilon>/<adversary>``: estimate of cos(h(x), h(x + delta)), without bias from finite
+      samples; ``violated/...``: see :func:`violated`;
+    - ``plain/<epsilon>``: cosine that the attack on the plain gradient reaches, without smoothing.
+
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
         config: what is measured.
+        training: of the network; nothing here depends on it.
         data_root: see :func:`robattr.data.load`.
         device: where to compute; a GPU when there is one by default.
         folder: where the certificates of single images are kept as they come, so that a stopped run goes on.
@@ -437,145 +359,7 @@ def check(runs: Sequence[Record], *, weaken: float = 1.0) -> Check:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Grids and their records
-
-
-class Grid(BaseModel):
-    """A YAML file: networks, and what is measured on all of them.
-
-    Attributes:
-        description: what the grid is and at which scale, in a sentence.
-        networks: by the name of their run.
-        certification: the measurement.
-        but: fields of the measurement that differ, by the name of the run.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    description: str
-    networks: dict[str, Network]
-    certification: Certification = Certification()
-    but: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-    def runs(self) -> Iterator[tuple[str, Certification]]:
-        """Name and measurement of every run."""
-        if unknown := set(self.but) - set(self.networks):
-            raise ValueError(f"but has {', '.join(sorted(unknown))}, which is no network of the grid")
-        for name in self.networks:
-            common = self.certification.model_dump()
-            yield name, Certification.model_validate(common | self.but.get(name, {}))
-
-    def configuration(self, run: str) -> list[dict[str, Any]]:
-        """All that a run's record depends on, as JSON."""
-        return [m.model_dump(mode="json") for m in (self.networks[run], dict(self.runs())[run])]
-
-
-def load_grid(path: Path | str) -> Grid:
-    """Read and check a grid.
-
-    Raises:
-        ValueError: it is not one; one line names the file and the field.
-    """
-    try:
-        grid = Grid.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        for _ in grid.runs():
-            pass
-    except (yaml.YAMLError, ValidationError, ValueError) as error:
-        raise ValueError(f"{path}: not a grid of certifications ({' '.join(str(error).split())})") from None
-    return grid
-
-
-def any_grid(path: Path | str) -> alignment.Grid | Grid:
-    """The grid of a YAML file: of certifications where it names networks, of trainings otherwise.
-
-    Raises:
-        ValueError: it is neither; one line names the file and the field.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a grid ({' '.join(str(error).split())})") from None
-    return load_grid(path) if isinstance(content, dict) and "networks" in content else alignment.load_grid(path)
-
-
-def run_record(
-    grid: Grid,
-    name: str,
-    path: Path | str,
-    *,
-    root: Path | str = "runs",
-    data_root: Path | str | None = None,
-    device: torch.device | str | None = None,
-    max_batch: int = 128,
-    progress: bool = True,
-) -> Record:
-    """Load (or train) one network of a grid, certify and attack it, and write its record to ``path``.
-
-    Certificates of single images are kept in ``<root>/certification-<name>`` as they come.
-    """
-    config = dict(grid.runs())[name]
-    network = grid.networks[name]
-    model, source = network.load(root, data_root)
-    started = time.monotonic()
-    measured = measure(
-        model,
-        config,
-        data_root=data_root,
-        device=device,
-        folder=Path(root) / f"certification-{name}",
-        max_batch=max_batch,
-        progress=progress,
-    )
-    record = Record(
-        name=name,
-        network=network,
-        config=config,
-        dimension=measured.dimension,
-        values=measured.values,
-        provenance={
-            "network": source,
-            "dataset": measured.dataset,
-            "device": str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-            "code": code_digest(*_CODE),
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.monotonic() - started, 3),
-            **environment(),
-        },
-    )
-    save_record(record, path)
-    return record
-
-
-_CODE = (
-    "data",
-    "models",
-    "_second_order",
-    "attributions",
-    "metrics",
-    "attacks",
-    "_certificates",
-    "smoothing",
-    "certification",
-)
-
-
-def save_record(record: Record, path: Path | str) -> None:
-    """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
-
-    The lines are :class:`robattr.records.Measurement`. The JSON comes last: where it is, the record is whole.
-    """
-    path = Path(path)
-    records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
-    content = {
-        "experiment": "certification",
-        "name": record.name,
-        "network": record.network.model_dump(mode="json", exclude_none=True),
-        "config": record.config.model_dump(mode="json"),
-        "dimension": record.dimension,
-        "provenance": record.provenance,
-    }
-    records.write_description(path, content)
-
+# Records
 
 _UNITS = {
     "certified_epsilon": "l2 length in a [0, 1] image",
@@ -584,74 +368,39 @@ _UNITS = {
 }
 
 
-def measurements(record: Record, run: str) -> list[Measurement]:
-    """The numbers of a record in the format of all records; lengths keep seven significant digits.
-
-    Args:
-        record: of a certification.
-        run: its name, ``<grid>/<name>``.
-    """
-    source, dataset = record.provenance["network"], record.provenance["dataset"]
-    training = source.get("training")
-    model, objective, seed = source.get("model"), None, None
-    if training is not None:
-        beta = f"softplus({training['beta']:g})"
-        model = f"{training['model']}, {beta if training['activation'] == 'softplus' else training['activation']}"
-        objective, seed = training["objective"], training["seed"]
-    context = {
-        "run": run,
-        "experiment": "certification",
-        "seed": seed,
-        "model": model,
-        "objective": objective,
-        "weights_sha256": source["weights"]["sha256"],
-        "profile": run.partition("/")[0],
-        "dataset": f"{dataset['name']} {dataset['split']}",
-        "dataset_sha256": dataset["sha256"],
-        **records.context(record.provenance),
-    }
-    found = []
-    for name, values in record.values.items():
-        kind, *rest = name.split("/")
-        epsilon = {"plain": rest[:1], "attacked": rest[2:3], "violated": rest[2:3]}.get(kind, [])
-        perturbed = {"epsilon": float(epsilon[0]), "norm": "l2"} if epsilon else {}
-        unit = _UNITS.get(kind, "1")
-        found.append(records.of_values(context | perturbed, name, values, unit=unit, digits=7))
-    return found
+def _describe(quantity: str, config: Certification) -> dict[str, Any]:
+    kind, *rest = quantity.split("/")
+    epsilon = {"plain": rest[:1], "attacked": rest[2:3], "violated": rest[2:3]}.get(kind, [])
+    perturbed = {"epsilon": float(epsilon[0]), "norm": "l2"} if epsilon else {}
+    return {"unit": _UNITS.get(kind, "1"), **perturbed}
 
 
-def load_record(path: Path | str) -> Record:
-    """Read what :func:`save_record` wrote.
+KIND = networks.Kind(
+    "certification",
+    Certification,
+    measure,
+    _describe,
+    digits=7,
+    code=(
+        "data",
+        "models",
+        "_second_order",
+        "attributions",
+        "metrics",
+        "attacks",
+        "_certificates",
+        "smoothing",
+        "certification",
+    ),
+)
+"""What :mod:`robattr.networks` needs to know."""
 
-    Raises:
-        ValueError: the files hold something else; one line names them.
-    """
-    path = Path(path)
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["experiment"] != "certification":
-            raise ValueError(f"experiment is {content['experiment']!r}")
-        return Record(
-            name=content["name"],
-            network=Network.model_validate(content["network"]),
-            config=Certification.model_validate(content["config"]),
-            dimension=int(content["dimension"]),
-            values={
-                m.quantity: np.asarray(m.values, dtype=np.float64) for m in records.read(path.with_suffix(".jsonl"))
-            },
-            provenance=content["provenance"],
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a record of a certification ({' '.join(str(error).split())})") from None
+
+def load_grid(path: Path | str) -> networks.Grid:
+    """Read and check a grid of certifications; see :func:`robattr.networks.load_grid`."""
+    return networks.load_grid(path, KIND)
 
 
 def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name.
-
-    Raises:
-        ValueError: there is none, or a file holds something else.
-    """
-    found = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not found:
-        raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
-    return found
+    """Every record of a folder, by name; see :func:`robattr.networks.load_records`."""
+    return networks.load_records(folder, KIND)

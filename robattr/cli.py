@@ -134,32 +134,25 @@ def reference(
     grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
-    from robattr import alignment, certification
+    from robattr import alignment
+    from robattr import reference as references
     from robattr.training import Compute, TrainingError
 
-    loaded = certification.any_grid(grid)
+    loaded = references.load_grid(grid)
     folder = grid.with_suffix("")
-    runs = dict(loaded.runs())
     if run is None:
         table = Table("run", "recorded", "options", title=loaded.description)
-        for name, config in runs.items():
+        for name, config in loaded.runs():
             here = "yes" if (folder / f"{name}.json").exists() else "no"
             options = config.options if isinstance(config, alignment.Training) else {}
             table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in options.items()))
         _show(table)
         return
-    if run not in runs:
-        raise ValueError(f"no run {run!r} in {grid} (there are {', '.join(runs)})")
     path = output or folder / f"{run}.json"
+    compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
     try:
-        if isinstance(loaded, certification.Grid):
-            device = None if accelerator in ("auto", "gpu") else accelerator
-            certification.run_record(loaded, run, path, root=root, device=device)
-        else:
-            compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
-            config = dict(loaded.runs())[run]
-            if alignment.run_record(loaded, config.objective, config.seed, path, root=root, compute=compute) is None:
-                return
+        if not references.run(loaded, run, path, root=root, compute=compute):
+            return
     except TrainingError as error:
         _refuse(error)
     click.echo(path)
@@ -171,9 +164,7 @@ def reference(
 @click.option("--json", "form", flag_value="json", help="Everything, for a program.")
 @click.option("--markdown", "form", flag_value="markdown", help="The table of the README.")
 @click.option("--schema", "form", flag_value="schema", help="The JSON Schema of a record's line.")
-@click.option(
-    "--into", type=click.Path(path_type=Path, exists=True), help="Put that table into a file with its markers."
-)
+@click.option("--into", type=click.Path(path_type=Path, exists=True), help="Put that table between a file's markers.")
 @_refusals
 def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""

@@ -29,6 +29,7 @@ from torch import Tensor
 from robattr import certification, smoothing
 from robattr.alignment import Record, Spread
 from robattr.experiments import FragilityResult, Interval, interval
+from robattr.networks import Record as NetworkRecord
 
 __all__ = [
     "CERTIFICATES",
@@ -606,7 +607,7 @@ def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: st
     return _closed(figure)
 
 
-def certified_and_attacked(records: Mapping[str, certification.Record], *, title: str) -> Figure:
+def certified_and_attacked(records: Mapping[str, NetworkRecord], *, title: str) -> Figure:
     """What is certified and what attacks reach, over epsilon: a panel a law of the noise, a color a network.
 
     Args:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from robattr import certification, models, smoothing
-from robattr.certification import Certification, Grid, Network, Record
+from robattr import certification, models, networks, reference, smoothing
+from robattr.certification import KIND, Certification
+from robattr.networks import Grid, Network, Record
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Certification(
@@ -42,7 +43,7 @@ def record() -> Record:
         **{"seconds": 1.0, "device": "cpu", "cpu": "a processor", "threads": 1, "gpu": "none", "python": "3.11.0"},
         **{"versions": {}, "commit": "0123456789", "date": "2026-01-01"},
     }
-    return Record("small", NETWORK, SMALL, found.dimension, found.values, provenance)
+    return Record(KIND, "small", NETWORK, SMALL, found.dimension, found.values, provenance)
 
 
 def test_every_image_radius_and_law_is_measured(record: Record) -> None:
@@ -98,7 +99,7 @@ def test_a_weakened_certificate_is_caught(law: str) -> None:
         f"norm_lower/{law}/1": np.array([field.mean_norm]),
         f"attacked/{law}/1/{epsilon}/adaptive": np.array([field.cosine + 1e-9]),
     }
-    worst = Record("worst", NETWORK, SMALL, d, values, {})
+    worst = Record(KIND, "worst", NETWORK, SMALL, d, values, {})
     sound, weak = certification.check([worst]), certification.check([worst], weaken=0.5)
     assert (sound.points, sound.covered, sound.violations) == (1, 1, 0)
     assert sound.margin < 1e-4
@@ -112,7 +113,7 @@ def test_a_weakened_certificate_is_caught(law: str) -> None:
 
 def test_where_nothing_is_certified_nothing_is_violated() -> None:
     values = {"norm_lower/uniform/1": np.array([0.0, 0.1]), "attacked/uniform/1/0.5/random": np.array([-1.0, 0.3])}
-    found = certification.check([Record("n", NETWORK, SMALL, 64, values, {})])
+    found = certification.check([Record(KIND, "n", NETWORK, SMALL, 64, values, {})])
     assert (found.points, found.covered, found.violations, found.margin) == (2, 0, 0, np.inf)
 
 
@@ -133,8 +134,8 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> None:
     path = tmp_path / "small.json"
-    certification.save_record(record, path)
-    found = certification.load_record(path)
+    networks.save_record(record, path)
+    found = networks.load_record(path, KIND)
     assert (found.name, found.network, found.config, found.dimension) == ("small", NETWORK, SMALL, 64)
     assert found.provenance == record.provenance
     for name, column in record.values.items():
@@ -143,20 +144,20 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> N
     content = json.loads(path.read_text())
     for damage in ({"experiment": "alignment"}, {"network": None}, {"config": {"images": 0}}):
         path.write_text(json.dumps(content | damage))
-        with pytest.raises(ValueError, match=r"small\.json: not a record of a certification") as error:
-            certification.load_record(path)
+        with pytest.raises(ValueError, match=r"small\.json: not a record of the kind certification") as error:
+            networks.load_record(path, KIND)
         assert "\n" not in str(error.value)
     path.write_text(json.dumps(content))
     lines = path.with_suffix(".jsonl").read_text().splitlines()
     path.with_suffix(".jsonl").write_text("\n".join([lines[0], "{}", *lines[1:]]))
     with pytest.raises(ValueError, match=r"small\.jsonl, line 2"):
-        certification.load_record(path)
+        networks.load_record(path, KIND)
     with pytest.raises(ValueError, match="has no records"):
         certification.load_records(tmp_path / "nowhere")
 
 
 def test_numbers_say_all_that_they_depend_on(record: Record) -> None:
-    found = {m.quantity: m for m in certification.measurements(record, "grid/small")}
+    found = {m.quantity: m for m in networks.measurements(record, "grid/small")}
     assert found.keys() == record.values.keys()
     reached = found["attacked/gaussian/1/0.1/adaptive"]
     assert (reached.epsilon, reached.norm, reached.n, reached.unit) == (0.1, "l2", 2, "1")
@@ -243,12 +244,12 @@ but:
   other: {samples: 30}
 """
     )
-    grid = certification.any_grid(path)
+    grid = reference.load_grid(path)
     assert isinstance(grid, Grid)
     assert {name: config.samples for name, config in grid.runs()} == {"trained": 20, "other": 30}
     output = tmp_path / "out" / "trained.json"
-    made = certification.run_record(grid, "trained", output, root=tmp_path / "runs", device="cpu", progress=False)
-    found = certification.load_record(output)
+    made = networks.run_record(grid, "trained", output, root=tmp_path / "runs", device="cpu", progress=False)
+    found = networks.load_record(output, KIND)
     assert found.network == grid.networks["trained"]
     assert found.values.keys() == made.values.keys()
     assert found.provenance["network"]["training"]["images"] == 64
@@ -264,7 +265,7 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match="not a grid") as error:
-            certification.any_grid(path)
+            reference.load_grid(path)
         assert "\n" not in str(error.value)
 
 
@@ -272,7 +273,7 @@ def test_every_grid_of_the_repository_is_one() -> None:
     paths = sorted((ROOT / "results" / "reference").glob("*.yaml"))
     assert paths
     for path in paths:
-        grid = certification.any_grid(path)
+        grid = reference.load_grid(path)
         assert all(grid.configuration(name) for name, _ in grid.runs())
 
 
@@ -293,7 +294,7 @@ RECORDS = sorted(
 
 @pytest.mark.parametrize("path", RECORDS, ids=str)
 def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) -> None:
-    record = certification.load_record(REFERENCE / path)
+    record = networks.load_record(REFERENCE / path, KIND)
     grid = certification.load_grid(REFERENCE / f"{path.parent}.yaml")
     assert dict(grid.runs())[path.stem] == record.config
     assert grid.networks[path.stem] == record.network

@@ -18,7 +18,7 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import special
 
-from robattr import certification, smoothing
+from robattr import certification, networks, smoothing
 from robattr.alignment import Evaluation, Record, Spread, Training
 from robattr.experiments import Fragility, FragilityResult, Interval, Row, interval
 from robattr.figures import (
@@ -290,8 +290,7 @@ def test_what_is_certified_and_what_attacks_reach_are_drawn_together() -> None:
         for e in (0.02, 0.04)
         for name, found in reached.items()
     }
-    network = certification.Network(model="digits-cnn")
-    record = certification.Record("x", network, config, 64, values, {})
+    record = networks.Record(certification.KIND, "x", networks.Network(model="digits-cnn"), config, 64, values, {})
     figure = certified_and_attacked({"cross-entropy": record}, title="the finding")
     assert figure.get_suptitle() == "the finding"
     assert [ax.get_xlabel() for ax in figure.axes] == ["epsilon (l2), uniform noise", "epsilon (l2), Gaussian noise"]

@@ -1,0 +1,328 @@
+"""Any network under every attack on its explanations: protocol of Ghorbani et al. 2019, and what goes with it.
+
+Explanations of one network are attacked with several methods, attacks and epsilons. Beside them stand the accuracy
+under attacks on the prediction (by foolbox), how the two criteria of Joo et al. 2023 react to a rescaling of the
+logits, and the cost of a training step. Compare :mod:`robattr.experiments`, which runs one attack at a time for a
+chapter.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robattr import alignment, attacks, data, metrics, networks, regularizers
+from robattr._runs import public_name, write_text
+from robattr.alignment import Training
+from robattr.attributions import METHODS, Attribution, gradient, heatmap, integrated_gradients, smoothgrad
+from robattr.models import Classifier
+from robattr.networks import Measured, Record
+
+__all__ = ["ATTACKS", "KIND", "Fragility", "load_grid", "load_records", "measure"]
+
+AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
+ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
+
+
+class Fragility(BaseModel):
+    """What is attacked, and how. Epsilons and the step are in 1/255.
+
+    Images are a prefix of one draw; the explained class, which an attack has to keep, is the network's prediction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "cifar10"
+    images: int = Field(100, ge=1)
+    correct_only: bool = Field(False, description="leave out images whose prediction is not the label")
+    attributions: tuple[str, ...] = Field(("gradient",), min_length=1)
+    attribution_steps: int = Field(16, ge=1, description="integrated gradients, SmoothGrad: points")
+    attacks: tuple[AttackName, ...] = ATTACKS
+    epsilons: tuple[float, ...] = (8.0,)
+    k: int = Field(100, ge=1, description="number of top pixels")
+    region: tuple[float, float, float, float] = Field(
+        (0.0, 0.0, 0.25, 0.25), description="top, left, bottom, right of the target, as fractions of the image"
+    )
+    step: float = Field(0.5, gt=0)
+    iterations: int = Field(50, ge=1)
+    beta: float | tuple[float, float] | None = Field(
+        None, description="sharpness of the smooth copy that directs an attack, for networks of ReLUs"
+    )
+    adversarial_images: int = Field(0, ge=0, description="for the accuracy under attacks on the prediction; 0 for none")
+    adversarial_epsilon: float = Field(2.0, gt=0)
+    adversarial_steps: int = Field(20, ge=1)
+    rescaled: int = Field(0, ge=0, description="images on which both criteria see the logits doubled; 0 for none")
+    cost: bool = Field(False, description="time a training step against one of cross-entropy")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Fragility:
+        if unknown := set(self.attributions) - set(METHODS):
+            raise ValueError(f"attributions has {', '.join(sorted(unknown))}; accepted are {', '.join(METHODS)}")
+        if min(self.epsilons, default=1) <= 0:
+            raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0, in 1/255")
+        if self.rescaled > self.images:
+            raise ValueError(f"rescaled is {self.rescaled}; it is at most images, {self.images}")
+        top, left, bottom, right = self.region
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+            raise ValueError(f"region is {self.region}; accepted is top < bottom and left < right, all from 0 to 1")
+        return self
+
+    def method(self, name: str) -> Attribution:
+        """An attribution method with its options bound."""
+        if name == "integrated_gradients":
+            return partial(integrated_gradients, steps=self.attribution_steps)
+        if name == "smoothgrad":
+            return partial(smoothgrad, samples=self.attribution_steps)
+        return METHODS[name]
+
+    def mask(self, height: int, width: int) -> Tensor:
+        """The target region, bool [height, width]; at least one pixel."""
+        top, left, bottom, right = self.region
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        rows = slice(int(top * height), max(int(top * height) + 1, round(bottom * height)))
+        mask[rows, int(left * width) : max(int(left * width) + 1, round(right * width))] = True
+        return mask
+
+
+def measure(
+    model: Classifier,
+    config: Fragility,
+    *,
+    training: Training | None = None,
+    data_root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    folder: Path | str | None = None,
+    max_batch: int = 50,
+    progress: bool = False,
+) -> Measured:
+    """Attack the explanations of one network.
+
+    The values are, an entry an image:
+
+    - ``<attribution>/<attack>/<epsilon>/<quantity>``: ``success`` (the prediction was kept), ``topk_intersection``,
+      ``rank_correlation``, ``cosine`` and ``center_shift`` of the map before and after; with the targeted attack also
+      ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean image;
+    - ``correct``; ``accuracy/clean``, ``accuracy/adversarial``: whether the label is predicted, without an attack and
+      under the strongest of two;
+    - ``plain/l2_distance``, ``plain/cosine``, ``rescaled/...``: of the gradients at the image and at the image with
+      uniform noise of the largest epsilon, before and after the logits are doubled;
+    - ``cost/step``, an entry a round: see :func:`robattr.alignment.step_cost`.
+
+    Args:
+        model: images in [0, 1] to logits, in evaluation mode.
+        config: what is measured.
+        training: of the network; None for published weights, which have no cost.
+        data_root: see :func:`robattr.data.load`.
+        device: where to compute; a GPU when there is one by default.
+        folder: where finished parts are kept, so that a stopped run goes on.
+        max_batch: images attacked at once; also the part that is kept.
+        progress: show a bar with the time left.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(device)
+    own_size = config.dataset in ("digits", "cifar10", "cifar10-samples")
+    size = None if own_size else model.input_size[1]
+    wanted = max(config.images, config.adversarial_images)
+    drawn = data.load(config.dataset, "test", root=data_root, limit=wanted, seed=config.seed, size=size)
+    x, labels = drawn.images, drawn.labels
+    with torch.no_grad():
+        prediction = torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(x, max_batch)])
+    correct = prediction == labels
+    values: dict[str, Tensor] = {"correct": correct[: config.images]}
+    rows = torch.arange(min(config.images, len(x)))
+    if config.correct_only:
+        rows = rows[correct[: config.images]]
+        if not len(rows):
+            raise ValueError(f"none of {len(x)} images of {config.dataset} is classified correctly")
+    chosen = x[rows]
+    combinations = [(m, a, e) for m in config.attributions for a in config.attacks for e in config.epsilons]
+    starts = range(0, len(chosen), max_batch)
+    with tqdm(total=len(combinations) * len(starts), desc="attacks", disable=None if progress else True) as bar:
+        for method, attack, epsilon in combinations:
+            parts = []
+            for start in starts:
+                path = None if folder is None else Path(folder) / f"{method}-{attack}-{epsilon:g}-{start}.json"
+                part = None if path is None else _kept(path)
+                if part is None:
+                    part = _attacked(
+                        model, config, chosen[start : start + max_batch].to(device), method, attack, epsilon
+                    )
+                    if path is not None:
+                        write_text(path, json.dumps(part))
+                parts.append(part)
+                bar.update()
+            for name in parts[0]:
+                found = torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64)
+                values[f"{method}/{attack}/{epsilon:g}/{name}"] = found
+    if config.adversarial_images:
+        n = config.adversarial_images
+        values["accuracy/clean"] = correct[:n]
+        values["accuracy/adversarial"] = _withstood(model, config, x[:n], labels[:n], device)
+    if config.rescaled:
+        values |= _rescaled(model, config, x[: config.rescaled].to(device), prediction[: config.rescaled].to(device))
+    if config.cost and training is not None:
+        cost = alignment.step_cost(training, device=device)
+        values |= {} if cost is None else {"cost/step": torch.from_numpy(cost)}
+    return Measured(
+        dimension=x[0].numel(),
+        values={name: v.double().cpu().numpy() for name, v in values.items()},
+        dataset={"name": public_name(config.dataset), "split": "test", **drawn.provenance},
+    )
+
+
+def _kept(path: Path) -> dict[str, list[float]] | None:
+    """A part that was measured before; None where there is none, or where it is damaged."""
+    try:
+        found: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _attacked(
+    model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float
+) -> dict[str, list[float]]:
+    mask = config.mask(*x.shape[2:]).to(x.device)
+    objectives: dict[AttackName, attacks.Objective] = {
+        "top-k": attacks.TopK(config.k),
+        "mass-center": attacks.MassCenter(),
+        "targeted": attacks.Targeted(mask),
+        "random-sign": attacks.TopK(config.k),
+    }
+    attribution = config.method(method)
+    common: dict[str, Any] = {
+        "objective": objectives[attack],
+        "epsilon": epsilon / 255,
+        "attribution": attribution,
+        "seed": config.seed,
+        "batch_size": len(x),
+    }
+    if attack == "random-sign":
+        found = attacks.random_sign(model, x, **common)
+    else:
+        found = attacks.iterative_attack(
+            model, x, step=config.step / 255, iterations=config.iterations, beta=config.beta, **common
+        )
+    before, after = (heatmap(attribution(model, z, found.prediction)) for z in (x, found.images))
+    measured = {
+        "success": found.success,
+        "topk_intersection": metrics.topk_intersection(before, after, config.k),
+        "rank_correlation": metrics.spearman(before, after),
+        "cosine": metrics.cosine(before, after),
+        "center_shift": metrics.center_shift(before, after),
+    }
+    if attack == "targeted":
+        measured |= {"mass_before": (before * mask).sum((1, 2)), "mass_after": (after * mask).sum((1, 2))}
+    return {name: v.double().tolist() for name, v in measured.items()}
+
+
+def _withstood(model: nn.Module, config: Fragility, x: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+    """Whether the label is predicted, and still is after each of two attacks of foolbox: PGD and DeepFool."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of names of SciPy that foolbox 3.3.4 uses
+        import foolbox
+
+    wrapped = foolbox.models.pytorch.PyTorchModel(model, bounds=(0, 1), device=device)
+    n = config.adversarial_steps
+    tried = (
+        # Steps that cross the ball two and a half times, as in Madry et al. 2018.
+        foolbox.attacks.LinfPGD(steps=n, rel_stepsize=2.5 / n),
+        foolbox.attacks.deepfool.LinfDeepFoolAttack(steps=n),
+    )
+    stood = []
+    generator = torch.random.get_rng_state()
+    torch.manual_seed(config.seed)  # foolbox draws its starts from the global generator
+    try:
+        for part, truth in zip(torch.split(x, 250), torch.split(labels, 250), strict=True):
+            part, truth = part.to(device), truth.to(device)
+            robust = torch.ones_like(truth, dtype=torch.bool)
+            for attack in tried:
+                _, _, fooled = attack(wrapped, part, truth, epsilons=config.adversarial_epsilon / 255)
+                robust &= ~fooled
+            stood.append(robust.cpu())
+    finally:
+        torch.random.set_rng_state(generator)
+    return torch.cat(stood)
+
+
+class _Doubled(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = 2 * self.model(x)
+        return logits
+
+
+def _rescaled(model: nn.Module, config: Fragility, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = regularizers.uniform(x.shape, generator, torch.device("cpu")).to(x) * (max(config.epsilons) / 255)
+    values = {}
+    for name, network in (("plain", model), ("rescaled", _Doubled(model))):
+        here, there = (gradient(network, z, labels) for z in (x, x + noise))
+        values[f"{name}/l2_distance"] = torch.linalg.vector_norm((there - here).flatten(1), dim=1)
+        values[f"{name}/cosine"] = metrics.cosine(here, there)
+    return values
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Records
+
+_UNITS = {
+    "correct": "share of images",
+    "success": "share of images",
+    "clean": "share of images",
+    "adversarial": "share of images",
+    "topk_intersection": "share of pixels",
+    "mass_before": "share of the map",
+    "mass_after": "share of the map",
+    "center_shift": "pixels",
+    "l2_distance": "logits per pixel value",
+    "step": "times that of cross-entropy",
+}
+
+
+def _describe(quantity: str, config: Fragility) -> dict[str, Any]:
+    parts = quantity.split("/")
+    epsilon = None
+    if len(parts) == 4:
+        epsilon = float(parts[2])
+    elif quantity == "accuracy/adversarial":
+        epsilon = config.adversarial_epsilon
+    elif parts[0] in ("plain", "rescaled"):
+        epsilon = max(config.epsilons)
+    perturbed = {} if epsilon is None else {"epsilon": epsilon / 255, "norm": "linf"}
+    return {"unit": _UNITS.get(parts[-1], "1"), **perturbed}
+
+
+KIND = networks.Kind(
+    "fragility",
+    Fragility,
+    measure,
+    _describe,
+    digits=5,
+    code=(
+        "data", "models", "_second_order", "attributions", "metrics", "attacks", "regularizers", "fragility",
+    ),
+)  # fmt: skip
+"""What :mod:`robattr.networks` needs to know."""
+
+
+def load_grid(path: Path | str) -> networks.Grid:
+    """Read and check a grid of attacks; see :func:`robattr.networks.load_grid`."""
+    return networks.load_grid(path, KIND)
+
+
+def load_records(folder: Path | str) -> list[Record]:
+    """Every record of a folder, by name; see :func:`robattr.networks.load_records`."""
+    return networks.load_records(folder, KIND)

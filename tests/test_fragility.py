@@ -1,0 +1,232 @@
+"""Networks under every attack: what is measured, what is kept, and grids of both kinds of networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from robattr import attacks, data, fragility, metrics, models, networks, reference
+from robattr.alignment import Training
+from robattr.attributions import gradient, heatmap
+from robattr.fragility import ATTACKS, KIND, Fragility
+
+SMALL = Fragility(
+    dataset="digits",
+    images=6,
+    attributions=("gradient", "integrated_gradients"),
+    attribution_steps=2,
+    epsilons=(4.0, 16.0),
+    k=5,
+    step=4,
+    iterations=3,
+    adversarial_images=20,
+    adversarial_epsilon=8,
+    rescaled=4,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> models.Classifier:
+    return models.build("digits-cnn", activation="softplus", beta=3.0, seed=1).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def measured(model: models.Classifier) -> networks.Measured:
+    return fragility.measure(model, SMALL, device="cpu")
+
+
+def test_every_attack_is_measured_on_every_image(measured: networks.Measured, model: models.Classifier) -> None:
+    per_image = {"success", "topk_intersection", "rank_correlation", "cosine", "center_shift"}
+    for method in SMALL.attributions:
+        for attack in ATTACKS:
+            for epsilon in ("4", "16"):
+                start = f"{method}/{attack}/{epsilon}/"
+                found = {name.removeprefix(start) for name in measured.values if name.startswith(start)}
+                assert found == per_image | ({"mass_before", "mass_after"} if attack == "targeted" else set())
+                assert all(len(measured.values[start + name]) == 6 for name in found)
+    # One of them by hand.
+    x = data.load("digits", "test", limit=20, seed=0).images[:6]
+    found = attacks.iterative_attack(
+        model, x, objective=attacks.TopK(5), epsilon=16 / 255, step=4 / 255, iterations=3, beta=None
+    )
+    before, after = (heatmap(gradient(model, z, found.prediction)) for z in (x, found.images))
+    by_hand = metrics.topk_intersection(before, after, 5).double()
+    np.testing.assert_allclose(measured.values["gradient/top-k/16/topk_intersection"], by_hand, atol=1e-6)
+    assert measured.dimension == 64
+    assert measured.dataset["name"] == "digits"
+
+
+def test_attacks_do_more_than_chance(measured: networks.Measured) -> None:
+    chance, attack = (measured.values[f"gradient/{a}/16/rank_correlation"].mean() for a in ("random-sign", "top-k"))
+    assert attack < chance
+    gained = measured.values["gradient/targeted/16/mass_after"] - measured.values["gradient/targeted/16/mass_before"]
+    assert gained.mean() > 0
+
+
+def test_doubled_logits_double_the_distance_and_keep_the_cosine(measured: networks.Measured) -> None:
+    v = measured.values
+    assert len(v["plain/cosine"]) == 4
+    # Powers of two are exact in floating point.
+    np.testing.assert_array_equal(v["rescaled/l2_distance"], 2 * v["plain/l2_distance"])
+    np.testing.assert_allclose(v["rescaled/cosine"], v["plain/cosine"], rtol=0, atol=1e-12)
+
+
+def test_accuracy_under_attack_is_that_of_the_attack_library(model: models.Classifier) -> None:
+    trained = _trained(model)
+    config = SMALL.model_copy(update={"attacks": (), "rescaled": 0, "adversarial_images": 60})
+    before = torch.random.get_rng_state()
+    values = fragility.measure(trained, config, device="cpu").values
+    assert torch.equal(before, torch.random.get_rng_state())
+    drawn = data.load("digits", "test", limit=60, seed=0)
+    clean = trained(drawn.images).argmax(1) == drawn.labels
+    np.testing.assert_array_equal(values["accuracy/clean"], clean.double())
+    stood = values["accuracy/adversarial"].astype(bool)
+    assert not stood[~clean.numpy()].any()  # what is wrong already does not stand
+    assert 0 < stood.sum() < clean.sum()
+    import foolbox  # loaded already, with its warnings silenced
+
+    wrapped = foolbox.models.pytorch.PyTorchModel(trained, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.deepfool.LinfDeepFoolAttack(steps=20)
+    _, _, fooled = attack(wrapped, drawn.images, drawn.labels, epsilons=8 / 255)
+    assert not (torch.from_numpy(stood) & fooled).any()
+    # Nothing is stronger than a larger ball.
+    wider = fragility.measure(trained, config.model_copy(update={"adversarial_epsilon": 64.0}), device="cpu").values
+    assert wider["accuracy/adversarial"].sum() < stood.sum()
+
+
+def _trained(model: models.Classifier) -> models.Classifier:
+    import copy
+
+    model = copy.deepcopy(model).requires_grad_(True)
+    drawn = data.load("digits", "train", limit=600)
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(model(drawn.images), drawn.labels).backward()
+        adam.step()
+    return model.requires_grad_(False).eval()
+
+
+def test_a_stopped_measurement_goes_on(
+    model: models.Classifier, measured: networks.Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SMALL.model_copy(update={"adversarial_images": 0, "rescaled": 0})
+    first = fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
+    parts = sorted(tmp_path.glob("*.json"))
+    assert len(parts) == 2 * 4 * 2 * 2  # methods, attacks, epsilons, parts of four images
+    parts[0].unlink()
+    parts[1].write_text("{half")
+    calls = []
+    real = fragility._attacked
+    monkeypatch.setattr(fragility, "_attacked", lambda *args: calls.append(args) or real(*args))
+    second = fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
+    assert len(calls) == 2
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+        if "random" not in name:  # signs are drawn by batch
+            np.testing.assert_allclose(values, measured.values[name][: len(values)], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_wrong_images_can_be_left_out(model: models.Classifier) -> None:
+    trained = _trained(model)
+    config = SMALL.model_copy(
+        update={"images": 40, "attacks": ("random-sign",), "correct_only": True, "adversarial_images": 0, "rescaled": 0}
+    )
+    values = fragility.measure(trained, config, device="cpu").values
+    right = int(values["correct"].sum())
+    assert len(values["correct"]) == 40
+    assert len(values["gradient/random-sign/4/cosine"]) == right < 40
+    wrong = models.build("digits-cnn", seed=2)
+    with torch.no_grad():
+        list(wrong.parameters())[-1].copy_(torch.tensor([1e6] + [0.0] * 9))
+    ones = config.model_copy(update={"images": 1, "seed": 1})
+    if data.load("digits", "test", limit=1, seed=1).labels[0] != 0:
+        with pytest.raises(ValueError, match="none of 1 images of digits is classified correctly"):
+            fragility.measure(wrong, ones, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attributions": ("gradients",)}, "attributions has gradients"),
+        ({"epsilons": (0.0,)}, "numbers > 0"),
+        ({"rescaled": 7}, "rescaled is 7; it is at most images, 6"),
+        ({"region": (0.5, 0.0, 0.25, 1.0)}, "top < bottom"),
+        ({"attacks": ("bottom-k",)}, "attacks"),
+        ({"pictures": 3}, "pictures"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Fragility.model_validate(SMALL.model_dump() | change)
+
+
+def test_the_target_region_is_a_share_of_the_image() -> None:
+    assert SMALL.mask(8, 8).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    thin = SMALL.model_copy(update={"region": (0.99, 0.99, 1.0, 1.0)})
+    assert thin.mask(8, 8).nonzero().tolist() == [[7, 7]]
+
+
+def test_a_grid_takes_the_networks_of_a_grid_of_trainings(tmp_path: Path) -> None:
+    (tmp_path / "trained.yaml").write_text(
+        """
+description: a training
+training: {dataset: digits, images: 64, validation: 32, model: digits-mlp, schedule: {epochs: 1, milestones: []}}
+objectives: {cross-entropy: , cosine: }
+seeds: [0, 1]
+"""
+    )
+    path = tmp_path / "attacks.yaml"
+    path.write_text(
+        """
+description: attacks
+trainings: trained
+networks: {published: {model: digits-cnn}}
+fragility: {dataset: digits, images: 2, attacks: [random-sign], k: 5, cost: true}
+but: {published: {images: 3}}
+"""
+    )
+    grid = reference.load_grid(path)
+    assert isinstance(grid, networks.Grid)
+    names = ["cross-entropy-0", "cosine-0", "cross-entropy-1", "cosine-1", "published"]
+    assert [name for name, _ in grid.runs()] == names
+    assert [config.images for _, config in grid.runs()] == [2, 2, 2, 2, 3]
+    output = tmp_path / "attacks" / "cosine-1.json"
+    assert reference.run(grid, "cosine-1", output, root=tmp_path / "runs")
+    (found,) = fragility.load_records(tmp_path / "attacks")
+    assert isinstance(found.training, Training)
+    assert (found.training.objective, found.training.seed, found.config.images) == ("cosine", 1, 2)
+    assert found.values["cost/step"].shape == (5,)
+    lines = {m.quantity: m for m in networks.measurements(found, "attacks/cosine-1")}
+    signs = lines["gradient/random-sign/8/cosine"]
+    assert (signs.epsilon, signs.norm, signs.n, signs.seed, signs.objective) == (8 / 255, "linf", 2, 1, "cosine")
+    assert signs.model == "digits-mlp, softplus(3)"
+    assert lines["cost/step"].unit == "times that of cross-entropy"
+    with pytest.raises(ValueError, match="no run 'cosine-7'"):
+        reference.run(grid, "cosine-7", output)
+    path.write_text("fragility: {}\ndescription: x\ntrainings: nowhere")
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        reference.load_grid(path)
+
+
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
+RECORDS = sorted(
+    path.relative_to(REFERENCE)
+    for path in REFERENCE.glob("*/*.json")
+    if json.loads(path.read_text(encoding="utf-8"))["experiment"] == KIND.name
+)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=str)
+def test_committed_records_belong_to_their_grid(path: Path) -> None:
+    record = networks.load_record(REFERENCE / path, KIND)
+    grid = fragility.load_grid(REFERENCE / f"{path.parent}.yaml")
+    assert dict(grid.runs())[path.stem] == record.config
+    assert grid.networks[path.stem] == record.network
+    assert "with changes" not in record.provenance["commit"]
