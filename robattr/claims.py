@@ -26,6 +26,7 @@ from robattr.records import Measurement
 
 __all__ = [
     "Claim",
+    "Column",
     "Comparison",
     "Evidence",
     "Outcome",
@@ -33,10 +34,12 @@ __all__ = [
     "Verdict",
     "VerdictName",
     "as_json",
+    "cross_table",
     "details",
     "effect_text",
     "judge",
     "load_claims",
+    "rank_agreement",
     "summary",
     "table",
     "two_way_interval",
@@ -467,6 +470,74 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "command": v.claim.command,
             }
         )
+    return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a cross-table: one quantity of the runs of one grid.
+
+    Attributes:
+        label: with the unit.
+        grid: folder of the records, below results/reference.
+        quantity: its name.
+        higher: whether more of it is better.
+        baseline: a quantity of the same runs that is subtracted.
+        runs: by name, with * for anything.
+    """
+
+    label: str
+    grid: str
+    quantity: str
+    higher: bool
+    baseline: str | None = None
+    runs: str = "*"
+
+
+def cross_table(
+    measurements: Sequence[Measurement], columns: Sequence[Column], objectives: Sequence[str]
+) -> dict[str, dict[str, Interval]]:
+    """Means over seeds and images, by column and training objective; cells without records are left out."""
+    found: dict[str, dict[str, Interval]] = {}
+    for column in columns:
+        here = [m for m in measurements if m.run.startswith(f"{column.grid}/")]
+        cells = {}
+        for objective in objectives:
+            ours = [m for m in here if m.objective == objective]
+            first = _matching(ours, column.quantity, column.runs)
+            second = None
+            if column.baseline is not None:
+                partners = {m.run: m for m in _matching(ours, column.baseline, column.runs)}
+                first = [m for m in first if m.run in partners]
+                second = [partners[m.run] for m in first]
+            if not first:
+                continue
+            comparison = Comparison(quantity=column.quantity, of=column.runs, direction="greater")
+            table = _table(comparison, first, second)
+            value = float(table.mean())
+            # A single number has no interval, and says so by its n.
+            cells[objective] = two_way_interval(table) if table.size > 1 else Interval(value, value, value, 1)
+        found[column.label] = cells
+    return found
+
+
+def rank_agreement(
+    table: Mapping[str, Mapping[str, Interval]], columns: Sequence[Column]
+) -> dict[tuple[str, str], tuple[float, int]]:
+    """Spearman's rank correlation of every two columns over the objectives that both have, and their number.
+
+    A column in which less is better is turned round, so 1 means that two columns agree on who is robust. Pairs with
+    fewer than three objectives in common are left out.
+    """
+    found = {}
+    for i, one in enumerate(columns):
+        for two in columns[i + 1 :]:
+            common = [name for name in table[one.label] if name in table[two.label]]
+            if len(common) < 3:
+                continue
+            a, b = ([table[c.label][name].mean * (1 if c.higher else -1) for name in common] for c in (one, two))
+            if np.ptp(a) and np.ptp(b):
+                found[one.label, two.label] = float(stats.spearmanr(a, b).statistic), len(common)
     return found
 
 

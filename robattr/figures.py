@@ -44,6 +44,7 @@ __all__ = [
     "certificate_tables",
     "certificate_text",
     "certified_and_attacked",
+    "cross_table",
     "distributions",
     "fragility_curves",
     "fragility_table",
@@ -54,6 +55,7 @@ __all__ = [
     "objective_table",
     "pictures",
     "population",
+    "rank_table",
     "rescaling",
     "sample_bounds",
     "slider",
@@ -233,6 +235,74 @@ def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], 
     ax.spines[:].set_visible(False)
     figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
     ax.set_title(title, fontsize=11)
+    return _closed(figure)
+
+
+def cross_table(
+    values: Mapping[str, Mapping[str, Interval]], higher: Mapping[str, bool], rows: Sequence[str], *, title: str
+) -> Figure:
+    """A heat map of objectives by measures with every number and half the length of its interval.
+
+    Colors are the place within a column: the best of it dark blue, the worst white, so columns with different units can
+    stand side by side.
+
+    Args:
+        values: column with its unit -> row -> mean and interval; a cell without a value stays empty.
+        higher: column -> whether more is better.
+        rows: in order.
+        title: the finding.
+    """
+    columns = list(values)
+    place = np.full((len(rows), len(columns)), np.nan)
+    for j, column in enumerate(columns):
+        there = {i: values[column][row].mean for i, row in enumerate(rows) if row in values[column]}
+        low, high = min(there.values(), default=0.0), max(there.values(), default=1.0)
+        for i, value in there.items():
+            share = (value - low) / (high - low) if high > low else 0.5
+            place[i, j] = share if higher[column] else 1 - share
+    figure, ax = plt.subplots(figsize=(1.02 * len(columns) + 2.0, 0.56 * len(rows) + 2.0), layout="constrained")
+    shown = ax.imshow(place, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+    for j, column in enumerate(columns):
+        for i, row in enumerate(rows):
+            if (found := values[column].get(row)) is not None:
+                half = f"\n± {(found.high - found.low) / 2:.2g}" if found.n > 1 else ""
+                color = "white" if place[i, j] > 0.6 else "black"
+                ax.text(j, i, f"{found.mean:.3g}{half}", ha="center", va="center", fontsize=8, color=color)
+    names = [f"{column}\n{'more' if higher[column] else 'less'} is better" for column in columns]
+    ax.set_xticks(range(len(columns)), names, rotation=40, ha="left", fontsize=8)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.set_yticks(range(len(rows)), rows, fontsize=9)
+    ax.spines[:].set_visible(False)
+    bar = figure.colorbar(shown, ax=ax, shrink=0.8, ticks=[0, 1])
+    bar.ax.set_ylim(0, 1)
+    bar.ax.set_yticklabels(["worst", "best"], fontsize=8)
+    bar.set_label("place within the column", fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def rank_table(names: Sequence[str], values: Mapping[tuple[str, str], tuple[float, int]], *, title: str) -> Figure:
+    """Rank correlations of every two measures as a heat map; empty where too few objectives have both.
+
+    Args:
+        names: of the measures.
+        values: for unordered pairs, the correlation and the number of objectives.
+        title: the finding.
+    """
+    n = len(names)
+    table = np.full((n, n), np.nan)
+    figure, ax = plt.subplots(figsize=(0.62 * n + 2.6, 0.5 * n + 2.0), layout="constrained")
+    for (one, two), (rho, _) in values.items():
+        j, i = sorted((names.index(one), names.index(two)))
+        table[i, j] = rho
+        ax.text(j, i, f"{rho:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(rho) > 0.65 else "black")
+    shown = ax.imshow(table[1:, :-1], cmap="RdBu", vmin=-1, vmax=1, extent=(-0.5, n - 1.5, n - 0.5, 0.5), aspect="auto")
+    ax.set_xticks(range(n - 1), names[:-1], rotation=40, ha="right", fontsize=8)
+    ax.set_yticks(range(1, n), names[1:], fontsize=8)
+    ax.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=ax, label="Spearman's rank correlation", shrink=0.85)
+    figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
 

@@ -17,6 +17,7 @@ from scipy import stats
 
 from robattr import claims, cli, records
 from robattr.claims import Claim, Comparison, Evidence, State, VerdictName
+from robattr.experiments import Interval, interval
 from robattr.records import Measurement
 
 CONTEXT: dict[str, Any] = {
@@ -296,8 +297,6 @@ def test_a_file_of_claims_is_checked(tmp_path: Path) -> None:
 
 
 def test_one_run_has_the_interval_of_its_images() -> None:
-    from robattr.experiments import interval
-
     values = np.random.default_rng(0).normal(size=40)
     assert claims.two_way_interval(values[None]) == interval(values)
 
@@ -355,6 +354,40 @@ def test_the_table_of_the_readme_is_that_of_the_records(ledger: list[Claim]) -> 
 
 def test_the_committed_records_do_not_contradict_each_other() -> None:
     assert records.conflicts(records.read(REPOSITORY / "results" / "reference")) == []
+
+
+def test_a_cross_table_has_means_and_intervals_of_every_objective() -> None:
+    steadiness = claims.Column("steadiness", "grid", "rps", higher=True)
+    gain = claims.Column("gain", "grid", "after", higher=True, baseline="before", runs="*-0")
+    kept = claims.Column("accuracy", "grid", "accuracy", higher=True)
+    everything = [
+        *measured("new", 0.85, objective="l2"), *measured("old", 0.8, objective="cosine"),
+        *measured("new", 0.9, quantity="after", objective="l2"),
+        *measured("new", 0.4, quantity="before", objective="l2"),
+        accuracy("new", [0.5])[0].model_copy(update={"objective": "l2"}),
+    ]  # fmt: skip
+    found = claims.cross_table(everything, [steadiness, gain, kept], ["l2", "cosine", "hessian"])
+    assert {label: list(cells) for label, cells in found.items()} == {
+        "steadiness": ["l2", "cosine"], "gain": ["l2"], "accuracy": ["l2"],
+    }  # fmt: skip
+    table = np.array([m.values for m in everything[:3]])
+    assert found["steadiness"]["l2"] == claims.two_way_interval(table)
+    assert found["gain"]["l2"].mean == pytest.approx(0.5, abs=0.01)
+    assert found["gain"]["l2"].n == 50
+    assert found["accuracy"]["l2"] == Interval(0.5, 0.5, 0.5, 1)
+
+
+def test_columns_agree_on_who_is_robust() -> None:
+    columns = [claims.Column(name, "grid", name, higher=name != "moved") for name in ("kept", "moved", "other", "few")]
+    numbers = {"kept": [1, 2, 3, 4], "moved": [9, 7, 5, 3], "other": [1, 3, 2, 4], "few": [1, 2]}
+    table = {
+        name: {o: Interval(v, v, v, 1) for o, v in zip("abcd", values, strict=False)}
+        for name, values in numbers.items()
+    }
+    found = claims.rank_agreement(table, columns)
+    assert found.keys() == {("kept", "moved"), ("kept", "other"), ("moved", "other")}
+    assert found["kept", "moved"] == (pytest.approx(1.0), 4)
+    assert found["kept", "other"] == (pytest.approx(0.8), 4)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from robattr.figures import (
     certificate_tables,
     certificate_text,
     certified_and_attacked,
+    cross_table,
     distributions,
     fragility_curves,
     fragility_table,
@@ -42,6 +43,7 @@ from robattr.figures import (
     objective_dots,
     objective_table,
     pictures,
+    rank_table,
     rescaling,
     sample_bounds,
     slider,
@@ -153,6 +155,33 @@ def test_agreement_writes_every_pair_once() -> None:
     texts = {t.get_position(): t.get_text().split("\n")[0] for t in ax.texts}
     assert texts == {(0, 1): "0.25", (0, 2): "1.00", (1, 2): "0.00"}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "c"]
+
+
+def test_the_cross_table_colors_places_and_writes_numbers() -> None:
+    values = {
+        "accuracy": {"l2": Interval(0.4, 0.38, 0.42, 3), "cosine": Interval(0.5, 0.5, 0.5, 1)},
+        "moved": {"l2": Interval(1.0, 0.5, 1.5, 3), "hessian": Interval(4.0, 3.0, 5.0, 3)},
+    }
+    rows = ["l2", "cosine", "hessian"]
+    figure = cross_table(values, {"accuracy": True, "moved": False}, rows, title="the finding")
+    ax = figure.axes[0]
+    texts = {t.get_position(): t.get_text() for t in ax.texts}
+    assert texts == {
+        (0, 0): "0.4\n± 0.02",
+        (0, 1): "0.5",
+        (1, 0): "1\n± 0.5",
+        (1, 2): "4\n± 1",
+    }
+    # The best of a column is 1, the worst 0, whichever direction is better.
+    place = np.ma.filled(ax.images[0].get_array(), np.nan)
+    np.testing.assert_array_equal(place, [[0, 1], [1, np.nan], [np.nan, 0]])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["accuracy\nmore is better", "moved\nless is better"]
+
+
+def test_rank_correlations_are_written_once() -> None:
+    figure = rank_table(["a", "b", "c"], {("a", "b"): (-0.5, 7), ("c", "b"): (1.0, 7)}, title="t")
+    texts = {t.get_position(): t.get_text() for t in figure.axes[0].texts}
+    assert texts == {(0, 1): "-0.50", (1, 2): "1.00"}
 
 
 def test_the_slider_is_whole_html_with_its_data_inside() -> None:
