@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +98,40 @@ def test_a_page_fits_a_phone(browser: Any, name: str) -> None:
     page = visit(browser, name, PHONE, "light").page
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.evaluate("document.body.scrollWidth") <= PHONE["width"]
+    page.context.close()
+
+
+def test_from_a_row_of_the_ledger_to_the_executed_cell_in_two_clicks(browser: Any) -> None:
+    claims = yaml.safe_load((REPOSITORY / "results" / "claims.yaml").read_text(encoding="utf-8"))
+    for row, claim in enumerate(claims):
+        page = visit(browser, "notebooks/08_ledger", DESK, "light").page
+        link = page.locator("article table").first.locator("tbody tr").nth(row).locator("a")
+        link.click()
+        page.wait_for_url(f"**/notebooks/{claim['chapter']}.html#{claim['anchor']}")
+        target = page.locator(f"[id='{claim['anchor']}']")
+        assert target.count() == 1, claim["id"]
+        # The figure's own cell, or the first one of the section.
+        cell = target.locator("xpath=ancestor-or-self::*[contains(concat(' ', @class, ' '), ' cell ')]")
+        if cell.count() == 0:
+            cell = target.locator(
+                "xpath=(following::div | descendant::div)[contains(concat(' ', @class, ' '), ' cell ')]"
+            )
+        source = cell.first.locator(".cell_input").first
+        if not source.locator("pre").first.is_visible():
+            cell.first.locator("summary").first.click()
+        assert source.locator("pre").first.is_visible(), claim["id"]
+        page.context.close()
+
+
+def test_the_ledger_links_to_the_records_of_every_verdict(browser: Any) -> None:
+    page = visit(browser, "notebooks/08_ledger", DESK, "light").page
+    links = [link.get_attribute("href") for link in page.locator("article a", has_text="Records").all()]
+    assert links
+    for link in links:
+        file = HTML / "notebooks" / link
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert lines
+        assert all(json.loads(line)["quantity"] for line in lines)
     page.context.close()
 
 

@@ -377,6 +377,31 @@ def test_a_cross_table_has_means_and_intervals_of_every_objective() -> None:
     assert found["accuracy"]["l2"] == Interval(0.5, 0.5, 0.5, 1)
 
 
+def test_one_changed_record_changes_its_cell_of_a_table_and_no_other() -> None:
+    columns = [
+        claims.Column("steadiness", "grid", "rps", higher=True),
+        claims.Column("time", "grid", "time", higher=False),
+    ]
+    everything = [
+        m
+        for name in ("l2", "cosine")
+        for quantity in ("rps", "time")
+        for m in measured(name, 0.8, quantity=quantity, objective=name)
+    ]
+    before = claims.cross_table(everything, columns, ["l2", "cosine"])
+    for i, each in enumerate(everything):
+        context = CONTEXT | {"run": each.run, "seed": each.seed, "objective": each.objective}
+        changed = records.of_values(context, each.quantity, np.array(each.values) / 2, unit="1")
+        after = claims.cross_table([*everything[:i], changed, *everything[i + 1 :]], columns, ["l2", "cosine"])
+        different = {
+            (c.quantity, name)
+            for c in columns
+            for name in before[c.label]
+            if before[c.label][name] != after[c.label][name]
+        }
+        assert different == {(each.quantity, each.objective)}
+
+
 def test_columns_agree_on_who_is_robust() -> None:
     columns = [claims.Column(name, "grid", name, higher=name != "moved") for name in ("kept", "moved", "other", "few")]
     numbers = {"kept": [1, 2, 3, 4], "moved": [9, 7, 5, 3], "other": [1, 3, 2, 4], "few": [1, 2]}
