@@ -393,17 +393,12 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(verdicts: Sequence[Verdict], titles: Mapping[str, str]) -> str:
-    """The table of the book, with references to the cells that a claim rests on.
-
-    Args:
-        verdicts: a row each.
-        titles: of the chapters, by name.
-    """
-    lines = ["| Claim | Paper | Verdict | Where |", "| --- | --- | --- | --- |"]
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The table of the book: every verdict is a reference to the cell that it rests on."""
+    lines = ["| Claim | Verdict, and where | Paper |", "| --- | --- | --- |"]
     for v in verdicts:
-        where = f"{{ref}}`{titles[v.claim.chapter]} <{v.claim.anchor}>`"
-        lines.append(f"| {v.claim.sentence} | {PAPERS.get(v.claim.paper, v.claim.paper)} | **{v.name}** | {where} |")
+        where = f"{{ref}}`{v.name} <{v.claim.anchor}>`"
+        lines.append(f"| {v.claim.sentence} | {where} | {PAPERS.get(v.claim.paper, v.claim.paper)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -239,45 +239,45 @@ def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], 
 
 
 def cross_table(
-    values: Mapping[str, Mapping[str, Interval]], higher: Mapping[str, bool], rows: Sequence[str], *, title: str
+    values: Mapping[str, Mapping[str, Interval]], higher: Mapping[str, bool], names: Sequence[str], *, title: str
 ) -> Figure:
-    """A heat map of objectives by measures with every number and half the length of its interval.
+    """A heat map of measures by training objectives with every number and half the length of its interval.
 
-    Colors are the place within a column: the best of it dark blue, the worst white, so columns with different units can
-    stand side by side.
+    Colors are the place within a measure: the best of it dark blue, the worst white, so measures with different units
+    can stand below each other. Measures are the rows, because their names are long.
 
     Args:
-        values: column with its unit -> row -> mean and interval; a cell without a value stays empty.
-        higher: column -> whether more is better.
-        rows: in order.
+        values: measure with its unit -> objective -> mean and interval; a cell without a value stays empty.
+        higher: measure -> whether more is better.
+        names: of the objectives, in order.
         title: the finding.
     """
-    columns = list(values)
-    place = np.full((len(rows), len(columns)), np.nan)
-    for j, column in enumerate(columns):
-        there = {i: values[column][row].mean for i, row in enumerate(rows) if row in values[column]}
+    measures = list(values)
+    place = np.full((len(measures), len(names)), np.nan)
+    for i, measure in enumerate(measures):
+        there = {j: values[measure][name].mean for j, name in enumerate(names) if name in values[measure]}
         low, high = min(there.values(), default=0.0), max(there.values(), default=1.0)
-        for i, value in there.items():
+        for j, value in there.items():
             share = (value - low) / (high - low) if high > low else 0.5
-            place[i, j] = share if higher[column] else 1 - share
-    figure, ax = plt.subplots(figsize=(1.02 * len(columns) + 2.0, 0.56 * len(rows) + 2.0), layout="constrained")
+            place[i, j] = share if higher[measure] else 1 - share
+    figure, ax = plt.subplots(figsize=(1.0 * len(names) + 2.6, 0.52 * len(measures) + 1.8), layout="constrained")
     shown = ax.imshow(place, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
-    for j, column in enumerate(columns):
-        for i, row in enumerate(rows):
-            if (found := values[column].get(row)) is not None:
+    for i, measure in enumerate(measures):
+        for j, name in enumerate(names):
+            if (found := values[measure].get(name)) is not None:
                 half = f"\n± {(found.high - found.low) / 2:.2g}" if found.n > 1 else ""
                 color = "white" if place[i, j] > 0.6 else "black"
                 ax.text(j, i, f"{found.mean:.3g}{half}", ha="center", va="center", fontsize=8, color=color)
-    names = [f"{column}\n{'more' if higher[column] else 'less'} is better" for column in columns]
-    ax.set_xticks(range(len(columns)), names, rotation=40, ha="left", fontsize=8)
+    labels = [f"{measure} {'↑' if higher[measure] else '↓'}" for measure in measures]
+    ax.set_yticks(range(len(measures)), labels, fontsize=8)
     ax.xaxis.tick_top()
+    ax.set_xticks(range(len(names)), [name.replace("-", "-\n") for name in names], fontsize=8)
     ax.tick_params(length=0)
-    ax.set_yticks(range(len(rows)), rows, fontsize=9)
     ax.spines[:].set_visible(False)
-    bar = figure.colorbar(shown, ax=ax, shrink=0.8, ticks=[0, 1])
+    bar = figure.colorbar(shown, ax=ax, shrink=0.6, ticks=[0, 1])
     bar.ax.set_ylim(0, 1)
     bar.ax.set_yticklabels(["worst", "best"], fontsize=8)
-    bar.set_label("place within the column", fontsize=8)
+    bar.set_label("place within the measure", fontsize=8)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 

@@ -168,14 +168,14 @@ def test_the_cross_table_colors_places_and_writes_numbers() -> None:
     texts = {t.get_position(): t.get_text() for t in ax.texts}
     assert texts == {
         (0, 0): "0.4\n± 0.02",
-        (0, 1): "0.5",
-        (1, 0): "1\n± 0.5",
-        (1, 2): "4\n± 1",
+        (1, 0): "0.5",
+        (0, 1): "1\n± 0.5",
+        (2, 1): "4\n± 1",
     }
-    # The best of a column is 1, the worst 0, whichever direction is better.
+    # The best of a measure is 1, the worst 0, whichever direction is better.
     place = np.ma.filled(ax.images[0].get_array(), np.nan)
-    np.testing.assert_array_equal(place, [[0, 1], [1, np.nan], [np.nan, 0]])
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["accuracy\nmore is better", "moved\nless is better"]
+    np.testing.assert_array_equal(place, [[0, 1, np.nan], [1, np.nan, 0]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["accuracy ↑", "moved ↓"]
 
 
 def test_rank_correlations_are_written_once() -> None:
