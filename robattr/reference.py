@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from robattr import alignment, certification, fragility, networks
+from robattr import alignment, certification, fragility, importance, networks
 from robattr.training import Compute
 
 __all__ = ["KINDS", "load_grid", "run"]
 
-KINDS = (certification.KIND, fragility.KIND)
+KINDS = (certification.KIND, fragility.KIND, importance.KIND)
 """Kinds of grids of networks."""
 
 
