@@ -39,6 +39,7 @@ __all__ = [
     "effect_text",
     "judge",
     "load_claims",
+    "mean_of",
     "rank_agreement",
     "summary",
     "table",
@@ -487,6 +488,26 @@ class Column:
     higher: bool
     baseline: str | None = None
     runs: str = "*"
+
+
+def mean_of(measurements: Sequence[Measurement], quantity: str, *, grid: str, runs: str = "*") -> Interval:
+    """The mean of a quantity over runs and images, with its interval.
+
+    Args:
+        measurements: of all grids.
+        quantity: its name.
+        grid: folder of the records.
+        runs: by name, with * for anything.
+
+    Raises:
+        ValueError: there are no records of it.
+    """
+    found = _matching([m for m in measurements if m.run.startswith(f"{grid}/")], quantity, runs)
+    if not found:
+        raise ValueError(
+            f"no records of {quantity} of the runs {runs} in {grid}; `make reference GRID={grid}` makes them"
+        )
+    return two_way_interval(_table(Comparison(quantity=quantity, of=runs, direction="greater"), found, None))
 
 
 def cross_table(

@@ -49,6 +49,7 @@ __all__ = [
     "fragility_curves",
     "fragility_table",
     "histories",
+    "interval_curves",
     "interval_text",
     "map_grid",
     "objective_dots",
@@ -68,6 +69,8 @@ COLORS = {
     "mass-center": "#0072B2",
     "random-sign": "#555555",
     "targeted": "#009E73",
+    "one-step": "#D55E00",
+    "iterated": "#0072B2",
     "cross-entropy": "#555555",
     "hessian": "#E69F00",
     "l2": "#56B4E9",
@@ -87,6 +90,8 @@ _MARKERS = {
     "mass-center": "s",
     "random-sign": "^",
     "targeted": "D",
+    "one-step": "o",
+    "iterated": "s",
     "cross-entropy": "o",
     "hessian": "s",
     "l2": "v",
@@ -235,6 +240,43 @@ def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], 
     ax.spines[:].set_visible(False)
     figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
     ax.set_title(title, fontsize=11)
+    return _closed(figure)
+
+
+def interval_curves(
+    panels: Mapping[str, Mapping[str, Mapping[float, Interval]]], *, title: str, label: str = "epsilon in 1/255"
+) -> Figure:
+    """Means with their intervals over epsilon: a panel a quantity, a line an attack.
+
+    Args:
+        panels: quantity with its unit -> attack -> epsilon -> mean and interval.
+        title: the finding, with the number of images.
+        label: of the horizontal axis, which is logarithmic with base 2.
+    """
+    n = len(panels)
+    figure, axes = plt.subplots(1, n, figsize=(3.3 * n, 3.6), squeeze=False, layout="constrained")
+    for ax, (quantity, lines) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, points) in enumerate(lines.items()):
+            x = sorted(points)
+            found = [points[e] for e in x]
+            below, above = ([abs(end - f.mean) for end, f in zip(ends, found, strict=True)] for ends in (
+                [f.low for f in found], [f.high for f in found],
+            ))  # fmt: skip
+            ax.errorbar(
+                np.array(x) * 2 ** (0.03 * (i - (len(lines) - 1) / 2)), [f.mean for f in found], yerr=[below, above],
+                color=COLORS[name], marker=_MARKERS[name], ms=5, lw=1.6, capsize=3, label=name,
+            )  # fmt: skip
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [f"{e:g}" for e in x])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel(label)
+        ax.set_ylabel(quantity)
+        ax.set_ylim(
+            *((-0.02, 1.02) if all(0 <= f.high <= 1 for p in lines.values() for f in p.values()) else (None, None))
+        )
+        _tidy(ax)
+    axes[0][0].legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
 

@@ -377,6 +377,14 @@ def test_a_cross_table_has_means_and_intervals_of_every_objective() -> None:
     assert found["accuracy"]["l2"] == Interval(0.5, 0.5, 0.5, 1)
 
 
+def test_a_mean_is_over_runs_and_images() -> None:
+    everything = measured("new", 0.85)
+    table = np.array([m.values for m in everything])
+    assert claims.mean_of(everything, "rps", grid="grid", runs="new-*") == claims.two_way_interval(table)
+    with pytest.raises(ValueError, match="no records of rps of the runs old-"):
+        claims.mean_of(everything, "rps", grid="grid", runs="old-*")
+
+
 def test_one_changed_record_changes_its_cell_of_a_table_and_no_other() -> None:
     columns = [
         claims.Column("steadiness", "grid", "rps", higher=True),

@@ -38,6 +38,7 @@ from robattr.figures import (
     fragility_curves,
     fragility_table,
     histories,
+    interval_curves,
     interval_text,
     map_grid,
     objective_dots,
@@ -155,6 +156,19 @@ def test_agreement_writes_every_pair_once() -> None:
     texts = {t.get_position(): t.get_text().split("\n")[0] for t in ax.texts}
     assert texts == {(0, 1): "0.25", (0, 2): "1.00", (1, 2): "0.00"}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "c"]
+
+
+def test_curves_of_intervals_show_every_point() -> None:
+    points = {1.0: Interval(0.9, 0.85, 0.95, 10), 8.0: Interval(0.4, 0.3, 0.6, 10)}
+    figure = interval_curves(
+        {"rank correlation": {"one-step": points}, "shift (pixels)": {"iterated": points}}, title="t"
+    )
+    left, right = figure.axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("rank correlation", "shift (pixels)")
+    line, _, (bars,) = left.containers[0]
+    np.testing.assert_allclose(line.get_ydata(), [0.9, 0.4])
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[0.85, 0.95], [0.3, 0.6]])
+    assert [t.get_text() for t in left.get_xticklabels()] == ["1", "8"]
 
 
 def test_the_cross_table_colors_places_and_writes_numbers() -> None:
