@@ -36,6 +36,7 @@ class Importance(BaseModel):
         None, ge=1, description="training points, of those of the training; None for all of them"
     )
     damping: float = Field(0.01, ge=0)
+    solver: influence.Solver = Field("exact", description="exact for a last layer of at most 4,096 parameters, or cg")
     top: int = Field(3, ge=1, description="most helpful training points, which the attack is about")
     turnovers: tuple[int, ...] = Field((3, 10), description="how many most helpful points are compared")
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
@@ -67,7 +68,7 @@ def layer_of(
         labels,
         damping=config.damping,
         weight_decay=training.schedule.weight_decay,
-        solver="exact",
+        solver=config.solver,
     )
     return layer, images, labels
 
