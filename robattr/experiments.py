@@ -80,9 +80,7 @@ class Fragility(BaseModel):
         if (self.attack == "targeted") != (self.region is not None):
             raise ValueError("region goes with the targeted attack, and with it only: four fractions 0 to 1")
         if self.region is not None:
-            top, left, bottom, right = self.region
-            if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-                raise ValueError(f"region is {self.region}; accepted is top < bottom and left < right, all from 0 to 1")
+            check_region(self.region)
         return self
 
     @property
@@ -94,25 +92,67 @@ class Fragility(BaseModel):
 
     def method(self) -> Attribution:
         """The attribution method with its options bound."""
-        n = self.attribution_steps
-        if n is None:
-            return METHODS[self.attribution]
-        if self.attribution == "integrated_gradients":
-            return partial(integrated_gradients, steps=n)
-        if self.attribution == "smoothgrad":
-            return partial(smoothgrad, samples=n)
-        raise ValueError(f"attribution_steps is {n}; {self.attribution} has no steps: leave it out")
+        return bound_method(self.attribution, self.attribution_steps)
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region as bool [height, width]; at least one pixel."""
         if self.region is None:
             raise ValueError("region is None; only the targeted attack has one")
-        top, left, bottom, right = self.region
-        mask = torch.zeros(height, width, dtype=torch.bool)
-        rows = slice(int(top * height), max(int(top * height) + 1, round(bottom * height)))
-        columns = slice(int(left * width), max(int(left * width) + 1, round(right * width)))
-        mask[rows, columns] = True
-        return mask
+        return region_mask(self.region, height, width)
+
+
+Region = tuple[float, float, float, float]
+"""Top, left, bottom and right of a target, as fractions of the image."""
+
+
+def check_region(region: Region) -> None:
+    """Refuse what is no region.
+
+    Raises:
+        ValueError: it is not top < bottom and left < right, all from 0 to 1.
+    """
+    top, left, bottom, right = region
+    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ValueError(f"region is {region}; accepted is top < bottom and left < right, all from 0 to 1")
+
+
+def region_mask(region: Region, height: int, width: int) -> Tensor:
+    """A region as bool [height, width]; at least one pixel."""
+    top, left, bottom, right = region
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    rows = slice(int(top * height), max(int(top * height) + 1, round(bottom * height)))
+    columns = slice(int(left * width), max(int(left * width) + 1, round(right * width)))
+    mask[rows, columns] = True
+    return mask
+
+
+def bound_method(name: str, steps: int | None) -> Attribution:
+    """An attribution method with its number of points bound.
+
+    Args:
+        name: of :data:`robattr.attributions.METHODS`.
+        steps: points of integrated gradients and SmoothGrad; None for the method's default.
+
+    Raises:
+        ValueError: steps are given to a method that has none.
+    """
+    if steps is None:
+        return METHODS[name]
+    if name == "integrated_gradients":
+        return partial(integrated_gradients, steps=steps)
+    if name == "smoothgrad":
+        return partial(smoothgrad, samples=steps)
+    raise ValueError(f"attribution_steps is {steps}; {name} has no steps: leave it out")
+
+
+def attack_objective(attack: AttackName, k: int, mask: Tensor | None) -> attacks.Objective:
+    """The objective of an attack by its name; that of top-k for random signs, which choose by nothing else."""
+    if attack == "mass-center":
+        return attacks.MassCenter()
+    if attack == "targeted":
+        assert mask is not None
+        return attacks.Targeted(mask)
+    return attacks.TopK(k)
 
 
 @dataclass(frozen=True)
@@ -343,13 +383,9 @@ def _compute(config: Fragility, subjects: _Subjects, batch_size: int) -> Fragili
 def _attack(
     config: Fragility, model: nn.Module, images: Tensor, method: Attribution, batch_size: int
 ) -> attacks.AttackResult:
-    objective: attacks.Objective = attacks.TopK(config.k)
-    if config.attack == "mass-center":
-        objective = attacks.MassCenter()
-    elif config.attack == "targeted":
-        objective = attacks.Targeted(config.mask(*images.shape[2:]))
+    mask = None if config.region is None else config.mask(*images.shape[2:])
     common: dict[str, Any] = {
-        "objective": objective,
+        "objective": attack_objective(config.attack, config.k, mask),
         "epsilon": config.epsilon / 255,
         "attribution": method,
         "seed": config.seed,

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,13 +21,13 @@ from tqdm import tqdm
 from robattr import alignment, attacks, data, metrics, networks, regularizers
 from robattr._runs import public_name, write_text
 from robattr.alignment import Training
-from robattr.attributions import METHODS, Attribution, gradient, heatmap, integrated_gradients, smoothgrad
+from robattr.attributions import METHODS, Attribution, gradient, heatmap
+from robattr.experiments import AttackName, Region, attack_objective, bound_method, check_region, region_mask
 from robattr.models import Classifier
 from robattr.networks import Measured, Record
 
 __all__ = ["ATTACKS", "KIND", "Fragility", "load_grid", "load_records", "measure"]
 
-AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
 ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
 
 
@@ -48,7 +47,7 @@ class Fragility(BaseModel):
     attacks: tuple[AttackName, ...] = ATTACKS
     epsilons: tuple[float, ...] = (8.0,)
     k: int = Field(100, ge=1, description="number of top pixels")
-    region: tuple[float, float, float, float] = Field(
+    region: Region = Field(
         (0.0, 0.0, 0.25, 0.25), description="top, left, bottom, right of the target, as fractions of the image"
     )
     step: float = Field(0.5, gt=0)
@@ -71,26 +70,16 @@ class Fragility(BaseModel):
             raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0, in 1/255")
         if self.rescaled > self.images:
             raise ValueError(f"rescaled is {self.rescaled}; it is at most images, {self.images}")
-        top, left, bottom, right = self.region
-        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-            raise ValueError(f"region is {self.region}; accepted is top < bottom and left < right, all from 0 to 1")
+        check_region(self.region)
         return self
 
     def method(self, name: str) -> Attribution:
         """An attribution method with its options bound."""
-        if name == "integrated_gradients":
-            return partial(integrated_gradients, steps=self.attribution_steps)
-        if name == "smoothgrad":
-            return partial(smoothgrad, samples=self.attribution_steps)
-        return METHODS[name]
+        return bound_method(name, self.attribution_steps if name in ("integrated_gradients", "smoothgrad") else None)
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region, bool [height, width]; at least one pixel."""
-        top, left, bottom, right = self.region
-        mask = torch.zeros(height, width, dtype=torch.bool)
-        rows = slice(int(top * height), max(int(top * height) + 1, round(bottom * height)))
-        mask[rows, int(left * width) : max(int(left * width) + 1, round(right * width))] = True
-        return mask
+        return region_mask(self.region, height, width)
 
 
 def measure(
@@ -192,15 +181,9 @@ def _attacked(
     model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float
 ) -> dict[str, list[float]]:
     mask = config.mask(*x.shape[2:]).to(x.device)
-    objectives: dict[AttackName, attacks.Objective] = {
-        "top-k": attacks.TopK(config.k),
-        "mass-center": attacks.MassCenter(),
-        "targeted": attacks.Targeted(mask),
-        "random-sign": attacks.TopK(config.k),
-    }
     attribution = config.method(method)
     common: dict[str, Any] = {
-        "objective": objectives[attack],
+        "objective": attack_objective(attack, config.k, mask),
         "epsilon": epsilon / 255,
         "attribution": attribution,
         "seed": config.seed,
