@@ -166,8 +166,9 @@ def test_curves_of_intervals_show_every_point() -> None:
     left, right = figure.axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("rank correlation", "shift (pixels)")
     line, _, (bars,) = left.containers[0]
-    np.testing.assert_allclose(line.get_ydata(), [0.9, 0.4])
-    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[0.85, 0.95], [0.3, 0.6]])
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=np.float64), [0.9, 0.4])
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()], dtype=np.float64)
+    np.testing.assert_allclose(ends, [[0.85, 0.95], [0.3, 0.6]])
     assert [t.get_text() for t in left.get_xticklabels()] == ["1", "8"]
 
 
