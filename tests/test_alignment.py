@@ -597,7 +597,6 @@ def test_records_are_in_the_order_of_objectives_and_seeds(tmp_path: Path) -> Non
         ({"experiment": "fragility"}, "experiment is 'fragility'"),
         ({"training": {"objective": "l1"}}, "objective"),
         ({"history": [{"epoch": 1}]}, "missing"),
-        ({"values": {"correct": ["yes"]}}, "could not convert"),
         ({"best": ...}, "best"),
     ],
 )
@@ -610,6 +609,21 @@ def test_foreign_records_are_refused_in_one_line(change: dict[str, Any], message
         load_record(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_record_with_a_damaged_number_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    save_record(record(), path)
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
+    path.with_suffix(".jsonl").write_text("\n".join([lines[0], lines[1].replace("1.0", '"yes"', 1), *lines[2:]]))
+    with pytest.raises(
+        ValueError, match=r"record\.json: not a record of a training .*record\.jsonl, line 2: values"
+    ) as error:
+        load_record(path)
+    assert "\n" not in str(error.value)
+    path.with_suffix(".jsonl").unlink()
+    with pytest.raises(ValueError, match=r"record\.jsonl: cannot be read"):
+        load_record(path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"text"'])
@@ -824,7 +838,7 @@ def test_wrong_requests_are_one_line_and_status_2(grid_file: Path, monkeypatch: 
 
     monkeypatch.setattr(alignment, "run_record", fail)
     for words, said in (
-        ((str(grid_file), "l2-0"), "no run 'l2-0' in"),
+        ((str(grid_file), "l2-0"), "no run 'l2-0' (there are cross-entropy-0"),
         ((str(grid_file.with_name("none.yaml")),), "none.yaml"),
         ((str(bad),), "bad.yaml: not a grid"),
         ((str(grid_file), "cross-entropy-0"), "the loss is not finite"),
