@@ -40,6 +40,7 @@ __all__ = [
     "judge",
     "load_claims",
     "mean_of",
+    "measured_in",
     "rank_agreement",
     "summary",
     "table",
@@ -510,6 +511,12 @@ def mean_of(measurements: Sequence[Measurement], quantity: str, *, grid: str, ru
     return two_way_interval(_table(Comparison(quantity=quantity, of=runs, direction="greater"), found, None))
 
 
+def measured_in(measurements: Iterable[Measurement], column: Column) -> list[Measurement]:
+    """The measurements of networks that were trained here that a column is about; baselines are not among them."""
+    here = [m for m in measurements if m.run.startswith(f"{column.grid}/") and m.objective is not None]
+    return _matching(here, column.quantity, column.runs)
+
+
 def cross_table(
     measurements: Sequence[Measurement], columns: Sequence[Column], objectives: Sequence[str]
 ) -> dict[str, dict[str, Interval]]:
@@ -519,15 +526,18 @@ def cross_table(
         here = [m for m in measurements if m.run.startswith(f"{column.grid}/")]
         cells = {}
         for objective in objectives:
-            ours = [m for m in here if m.objective == objective]
-            first = _matching(ours, column.quantity, column.runs)
+            first = [m for m in measured_in(measurements, column) if m.objective == objective]
             second = None
             if column.baseline is not None:
-                partners = {m.run: m for m in _matching(ours, column.baseline, column.runs)}
+                partners = {m.run: m for m in _matching(here, column.baseline, column.runs)}
                 first = [m for m in first if m.run in partners]
                 second = [partners[m.run] for m in first]
             if not first:
                 continue
+            if len({(m.model, m.dataset) for m in first}) > 1:
+                raise ValueError(
+                    f"{column.label}: runs are of several models or data sets; name those of one with runs="
+                )
             comparison = Comparison(quantity=column.quantity, of=column.runs, direction="greater")
             table = _table(comparison, first, second)
             value = float(table.mean())

@@ -375,6 +375,10 @@ def test_a_cross_table_has_means_and_intervals_of_every_objective() -> None:
     assert found["gain"]["l2"].mean == pytest.approx(0.5, abs=0.01)
     assert found["gain"]["l2"].n == 50
     assert found["accuracy"]["l2"] == Interval(0.5, 0.5, 0.5, 1)
+    assert claims.measured_in(everything, gain) == everything[6:7]
+    mixed = [*everything, *measured("other", 0.1, objective="l2", dataset="cifar10 test")]
+    with pytest.raises(ValueError, match="steadiness: runs are of several models or data sets"):
+        claims.cross_table(mixed, [steadiness], ["l2"])
 
 
 def test_a_mean_is_over_runs_and_images() -> None:
