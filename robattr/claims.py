@@ -9,7 +9,7 @@ where the records are too few, or too noisy, to say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -523,13 +523,15 @@ def cross_table(
     """Means over seeds and images, by column and training objective; cells without records are left out."""
     found: dict[str, dict[str, Interval]] = {}
     for column in columns:
-        here = [m for m in measurements if m.run.startswith(f"{column.grid}/")]
+        all_first = measured_in(measurements, column)
+        partners: dict[str, Measurement] = {}
+        if column.baseline is not None:
+            partners = {m.run: m for m in measured_in(measurements, replace(column, quantity=column.baseline))}
         cells = {}
         for objective in objectives:
-            first = [m for m in measured_in(measurements, column) if m.objective == objective]
+            first = [m for m in all_first if m.objective == objective]
             second = None
             if column.baseline is not None:
-                partners = {m.run: m for m in _matching(here, column.baseline, column.runs)}
                 first = [m for m in first if m.run in partners]
                 second = [partners[m.run] for m in first]
             if not first:

@@ -217,7 +217,8 @@ def run_record(
     model, source = network.load(root, data_root)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     text = json.dumps([config.model_dump(mode="json"), source["weights"]["sha256"]], sort_keys=True)
-    key = hashlib.sha256((text + code_digest(*kind.code)).encode()).hexdigest()[:12]
+    code = code_digest(*kind.code)
+    key = hashlib.sha256((text + code).encode()).hexdigest()[:12]
     started = time.monotonic()
     training = source.get("training")
     measured = kind.measure(
@@ -240,7 +241,7 @@ def run_record(
             "network": source,
             "dataset": measured.dataset,
             "device": str(device),
-            "code": code_digest(*kind.code),
+            "code": code,
             "threads": torch.get_num_threads(),
             "seconds": round(time.monotonic() - started, 3),
             **environment(),

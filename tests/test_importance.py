@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from robattr import alignment, data, importance, influence, networks, reference
 from robattr.alignment import Training
-from robattr.importance import ATTACKS, KIND, Importance
+from robattr.importance import ATTACKS, Importance
 
 TRAINING = Training.model_validate(
     {
@@ -100,20 +100,3 @@ def test_a_grid_becomes_records(tmp_path: Path, trained: alignment.TrainedModel)
         trained.model(data.load("digits", "test", limit=6, seed=0).images).argmax(1)
         == data.load("digits", "test", limit=6, seed=0).labels,
     )
-
-
-REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
-RECORDS = sorted(
-    path.relative_to(REFERENCE)
-    for path in REFERENCE.glob("*/*.json")
-    if json.loads(path.read_text(encoding="utf-8"))["experiment"] == KIND.name
-)
-
-
-@pytest.mark.parametrize("path", RECORDS, ids=str)
-def test_committed_records_belong_to_their_grid(path: Path) -> None:
-    record = networks.load_record(REFERENCE / path, KIND)
-    grid = importance.load_grid(REFERENCE / f"{path.parent}.yaml")
-    assert dict(grid.runs())[path.stem] == record.config
-    assert grid.networks[path.stem] == record.network
-    assert "with changes" not in record.provenance["commit"]
