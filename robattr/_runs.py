@@ -11,10 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
-__all__ = ["code_digest", "file_digest", "files_digest", "locked", "public_name", "state_digest", "store", "write_text"]
+__all__ = [
+    "code_digest",
+    "file_digest",
+    "files_digest",
+    "free",
+    "locked",
+    "public_name",
+    "state_digest",
+    "store",
+    "write_text",
+]
 
 
 def code_digest(*modules: str) -> str:
@@ -76,6 +86,22 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         yield
+
+
+@contextmanager
+def free(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether no other process works on the file ``path``; while in here none does. With ``wait``, once it is so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def store(folder: Path, write: Callable[[Path], None]) -> None:

@@ -8,8 +8,10 @@ chapter.
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import alignment, attacks, data, metrics, networks, regularizers
-from robattr._runs import public_name, write_text
+from robattr._runs import free, public_name, write_text
 from robattr.alignment import Training
 from robattr.attributions import METHODS, Attribution, gradient, heatmap
 from robattr.experiments import AttackName, Region, attack_objective, bound_method, check_region, region_mask
@@ -112,7 +114,7 @@ def measure(
         training: of the network; None for published weights, which have no cost.
         data_root: see :func:`robattr.data.load`.
         device: where to compute; a GPU when there is one by default.
-        folder: where finished parts are kept, so that a stopped run goes on.
+        folder: where finished parts are kept, so that a stopped run goes on; several processes may share it.
         max_batch: images attacked at once; also the part that is kept.
         progress: show a bar with the time left.
     """
@@ -133,25 +135,9 @@ def measure(
         if not len(rows):
             raise ValueError(f"none of {len(x)} images of {config.dataset} is classified correctly")
     chosen = x[rows]
-    combinations = [(m, a, e) for m in config.attributions for a in config.attacks for e in config.epsilons]
-    starts = range(0, len(chosen), max_batch)
-    with tqdm(total=len(combinations) * len(starts), desc="attacks", disable=None if progress else True) as bar:
-        for method, attack, epsilon in combinations:
-            parts = []
-            for start in starts:
-                path = None if folder is None else Path(folder) / f"{method}-{attack}-{epsilon:g}-{start}.json"
-                part = None if path is None else _kept(path)
-                if part is None:
-                    part = _attacked(
-                        model, config, chosen[start : start + max_batch].to(device), method, attack, epsilon
-                    )
-                    if path is not None:
-                        write_text(path, json.dumps(part))
-                parts.append(part)
-                bar.update()
-            for name in parts[0]:
-                found = torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64)
-                values[f"{method}/{attack}/{epsilon:g}/{name}"] = found
+    for (method, attack, epsilon), part in _parts(model, config, chosen, device, folder, max_batch, progress):
+        for name, found in part.items():
+            values[f"{method}/{attack}/{epsilon:g}/{name}"] = torch.tensor(found, dtype=torch.float64)
     if config.adversarial_images:
         n = config.adversarial_images
         values["accuracy/clean"] = correct[:n]
@@ -168,18 +154,72 @@ def measure(
     )
 
 
-def _kept(path: Path) -> dict[str, list[float]] | None:
+_Combination = tuple[str, AttackName, float]
+_Part = dict[str, list[float]]
+
+
+def _parts(
+    model: nn.Module,
+    config: Fragility,
+    x: Tensor,
+    device: torch.device,
+    folder: Path | str | None,
+    max_batch: int,
+    progress: bool,
+) -> Iterator[tuple[_Combination, _Part]]:
+    """Every method, attack and epsilon with its values for all images.
+
+    Processes that measure the same thing in one folder share the work: each takes the next part that nobody has.
+    """
+    combinations = list(itertools.product(config.attributions, config.attacks, config.epsilons))
+    starts = range(0, len(x), max_batch)
+
+    def take(combination: _Combination, start: int, wait: bool) -> _Part | None:
+        """The part that was measured before, or is now; None where another process measures it."""
+
+        def measured() -> _Part:
+            return _attacked(model, config, x[start : start + max_batch].to(device), *combination)
+
+        if folder is None:
+            return measured()
+        method, attack, epsilon = combination
+        path = Path(folder) / f"{method}-{attack}-{epsilon:g}-{start}.json"
+        if (part := _kept(path)) is not None:
+            return part
+        with free(path, wait=wait) as mine:
+            if not mine:
+                return None
+            if (part := _kept(path)) is None:  # still, now that nobody else has it
+                part = measured()
+                write_text(path, json.dumps(part))
+            return part
+
+    found: dict[tuple[_Combination, int], _Part] = {}
+    pending, wait = list(itertools.product(combinations, starts)), False
+    with tqdm(total=len(pending), desc="attacks", disable=None if progress else True) as bar:
+        while pending:
+            for each in pending:
+                if (part := take(*each, wait)) is not None:
+                    found[each] = part
+                    bar.update()
+            busy = [each for each in pending if each not in found]
+            # Where all that is left is in other hands: wait for them, and do what one of them does not finish.
+            pending, wait = busy, len(busy) == len(pending)
+    for combination in combinations:
+        parts = [found[combination, start] for start in starts]
+        yield combination, {name: [v for part in parts for v in part[name]] for name in parts[0]}
+
+
+def _kept(path: Path) -> _Part | None:
     """A part that was measured before; None where there is none, or where it is damaged."""
     try:
-        found: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))
+        found: _Part = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found
 
 
-def _attacked(
-    model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float
-) -> dict[str, list[float]]:
+def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float) -> _Part:
     mask = config.mask(*x.shape[2:]).to(x.device)
     attribution = config.method(method)
     common: dict[str, Any] = {

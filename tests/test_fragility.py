@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,34 @@ def test_a_stopped_measurement_goes_on(
         np.testing.assert_array_equal(values, second[name], err_msg=name)
         if "random" not in name:  # signs are drawn by batch
             np.testing.assert_allclose(values, measured.values[name][: len(values)], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_two_processes_share_the_work(
+    model: models.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SMALL.model_copy(update={"adversarial_images": 0, "rescaled": 0})
+    alone = fragility.measure(model, config, device="cpu", max_batch=4).values
+    done: list[int] = []
+    real = fragility._attacked
+
+    def counted(*args: Any) -> dict[str, list[float]]:
+        done.append(threading.get_ident())
+        time.sleep(0.02)
+        return real(*args)
+
+    monkeypatch.setattr(fragility, "_attacked", counted)
+
+    # Locks are of files, and exclude threads as they do processes.
+    def measure() -> dict[str, np.ndarray[Any, Any]]:
+        return fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [each.result(timeout=120) for each in [pool.submit(measure), pool.submit(measure)]]
+    assert len(done) == 2 * 4 * 2 * 2  # every part once
+    assert len(set(done)) == 2
+    for found in both:
+        for name, values in alone.items():
+            np.testing.assert_array_equal(values, found[name], err_msg=name)
 
 
 def test_wrong_images_can_be_left_out(model: models.Classifier) -> None:
