@@ -100,6 +100,7 @@ class Training(BaseModel):
     dataset: str = "cifar10"
     images: int | None = Field(None, ge=1, description="training images, drawn with the seed; None for all the others")
     validation: int = Field(5000, ge=1, description="images of the training split held out to select the weights")
+    size: int | None = Field(None, ge=1, description="side of the images in pixels; None for the data set's own")
     model: str = "lenet"
     activation: Literal["softplus", "relu"] = "softplus"
     beta: float = Field(3.0, gt=0)
@@ -128,6 +129,12 @@ class Training(BaseModel):
         published = {"epsilon": 4.0, "steps": 2.0} | dict(_WEIGHTS.get(values.get("model", "lenet"), _WEIGHTS["lenet"]))
         return values | {"options": {option: float(given.get(option, published[option])) for option in accepted}}
 
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        if self.schedule.augment and data.image_shape(self.dataset, self.size)[1] == 1:
+            raise ValueError(f"schedule.augment is true; {self.dataset} is a table, without crops and flips")
+        return self
+
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
@@ -143,7 +150,7 @@ class Training(BaseModel):
     def sets(self, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
         """Training and validation images: disjoint draws from the training split."""
         limit = None if self.images is None else self.images + self.validation
-        loaded = data.load(self.dataset, "train", root=root, limit=limit, seed=self.seed)
+        loaded = data.load(self.dataset, "train", root=root, limit=limit, seed=self.seed, size=self.size)
         if limit is None:
             loaded = loaded.subset(len(loaded), self.seed)
         n = len(loaded) - self.validation
@@ -151,14 +158,16 @@ class Training(BaseModel):
             raise ValueError(f"validation is {self.validation}; {self.dataset} has {len(loaded)} training images")
         return loaded.select(torch.arange(n)), loaded.select(torch.arange(n, len(loaded)))
 
-    def build(self, num_classes: int | None = None) -> Classifier:
-        """The network with its initial weights, which depend on the seed."""
+    def build(self, num_classes: int | None = None, *, weights: Path | str = "random") -> Classifier:
+        """The network for these images; with its initial weights, which depend on the seed, or with those of a file."""
+        sized = models.takes_input_size(self.model)
         return models.build(
             self.model,
             activation=self.activation,
             beta=self.beta,
-            weights="random",
+            weights=weights,
             num_classes=num_classes,
+            input_size=data.image_shape(self.dataset, self.size) if sized else None,
             seed=self.seed,
         )
 
@@ -428,7 +437,7 @@ def evaluate(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(device).to(memory_format=torch.channels_last)
-    test = data.load(config.dataset, "test", root=data_root)
+    test = models.load_images(model, config.dataset, root=data_root)
     # Draws of the split's classes are balanced only on average: the permutation is the data set's own.
     drawn = test.subset(config.images, config.seed)
     x, y = drawn.images.to(device), drawn.labels.to(device)
@@ -693,8 +702,7 @@ def load_model(record: Record, folder: Path | str) -> Classifier:
     path = Path(folder) / record.weights["file"]
     if not path.is_file() or file_digest(path) != record.weights["sha256"]:
         raise models.ModelError(f"{path} is missing or not the file that was measured; restore it, or train it again")
-    model = models.build(c.model, activation=c.activation, beta=c.beta, weights=path)
-    return model.requires_grad_(False)
+    return c.build(weights=path).requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from robattr import attacks, data, metrics, networks, smoothing
+from robattr import attacks, metrics, models, networks, smoothing
 from robattr._runs import public_name
 from robattr.alignment import Training
 from robattr.attributions import gradient, heatmap
@@ -147,9 +147,7 @@ def measure(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(device)
-    own_size = config.dataset in ("digits", "cifar10", "cifar10-samples")
-    size = None if own_size else model.input_size[1]
-    drawn = data.load(config.dataset, "test", root=data_root, limit=config.images, seed=config.seed, size=size)
+    drawn = models.load_images(model, config.dataset, root=data_root, limit=config.images, seed=config.seed)
     x = drawn.images.to(device)
     y = torch.cat([model(part).argmax(1) for part in torch.split(x, max_batch)])
     dimension = x[0].numel()

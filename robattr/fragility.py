@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr import alignment, attacks, data, metrics, networks, regularizers
+from robattr import alignment, attacks, metrics, models, networks, regularizers
 from robattr._runs import free, public_name, write_text
 from robattr.alignment import Training
 from robattr.attributions import METHODS, Attribution, gradient, heatmap
@@ -101,7 +101,9 @@ def measure(
 
     - ``<attribution>/<attack>/<epsilon>/<quantity>``: ``success`` (the prediction was kept), ``topk_intersection``,
       ``rank_correlation``, ``cosine`` and ``center_shift`` of the map before and after; with the targeted attack also
-      ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean image;
+      ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean image. With the
+      gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and ``first_order``, what its
+      Hessian predicts of that: ``||H delta|| / ||g||``;
     - ``correct``; ``accuracy/clean``, ``accuracy/adversarial``: whether the label is predicted, without an attack and
       under the strongest of two;
     - ``plain/l2_distance``, ``plain/cosine``, ``rescaled/...``: of the gradients at the image and at the image with
@@ -120,10 +122,8 @@ def measure(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(device)
-    own_size = config.dataset in ("digits", "cifar10", "cifar10-samples")
-    size = None if own_size else model.input_size[1]
     wanted = max(config.images, config.adversarial_images)
-    drawn = data.load(config.dataset, "test", root=data_root, limit=wanted, seed=config.seed, size=size)
+    drawn = models.load_images(model, config.dataset, root=data_root, limit=wanted, seed=config.seed)
     x, labels = drawn.images, drawn.labels
     with torch.no_grad():
         prediction = torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(x, max_batch)])
@@ -245,6 +245,10 @@ def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attac
     }
     if attack == "targeted":
         measured |= {"mass_before": (before * mask).sum((1, 2)), "mass_after": (after * mask).sum((1, 2))}
+    if method == "gradient" and config.beta is None:
+        bent = metrics.curvature(model, x, found.prediction, found.images - x, max_batch=len(x))
+        change = torch.where(bent.l2_distance == 0, 0, bent.l2_distance / bent.gradient_norm)
+        measured |= {"first_order": bent.ratio, "relative_change": change}
     return {name: v.double().tolist() for name, v in measured.items()}
 
 

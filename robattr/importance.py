@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from robattr import data, influence, networks
+from robattr import influence, models, networks
 from robattr._runs import public_name
 from robattr.alignment import Training
 from robattr.models import Classifier
@@ -107,7 +107,7 @@ def measure(
         raise ValueError("training is None; the importance of training samples needs a network with known ones")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layer, _, _ = layer_of(model.to(device), config, training, data_root=data_root)
-    drawn = data.load(config.dataset, "test", root=data_root, limit=config.images, seed=config.seed)
+    drawn = models.load_images(model, config.dataset, root=data_root, limit=config.images, seed=config.seed)
     x = drawn.images.to(device)
     with torch.no_grad():
         values: dict[str, Tensor] = {"correct": model(x).argmax(1).cpu() == drawn.labels}

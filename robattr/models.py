@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robattr import data
+from robattr.data import ImageSet
+
 __all__ = [
     "Classifier",
     "ModelError",
@@ -27,9 +31,11 @@ __all__ = [
     "available",
     "build",
     "fold_batchnorm",
+    "load_images",
     "rescale_output",
     "set_beta",
     "softplus_surrogate",
+    "takes_input_size",
 ]
 
 Activation = Literal["relu", "softplus"]
@@ -273,12 +279,16 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training set, per pixel
 
 
-def _lenet(classes: int, channels: int = 3, size: int = 32) -> nn.Module:
+Shape = tuple[int, int, int]
+
+
+def _lenet(classes: int, shape: Shape) -> nn.Module:
     """The LeNet of Joo et al. 2023: convolutions 32-32-pool-64-64-pool, then a hidden layer of 256.
 
     Pooling comes before the activation: the activation is monotone, so it is the same function, at a quarter of the
     activation's cost.
     """
+    channels, height, width = shape
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 32, 3, padding=1),
@@ -292,55 +302,99 @@ def _lenet(classes: int, channels: int = 3, size: int = 32) -> nn.Module:
             pool2=nn.MaxPool2d(2),
             act4=nn.ReLU(),
             flatten=nn.Flatten(),
-            fc1=nn.Linear(64 * (size // 4) ** 2, 256),
+            fc1=nn.Linear(64 * (height // 4) * (width // 4), 256),
             act5=nn.ReLU(),
             fc2=nn.Linear(256, classes),
         )
     )
 
 
-def _resnet18(classes: int) -> nn.Module:
+def _resnet18(classes: int, shape: Shape) -> nn.Module:
     """ResNet-18 with the 3x3 stem and no max-pooling that 32-pixel images want."""
     from torchvision.models import resnet18
 
     network: nn.Module = resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
 
 
-def _digits_cnn(classes: int) -> nn.Module:
+def _digits_cnn(classes: int, shape: Shape) -> nn.Module:
+    channels, height, width = shape
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(1, 16, 3, padding=1),
+            conv1=nn.Conv2d(channels, 16, 3, padding=1),
             act1=nn.ReLU(),
             conv2=nn.Conv2d(16, 32, 3, padding=1, stride=2),
             act2=nn.ReLU(),
             flatten=nn.Flatten(),
-            fc=nn.Linear(32 * 16, classes),
+            fc=nn.Linear(32 * -(-height // 2) * -(-width // 2), classes),
         )
     )
 
 
-def _digits_mlp(classes: int) -> nn.Module:
-    layers = OrderedDict(flatten=nn.Flatten(), fc1=nn.Linear(64, 64), act1=nn.ReLU(), fc2=nn.Linear(64, classes))
-    return nn.Sequential(layers)
+def _digits_mlp(classes: int, shape: Shape) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(), fc1=nn.Linear(math.prod(shape), 64), act1=nn.ReLU(), fc2=nn.Linear(64, classes)
+        )
+    )
+
+
+def _linear(classes: int, shape: Shape) -> nn.Module:
+    """Multinomial logistic regression: its gradient is the same at every image."""
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(math.prod(shape), classes)))
+
+
+def _mlp(classes: int, shape: Shape) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(math.prod(shape), 64),
+            act1=nn.ReLU(),
+            fc2=nn.Linear(64, 64),
+            act2=nn.ReLU(),
+            fc3=nn.Linear(64, classes),
+        )
+    )
 
 
 @dataclass(frozen=True)
 class _Own:
-    make: Callable[[int], nn.Module]
+    make: Callable[[int, Shape], nn.Module]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    input_size: tuple[int, int, int]
+    input_size: Shape
+    multiple: int = 1  # of which height and width are
 
 
 _OWN: dict[str, _Own] = {
-    "lenet": _Own(_lenet, CIFAR10_MEAN, CIFAR10_STD, (3, 32, 32)),
+    "lenet": _Own(_lenet, CIFAR10_MEAN, CIFAR10_STD, (3, 32, 32), multiple=4),
     "resnet18-cifar": _Own(_resnet18, CIFAR10_MEAN, CIFAR10_STD, (3, 32, 32)),
     "digits-cnn": _Own(_digits_cnn, (0.0,), (1.0,), (1, 8, 8)),
     "digits-mlp": _Own(_digits_mlp, (0.0,), (1.0,), (1, 8, 8)),
+    "linear": _Own(_linear, (0.0,), (1.0,), (1, 8, 8)),
+    "mlp": _Own(_mlp, (0.0,), (1.0,), (1, 8, 8)),
 }
+
+
+def _own(name: str) -> _Own | None:
+    return _OWN.get("resnet18-cifar" if name == "resnet18" else name)
+
+
+def takes_input_size(name: str) -> bool:
+    """Whether a network is made for the size of its images: those of ours are, published ones have theirs."""
+    return _own(name) is not None
+
+
+def _make_own(name: str, own: _Own, classes: int, shape: Shape) -> Classifier:
+    if min(shape) < 1 or any(side % own.multiple for side in shape[1:]):
+        multiples = f" with sides that are multiples of {own.multiple}" if own.multiple > 1 else ""
+        raise ValueError(f"input_size is {shape}; {name} takes (channels, height, width){multiples}")
+    # The statistics of color images say nothing about images with other channels.
+    same = shape[0] == own.input_size[0]
+    mean, std = (own.mean, own.std) if same else ((0.0,) * shape[0], (1.0,) * shape[0])
+    return Classifier(own.make(classes, shape), mean=mean, std=std, name=name, input_size=shape, num_classes=classes)
 
 
 def available() -> list[str]:
@@ -359,6 +413,7 @@ def build(
     beta: float = 10.0,
     weights: str | Path | None = None,
     num_classes: int | None = None,
+    input_size: Shape | None = None,
     fold: bool | None = None,
     seed: int = 0,
 ) -> Classifier:
@@ -366,15 +421,16 @@ def build(
 
     Args:
         name: ``efficientnet-lite0`` (ImageNet weights inside an installed package, no download), ``lenet`` and
-            ``resnet18`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel digits), or any torchvision
-            classifier (its default ImageNet weights are downloaded on first use; ``torchvision/resnet18`` asks for
-            torchvision's own where one of ours has the name).
+            ``resnet18`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel digits), ``linear`` (logistic
+            regression) and ``mlp``, or any torchvision classifier (its default ImageNet weights are downloaded on first
+            use; ``torchvision/resnet18`` asks for torchvision's own where one of ours has the name).
         activation: ``relu`` leaves the activations as they are, ``softplus`` replaces them, as
             :func:`softplus_surrogate` does.
         beta: of the Softplus.
         weights: a ``.safetensors`` file with the state of a network of this kind, or ``"random"`` for none; None takes
             published weights where there are some, and random ones otherwise.
         num_classes: of a network with random weights or weights from a file; 10 by default for our small networks.
+        input_size: (channels, height, width) of the images that one of our small networks is made for.
         fold: fold batch normalizations (:func:`fold_batchnorm`); by default only in networks with published weights.
         seed: of random weights; the global generators are left as they are.
 
@@ -385,20 +441,14 @@ def build(
     if activation not in ("relu", "softplus"):
         raise ValueError(f"activation is {activation!r}; accepted are 'relu' and 'softplus'")
     published = weights is None
-    own = _OWN.get("resnet18-cifar" if name == "resnet18" else name)
+    own = _own(name)
+    if input_size is not None and own is None:
+        raise ValueError(f"input_size is {input_size}; {name} has its own, leave it out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if own is not None:
             published = False
-            classes = num_classes or 10
-            model = Classifier(
-                own.make(classes),
-                mean=own.mean,
-                std=own.std,
-                name=name,
-                input_size=own.input_size,
-                num_classes=classes,
-            )
+            model = _make_own(name, own, num_classes or 10, input_size or own.input_size)
         elif name == "efficientnet-lite0":
             model = _efficientnet_lite0(published, num_classes)
         else:
@@ -414,7 +464,27 @@ def build(
         model = fold_batchnorm(model)
     elif fold is None and published:
         model = _folded_if_equal(model)
-    return softplus_surrogate(model, beta) if activation == "softplus" else model
+    # A linear model has no activation: it is smooth as it is.
+    return softplus_surrogate(model, beta) if activation == "softplus" and name != "linear" else model
+
+
+def load_images(
+    model: Classifier,
+    dataset: str,
+    split: str = "test",
+    *,
+    root: Path | str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """Images at the size that a network was made for; see :func:`robattr.data.load`.
+
+    Digits and CIFAR-10 keep their own size for published networks, which are fully convolutional.
+    """
+    fits = model.input_size == data.image_shape(dataset)
+    keeps = data.has_own_size(dataset) and not takes_input_size(model.name)
+    size = None if fits or keeps else model.input_size[1]
+    return data.load(dataset, split, root=root, limit=limit, seed=seed, size=size)
 
 
 def _folded_if_equal(model: Classifier) -> Classifier:

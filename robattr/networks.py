@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "Measured",
     "Network",
     "Record",
+    "Trainings",
     "load_grid",
     "load_record",
     "load_records",
@@ -145,15 +147,43 @@ class Record:
         return None if found is None else Training.model_validate(found)
 
 
+class Trainings(BaseModel):
+    """Trainings of another grid, all of them or some, as they are or changed.
+
+    Attributes:
+        of: name of the grid, a file in the same folder.
+        objectives: which of its objectives; None for all.
+        changed: fields of the training that differ, by a name that the runs begin with; ``{8px: {size: 8}}`` makes
+            ``8px-<objective>-<seed>``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    of: str
+    objectives: tuple[str, ...] | None = None
+    changed: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def runs(self, grid: alignment.Grid) -> Iterator[tuple[str, Training]]:
+        """Name and configuration of every training."""
+        if unknown := set(self.objectives or ()) - set(grid.objectives):
+            raise ValueError(f"objectives has {', '.join(sorted(unknown))}; {self.of} has {', '.join(grid.objectives)}")
+        for prefix, change in self.changed.items() or [("", {})]:
+            for name, training in grid.runs():
+                if self.objectives is None or training.objective in self.objectives:
+                    fields = training.model_dump() | change
+                    yield f"{prefix}-{name}".lstrip("-"), Training.model_validate(fields)
+
+
 class Grid(BaseModel):
     """A YAML file: networks, and what is measured on all of them.
 
     Attributes:
         kind: of the measurement; in the file, the name of the key that configures it.
         description: what the grid is and at which scale, in a sentence.
-        networks: by the name of their run; in the file, ``trainings`` names a grid of trainings that adds its own.
+        networks: by the name of their run; in the file, ``trainings`` adds those of a grid of trainings, see
+            :class:`Trainings`.
         measurement: fields of its configuration.
-        but: fields that differ, by the name of the run.
+        but: fields that differ, by the name of the run; * in a name stands for anything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -166,10 +196,16 @@ class Grid(BaseModel):
 
     def runs(self) -> Iterator[tuple[str, Any]]:
         """Name and measurement of every run."""
-        if unknown := set(self.but) - set(self.networks):
+        if unknown := [
+            pattern for pattern in self.but if not any(fnmatchcase(name, pattern) for name in self.networks)
+        ]:
             raise ValueError(f"but has {', '.join(sorted(unknown))}, which is no network of the grid")
         for name in self.networks:
-            yield name, self.kind.config.model_validate(self.measurement | self.but.get(name, {}))
+            fields = dict(self.measurement)
+            for pattern, change in self.but.items():
+                if fnmatchcase(name, pattern):
+                    fields |= change
+            yield name, self.kind.config.model_validate(fields)
 
     def configuration(self, run: str) -> list[dict[str, Any]]:
         """All that a run's record depends on, as JSON."""
@@ -188,8 +224,10 @@ def load_grid(path: Path | str, kind: Kind) -> Grid:
             raise ValueError(f"it has no key {kind.name!r}")
         measurement = content.pop(kind.name)
         if (trainings := content.pop("trainings", None)) is not None:
-            of = alignment.load_grid(Path(path).with_name(f"{trainings}.yaml"))
-            content["networks"] = {name: {"training": each} for name, each in of.runs()} | content.get("networks", {})
+            chosen = Trainings.model_validate({"of": trainings} if isinstance(trainings, str) else trainings)
+            of = alignment.load_grid(Path(path).with_name(f"{chosen.of}.yaml"))
+            trained = {name: {"training": each} for name, each in chosen.runs(of)}
+            content["networks"] = trained | content.get("networks", {})
         grid = Grid.model_validate(content | {"kind": kind, "measurement": measurement or {}})
         for _ in grid.runs():
             pass

@@ -154,6 +154,8 @@ def test_objectives_are_what_their_names_say() -> None:
         ({"surprise": 1}, "not permitted"),
         ({"schedule": {"epochs": 0}}, "greater than or equal to 1"),
         ({"precision": "16"}, "bf16-mixed"),
+        ({"dataset": "breast-cancer", "schedule": {"augment": True}}, "breast-cancer is a table, without crops"),
+        ({"size": 0}, "greater than or equal to 1"),
     ],
 )
 def test_impossible_trainings_are_refused_in_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -187,6 +189,26 @@ def test_initial_weights_follow_the_seed() -> None:
     one, same, other = (small(seed=seed).build(10).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, same[name]) for name, value in one.items())
     assert not torch.equal(one["network.fc1.weight"], other["network.fc1.weight"])
+
+
+def test_networks_are_made_for_the_size_of_the_images() -> None:
+    larger = small(dataset="digits", model="digits-cnn", size=16)
+    assert larger.build(10).input_size == larger.sets()[0].images.shape[1:] == (1, 16, 16)
+    assert small(dataset="digits", model="digits-cnn").build(10).input_size == (1, 8, 8)
+    assert small(model="lenet", dataset="cifar10").build(10).input_size == (3, 32, 32)
+
+
+def test_a_table_is_learned(tmp_path: Path) -> None:
+    for model in ("linear", "mlp"):
+        schedule = {"epochs": 30, "milestones": (), "batch_size": 32, "learning_rate": 0.01, "augment": False}
+        config = Training(dataset="breast-cancer", validation=79, model=model, schedule=Schedule(**schedule))
+        net = alignment.run_training(config, root=tmp_path, progress=False).model
+        test = data.load("breast-cancer")
+        right = (net(test.images).argmax(1) == test.labels).double().mean()
+        # Always the more frequent class is right in 119 of 190.
+        assert right > 0.9
+        again = alignment.run_training(config, root=tmp_path, progress=False).model
+        assert torch.equal(again(test.images), net(test.images))
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------

@@ -256,6 +256,42 @@ but:
     assert grid.configuration("other")[1]["samples"] == 30
 
 
+def test_a_grid_takes_trainings_of_another_and_changes_them(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        """
+description: trainings
+training: {dataset: digits, images: 64, validation: 32, model: digits-cnn, schedule: {epochs: 1, milestones: []}}
+objectives: {cross-entropy: , l2: }
+seeds: [0, 1]
+"""
+    )
+    path = tmp_path / "grid.yaml"
+    text = """
+description: a test
+trainings: {of: base, objectives: [l2], changed: {16px: {size: 16}, soft: {beta: 1}}}
+certification: {dataset: digits, images: 2, samples: 20, choose: 5, check_samples: 4}
+but:
+  16px-*: {samples: 30}
+  "*-1": {choose: 6}
+"""
+    path.write_text(text)
+    grid = reference.load_grid(path)
+    assert isinstance(grid, Grid)
+    configs = dict(grid.runs())
+    assert list(configs) == ["16px-l2-0", "16px-l2-1", "soft-l2-0", "soft-l2-1"]
+    assert [(c.samples, c.choose) for c in configs.values()] == [(30, 5), (30, 6), (20, 5), (20, 6)]
+    trainings = [each.training for each in grid.networks.values()]
+    assert [(t.size, t.beta, t.seed, t.objective) for t in trainings if t] == [
+        (16, 3.0, 0, "l2"), (16, 3.0, 1, "l2"), (None, 1.0, 0, "l2"), (None, 1.0, 1, "l2"),
+    ]  # fmt: skip
+    path.write_text(text.replace("{of: base, objectives: [l2], changed: {16px: {size: 16}, soft: {beta: 1}}}", "base"))
+    with pytest.raises(ValueError, match=r"but has 16px-\*, which is no network"):
+        reference.load_grid(path)
+    path.write_text(text.replace("[l2]", "[l3]"))
+    with pytest.raises(ValueError, match="objectives has l3; base has cross-entropy, l2"):
+        reference.load_grid(path)
+
+
 def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     for text in (

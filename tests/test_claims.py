@@ -301,6 +301,19 @@ def test_one_run_has_the_interval_of_its_images() -> None:
     assert claims.two_way_interval(values[None]) == interval(values)
 
 
+def test_shares_have_exact_intervals() -> None:
+    # Of n successes in n: the lower end is the p at which p^n is 2.5 %.
+    for table in (np.ones((1, 12)), np.ones((3, 12))):
+        found = claims.two_way_interval(table)
+        assert (found.mean, found.high, found.n) == (1.0, 1.0, table.size)
+        assert found.low == pytest.approx(0.025 ** (1 / 12), abs=1e-12)
+    nothing = claims.two_way_interval(np.zeros((1, 5)))
+    assert (nothing.low, nothing.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 5)), abs=1e-12)
+    # 8 of 10, from tables of the exact interval.
+    some = claims.two_way_interval(np.array([[1.0] * 8 + [0.0] * 2]))
+    assert (some.low, some.high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
+
+
 def test_equal_numbers_have_an_interval_of_no_length() -> None:
     found = claims.two_way_interval(np.full((3, 4), 0.25))
     assert (found.mean, found.low, found.high) == (0.25, 0.25, 0.25)

@@ -35,7 +35,7 @@ from robattr.data import (
     load,
 )
 
-NAMES = ["imagenet-samples", "cifar10-samples", "digits", "cifar10"]
+NAMES = ["imagenet-samples", "cifar10-samples", "digits", "breast-cancer", "cifar10"]
 
 
 def make_set(n: int = 6, classes: int = 3) -> ImageSet:
@@ -173,7 +173,7 @@ def test_data_root_prefers_argument_then_environment_then_cache(
 def test_available_lists_every_name(tmp_path: Path) -> None:
     listed = {info.name: info for info in available(tmp_path)}
     assert list(listed) == NAMES
-    assert [info.present for info in listed.values()] == [True, True, True, False]
+    assert [info.present for info in listed.values()] == [True, True, True, True, False]
     assert listed["cifar10"].location == str(tmp_path / "cifar-10-batches-bin")
     assert all(info.description and info.size for info in listed.values())
     assert not any(tmp_path.iterdir())
@@ -208,7 +208,7 @@ def test_unknown_names_are_answered_with_the_known(call: Any, name: str, hint: s
     with pytest.raises(DataError, match="unknown data set") as error:
         call(name)
     assert hint in message_of(error)
-    assert "known: imagenet-samples, cifar10-samples, digits, cifar10, folder:PATH" in message_of(error)
+    assert "known: imagenet-samples, cifar10-samples, digits, breast-cancer, cifar10, folder:PATH" in message_of(error)
 
 
 def test_a_bare_path_is_answered_with_the_folder_form(tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def test_unknown_splits_are_answered_with_the_known(name: str, split: str, split
         ("imagenet-samples", {"limit": 21}, "limit must be from 1 to 20"),
         ("imagenet-samples", {"limit": 0}, "limit must be from 1 to 20"),
         ("imagenet-samples", {"size": 0}, "size must be at least 1 pixel; got 0"),
-        ("digits", {"size": 28}, "size of digits is 8 px and cannot be chosen; got 28"),
-        ("cifar10-samples", {"size": 64}, "size of cifar10-samples is 32 px"),
+        ("digits", {"size": 0}, "size must be at least 1 pixel; got 0"),
+        ("breast-cancer", {"size": 8}, "breast-cancer is a table, without a size; got 8 px"),
     ],
 )
 def test_options_out_of_range(name: str, options: dict[str, int], message: str) -> None:
@@ -283,6 +283,52 @@ def test_digits_are_split_once_and_for_all() -> None:
     }
     assert test.provenance["sha256"] == "f2ad98066358871ffadb6f706625aa556d31a2269472c1d215dbabef5e536b11"
     assert train.provenance["sha256"] == "18d5be72d4e65c2c19d6420ed62b3da372c600461b50c17d3b65aee1ee5aac50"
+
+
+def test_small_images_come_in_other_sizes() -> None:
+    native = load("cifar10-samples")
+    assert torch.equal(load("cifar10-samples", size=32).images, native.images)
+    smaller = load("cifar10-samples", size=8)
+    # Means of blocks of 4 x 4 pixels.
+    blocks = native.images.double().reshape(20, 3, 8, 4, 8, 4).mean((3, 5))
+    torch.testing.assert_close(smaller.images.double(), blocks, rtol=0, atol=1e-6)
+    assert smaller.provenance["prepared"] == "divided by 255, to 8 px (means of blocks)"
+    assert smaller.provenance["sha256"] != native.provenance["sha256"]
+    assert torch.equal(smaller.labels, native.labels)
+    larger = load("digits", limit=3, size=16)
+    # A bilinear image of twice the side weighs its two nearest pixels 3/4 and 1/4 in each direction.
+    first = load("digits", limit=3).images
+    by_hand = (9 * first[..., 2, 3] + 3 * first[..., 2, 4] + 3 * first[..., 3, 3] + first[..., 3, 4]) / 16
+    torch.testing.assert_close(larger.images[..., 5, 7], by_hand, rtol=0, atol=1e-6)
+    assert larger.provenance["prepared"].endswith("to 16 px (bilinear)")
+
+
+def test_a_table_is_rows_of_scaled_features() -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    train, test = load("breast-cancer", "train"), load("breast-cancer")
+    assert (train.images.shape, test.images.shape) == ((379, 1, 1, 30), (190, 1, 1, 30))
+    assert train.class_names == ("malignant", "benign")
+    # 212 malignant and 357 benign, as scikit-learn's documentation counts them
+    assert (train.labels.bincount() + test.labels.bincount()).tolist() == [212, 357]
+    columns = train.images.flatten(1)
+    assert (columns.amin(0) == 0).all()
+    torch.testing.assert_close(columns.amax(0), torch.ones(30))
+    # Every row of the table is there once, scaled by the range of the training rows and clipped to it.
+    table = load_breast_cancer().data
+    rows = torch.cat([columns, test.images.flatten(1)]).numpy()
+    for feature in range(30):
+        scaled, raw = np.sort(rows[:, feature]), np.sort(table[:, feature])
+        inner = (scaled > 0) & (scaled < 1)
+        line = np.polyfit(scaled[inner], raw[inner], 1)
+        np.testing.assert_allclose(np.polyval(line, scaled[inner]), raw[inner], rtol=0, atol=1e-5 * np.ptp(raw))
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-samples", "imagenet-samples", "breast-cancer"])
+def test_shapes_are_known_without_reading(name: str) -> None:
+    assert data.image_shape(name) == load(name, limit=1).images.shape[1:]
+    if name != "breast-cancer":
+        assert data.image_shape(name, 12) == load(name, limit=1, size=12).images.shape[1:]
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-samples"])

@@ -50,7 +50,10 @@ def test_every_attack_is_measured_on_every_image(measured: networks.Measured, mo
             for epsilon in ("4", "16"):
                 start = f"{method}/{attack}/{epsilon}/"
                 found = {name.removeprefix(start) for name in measured.values if name.startswith(start)}
-                assert found == per_image | ({"mass_before", "mass_after"} if attack == "targeted" else set())
+                more = {"mass_before", "mass_after"} if attack == "targeted" else set()
+                if method == "gradient":
+                    more |= {"first_order", "relative_change"}
+                assert found == per_image | more
                 assert all(len(measured.values[start + name]) == 6 for name in found)
     # One of them by hand.
     x = data.load("digits", "test", limit=20, seed=0).images[:6]
@@ -60,6 +63,22 @@ def test_every_attack_is_measured_on_every_image(measured: networks.Measured, mo
     before, after = (heatmap(gradient(model, z, found.prediction)) for z in (x, found.images))
     by_hand = metrics.topk_intersection(before, after, 5).double()
     np.testing.assert_allclose(measured.values["gradient/top-k/16/topk_intersection"], by_hand, atol=1e-6)
+    (change,) = (
+        torch.linalg.vector_norm((there - here).flatten(1), dim=1) / torch.linalg.vector_norm(here.flatten(1), dim=1)
+        for here, there in [[gradient(model, z, found.prediction).double() for z in (x, found.images)]]
+    )
+    np.testing.assert_allclose(measured.values["gradient/top-k/16/relative_change"], change, rtol=1e-5)
+    # To first order: the remainder falls with the square of epsilon, the change itself only with epsilon.
+    gap = {
+        e: np.median(
+            abs(
+                measured.values[f"gradient/random-sign/{e}/first_order"]
+                - measured.values[f"gradient/random-sign/{e}/relative_change"]
+            )
+        )
+        for e in (4, 16)
+    }
+    assert gap[4] < gap[16] / 4
     assert measured.dimension == 64
     assert measured.dataset["name"] == "digits"
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robattr import models
+from robattr.attributions import gradient
 from robattr.models import ModelError, SoftClip, fold_batchnorm, set_beta, softplus_surrogate
 
-SMALL = ["lenet", "resnet18", "digits-cnn", "digits-mlp"]
+SMALL = ["lenet", "resnet18", "digits-cnn", "digits-mlp", "linear", "mlp"]
 
 
 def batch(model: models.Classifier, n: int = 2, size: int | None = None) -> Tensor:
@@ -30,6 +31,39 @@ def test_small_networks(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), models.build(name).parameters(), strict=True))
     other = models.build(name, seed=1, num_classes=7)
     assert other(batch(other)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks_are_made_for_the_size_of_their_images(name: str) -> None:
+    for shape in ((1, 8, 12), (4, 16, 16)):
+        model = models.build(name, input_size=shape)
+        assert model.input_size == shape
+        assert model(batch(model)).shape == (2, 10)
+    # Statistics of color images are not those of other channels.
+    assert models.build("lenet", input_size=(1, 8, 8)).normalize.mean.flatten().tolist() == [0.0]
+
+
+def test_the_linear_model_has_one_gradient() -> None:
+    model = models.build("linear", input_size=(3, 4, 5))
+    x = torch.rand(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    weight = next(m for m in model.modules() if isinstance(m, nn.Linear)).weight
+    for y in range(10):
+        g = gradient(model, x, torch.full((6,), y))
+        assert torch.equal(g, weight[y].reshape(1, 3, 4, 5).expand(6, -1, -1, -1))
+
+
+def test_images_come_at_the_size_of_a_network() -> None:
+    def side(model: models.Classifier, dataset: str) -> int:
+        return models.load_images(model, dataset, limit=1).images.shape[-1]
+
+    lenet = models.build("lenet", input_size=(3, 16, 16))
+    assert side(lenet, "cifar10-samples") == 16
+    assert side(lenet, "imagenet-samples") == 16
+    assert side(models.build("lenet"), "cifar10-samples") == 32
+    assert side(models.build("mlp", input_size=(1, 1, 30)), "breast-cancer") == 30
+    published = models.build("efficientnet-lite0")
+    assert side(published, "cifar10-samples") == 32
+    assert side(published, "imagenet-samples") == 224
 
 
 def test_building_leaves_the_global_generator_alone() -> None:
@@ -187,6 +221,9 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.Monke
         ("lenet", {"activation": "gelu"}, "'relu' and 'softplus'"),
         ("lenet", {"activation": "softplus", "beta": 0.0}, "beta is 0.0"),
         ("efficientnet-lite0", {"num_classes": 10}, "num_classes is 10"),
+        ("efficientnet-lite0", {"input_size": (3, 32, 32)}, "input_size is .*efficientnet-lite0 has its own"),
+        ("lenet", {"input_size": (3, 30, 32)}, "lenet takes .* multiples of 4"),
+        ("mlp", {"input_size": (1, 0, 30)}, r"mlp takes \(channels, height, width\)$"),
     ],
 )
 def test_bad_arguments(name: str, options: dict[str, object], message: str) -> None:
