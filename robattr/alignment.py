@@ -145,6 +145,8 @@ class Training(BaseModel):
     @property
     def architecture(self) -> str:
         """Model and activation in words: ``lenet, softplus(3)``."""
+        if self.model == "linear":
+            return self.model
         return f"{self.model}, {f'softplus({self.beta:g})' if self.activation == 'softplus' else self.activation}"
 
     def sets(self, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:

@@ -269,7 +269,7 @@ seeds: [0, 1]
     text = """
 description: a test
 trainings: {of: base, objectives: [l2], changed: {16px: {size: 16}, soft: {beta: 1}}}
-certification: {dataset: digits, images: 2, samples: 20, choose: 5, check_samples: 4}
+certification: {dataset: digits, images: 2, attacked: 0, samples: 20, choose: 5, check_samples: 4}
 but:
   16px-*: {samples: 30}
   "*-1": {choose: 6}
