@@ -20,7 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, Circle, Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import special
@@ -46,12 +46,15 @@ __all__ = [
     "certified_and_attacked",
     "cross_table",
     "distributions",
+    "feature_bars",
     "fragility_curves",
     "fragility_table",
     "histories",
     "interval_curves",
     "interval_text",
     "map_grid",
+    "method_dots",
+    "network_scatter",
     "objective_dots",
     "objective_table",
     "pictures",
@@ -461,12 +464,22 @@ def rescaling(factors: Sequence[float], l2: Sequence[float], cosine: Sequence[fl
     return _closed(figure)
 
 
-def bound_scatter(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str) -> Figure:
-    """Measured cosine distance against its bound, a point a perturbed image, a panel an objective.
+def bound_scatter(
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    horizontal: str = "bound on (1 - cos) / 2",
+    vertical: str = "measured (1 - cos) / 2",
+    equal: str = "bound = distance",
+) -> Figure:
+    """Measured numbers against what was said of them, a point a perturbed image, a panel a name.
 
     Args:
-        points: objective -> (bounds, measured distances), both > 0.
-        title: the finding, with the number of violations.
+        points: objective, or another name -> (what was said, what was measured), both > 0.
+        title: the finding.
+        horizontal: what was said.
+        vertical: what was measured.
+        equal: name of the diagonal, on which both are equal.
     """
     figure, axes = plt.subplots(
         1, len(points), figsize=(3.1 * len(points), 3.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
@@ -474,16 +487,133 @@ def bound_scatter(points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     every = np.concatenate([np.concatenate([np.asarray(v) for v in pair]) for pair in points.values()])
     every = every[every > 0]
     ends = [every.min() / 1.5, every.max() * 1.5]
-    for ax, (name, (bound, measured)) in zip(axes[0], points.items(), strict=True):
-        ax.plot(ends, ends, color="black", lw=1, label="bound = distance")
-        ax.scatter(bound, measured, s=7, color=COLORS[name], alpha=0.45, linewidths=0, rasterized=True)
+    for ax, (name, (said, measured)) in zip(axes[0], points.items(), strict=True):
+        ax.plot(ends, ends, color="black", lw=1, label=equal)
+        ax.scatter(
+            said, measured, s=7, color=COLORS.get(name, COLORS["tight"]), alpha=0.45, linewidths=0, rasterized=True
+        )
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_title(name, fontsize=10)
-        ax.set_xlabel("bound on (1 - cos) / 2")
+        ax.set_xlabel(horizontal)
         _tidy(ax)
-    axes[0][0].set_ylabel("measured (1 - cos) / 2")
+    axes[0][0].set_ylabel(vertical)
     axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def network_scatter(
+    points: Mapping[str, Sequence[tuple[float, float]]], *, horizontal: str, vertical: str, title: str
+) -> Figure:
+    """One number of a network against another, a point a network, a color and marker a training objective.
+
+    Args:
+        points: objective -> pairs, one a network; the horizontal one is > 0 and its axis logarithmic.
+        horizontal: name of the first number, with its unit.
+        vertical: name of the second.
+        title: the finding, with the number of networks.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for name, pairs in points.items():
+        x, y = np.array(pairs).T
+        ax.scatter(
+            x, y, s=42, color=COLORS[name], marker=_MARKERS[name], label=name, edgecolors="white", linewidths=0.5
+        )
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(horizontal)
+    ax.set_ylabel(vertical)
+    _tidy(ax)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def method_dots(
+    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]],
+    published: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    *,
+    title: str,
+    label: str = "Ghorbani et al.",
+) -> Figure:
+    """Attribution methods under several attacks: a panel a quantity, a row a method, a color an attack.
+
+    Args:
+        panels: quantity with its unit -> method -> attack -> mean and interval.
+        published: quantity -> method -> attack -> value of another source, drawn hollow; where there is one.
+        title: the finding, with the number of images.
+        label: of the other source.
+    """
+    n = len(panels)
+    methods = list(next(iter(panels.values())))
+    attacks = list(next(iter(next(iter(panels.values())).values())))
+    figure, axes = plt.subplots(
+        1, n, figsize=(3.1 * n, 0.75 * len(methods) + 1.5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, (quantity, of_method) in zip(axes[0], panels.items(), strict=True):
+        for j, attack in enumerate(attacks):
+            place = np.arange(len(methods)) + 0.22 * (j - (len(attacks) - 1) / 2)
+            found = [of_method[method][attack] for method in methods]
+            mean = np.array([f.mean for f in found])
+            bars = np.maximum([mean - [f.low for f in found], [f.high for f in found] - mean], 0)
+            style: dict[str, Any] = {"color": COLORS[attack], "marker": _MARKERS[attack], "ls": "none"}
+            ax.errorbar(mean, place, xerr=bars, ms=5, lw=1.6, capsize=2.5, label=attack, **style)
+            theirs = {} if published is None else published.get(quantity, {})
+            other = [(theirs[m][attack], y) for m, y in zip(methods, place, strict=True) if attack in theirs.get(m, {})]
+            if other:
+                ax.plot(*zip(*other, strict=True), markerfacecolor="none", ms=6, label=f"{attack}, {label}", **style)
+        ax.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(methods) - 0.5, -0.5)
+        ax.set_xlabel(quantity)
+        ax.set_xlim(left=0)
+        if all(f.high <= 1 for of_attack in of_method.values() for f in of_attack.values()):
+            ax.set_xlim(right=1.02)
+        _tidy(ax)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: (attacks.index(names[i].split(",")[0]), "," in names[i]))
+    figure.legend(
+        [handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=len(attacks),
+        fontsize=9, frameon=False,
+    )  # fmt: skip
+    figure.suptitle(title, fontsize=11)
+    return _closed(figure)
+
+
+def feature_bars(
+    names: Sequence[str], columns: Mapping[str, Mapping[str, Sequence[float]]], *, shown: int = 10, title: str
+) -> Figure:
+    """Explanations of one row of a table, before and after an attack: a panel a network, a pair of bars a feature.
+
+    Args:
+        names: of the features.
+        columns: network -> which explanation (before, then after) -> a number a feature.
+        shown: how many features, the largest before the attack, those of the first network in every panel.
+        title: the finding.
+    """
+    first = np.asarray(next(iter(next(iter(columns.values())).values())))
+    rows = np.argsort(-first, kind="stable")[:shown]
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(2.2 + 2.9 * len(columns), 0.3 * len(rows) + 1.5), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, (network, explanations) in zip(axes[0], columns.items(), strict=True):
+        for j, (when, values) in enumerate(explanations.items()):
+            ax.barh(
+                np.arange(len(rows)) + 0.38 * (j - 0.5), np.asarray(values)[rows], height=0.36,
+                color=(COLORS["dimension-free"], COLORS["gaussian"])[j % 2], hatch=("", "///")[j % 2],
+                edgecolor="white", label=when,
+            )  # fmt: skip
+        ax.set_yticks(range(len(rows)), [names[i] for i in rows], fontsize=9)
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_title(network, fontsize=10)
+        ax.set_xlabel("share of the map")
+        _tidy(ax, "x")
+    axes[0][-1].legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 

@@ -974,3 +974,19 @@ def test_bad_cosine_attacks_are_refused_in_one_line_before_work_starts(digits: T
             assert "\n" not in str(error.value)
         with pytest.raises(ValueError, match="target has class 10; the model has classes 0 to 9"):
             run(model=soft_digits(), images=digits, epsilon=0.1, labels=10)
+
+
+def test_pixels_that_are_averaged_change_no_attack() -> None:
+    """A network behind a layer that averages blocks: the same attack finds the same change (Pixels alone)."""
+    net = models.build("digits-cnn", activation="softplus", beta=10.0, seed=2).double()
+    block, k = 2, 5
+    averaged = nn.Sequential(nn.AvgPool2d(block), net).eval()
+    x = data.load("digits", limit=6).images.double()
+    large = x.repeat_interleave(block, 2).repeat_interleave(block, 3)
+    options = {"epsilon": 0.1, "step": 0.03, "iterations": 6}
+    found = iterative_attack(net, x, objective=TopK(k), **options)
+    wide = iterative_attack(averaged, large, objective=TopK(k * block**2), **options)
+    assert torch.equal(found.success, wide.success)
+    # The ball's ends are floats of the pixels: a mean of equal ones is rounded once more.
+    torch.testing.assert_close(nn.functional.avg_pool2d(wide.images, block), found.images, rtol=0, atol=1e-12)
+    torch.testing.assert_close(wide.objective, found.objective, rtol=1e-9, atol=1e-12)

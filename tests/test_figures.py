@@ -35,12 +35,15 @@ from robattr.figures import (
     certified_and_attacked,
     cross_table,
     distributions,
+    feature_bars,
     fragility_curves,
     fragility_table,
     histories,
     interval_curves,
     interval_text,
     map_grid,
+    method_dots,
+    network_scatter,
     objective_dots,
     objective_table,
     pictures,
@@ -170,6 +173,47 @@ def test_curves_of_intervals_show_every_point() -> None:
     ends = np.array([segment[:, 1] for segment in bars.get_segments()], dtype=np.float64)
     np.testing.assert_allclose(ends, [[0.85, 0.95], [0.3, 0.6]])
     assert [t.get_text() for t in left.get_xticklabels()] == ["1", "8"]
+
+
+def test_networks_are_points_of_their_objective() -> None:
+    points = {"cross-entropy": [(1.0, 0.2), (2.0, 0.1)], "cosine": [(0.5, 0.4)]}
+    ax = network_scatter(points, horizontal="curvature", vertical="kept", title="t").axes[0]
+    drawn = {str(c.get_label()): np.asarray(c.get_offsets()).tolist() for c in ax.collections}
+    assert drawn == {"cross-entropy": [[1.0, 0.2], [2.0, 0.1]], "cosine": [[0.5, 0.4]]}
+    assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "curvature", "kept")
+
+
+def test_methods_stand_below_each_other_with_the_published_values() -> None:
+    ours = {"gradient": {"top-k": Interval(0.1, 0.05, 0.2, 9), "random-sign": Interval(0.4, 0.3, 0.5, 9)}}
+    ours["deep_taylor"] = {"top-k": Interval(0.2, 0.1, 0.3, 9), "random-sign": Interval(0.7, 0.6, 0.8, 9)}
+    panels = {
+        "intersection": ours,
+        "shift (pixels)": {m: dict.fromkeys(a, Interval(20, 10, 30, 9)) for m, a in ours.items()},
+    }
+    published = {"intersection": {"deep_taylor": {"top-k": 0.17}}}
+    figure = method_dots(panels, published, title="t", label="theirs")
+    left, right = figure.axes
+    line, _, (bars,) = left.containers[0]
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=np.float64), [0.1, 0.2])
+    ends = np.array([segment[:, 0] for segment in bars.get_segments()], dtype=np.float64)
+    np.testing.assert_allclose(ends, [[0.05, 0.2], [0.1, 0.3]])
+    assert [t.get_text() for t in left.get_yticklabels()] == ["gradient", "deep taylor"]
+    assert left.get_xlim() == (0, 1.02)
+    assert right.get_xlim()[1] > 30
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["top-k", "top-k, theirs", "random-sign"]
+    hollow = [each for each in left.lines if each.get_label() == "top-k, theirs"]
+    assert [each.get_xdata() for each in hollow] == [(0.17,)]
+
+
+def test_features_are_those_that_were_largest() -> None:
+    names = ["a", "b", "c", "d"]
+    columns = {"network": {"before": [0.1, 0.4, 0.2, 0.3], "after": [0.4, 0.3, 0.2, 0.1]}}
+    (ax,) = feature_bars(names, columns, shown=2, title="t").axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "d"]
+    widths = [[bar.get_width() for bar in each] for each in ax.containers]
+    assert widths == [[0.4, 0.3], [0.3, 0.1]]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]
 
 
 def test_the_cross_table_colors_places_and_writes_numbers() -> None:

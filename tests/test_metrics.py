@@ -1,5 +1,6 @@
 """Each metric against hand-computed values, an independent implementation and the properties it promises."""
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -728,6 +729,26 @@ def quadratic(seed: int = 0) -> tuple[nn.Module, np.ndarray, np.ndarray]:
     matrices = matrices + matrices.transpose(0, 2, 1)
     vectors = rng.normal(size=(3, 12))
     return Quadratic(torch.from_numpy(matrices), torch.from_numpy(vectors)).eval(), matrices, vectors
+
+
+@pytest.mark.parametrize("kind", ["random", "ones", "identity"])
+def test_an_attack_beats_chance_by_at_most_the_root_of_the_dimension(kind: str) -> None:
+    """All 2^8 sign vectors at once: the worst of them against their root mean square, which is eps ||H||_F."""
+    d, eps = 8, 0.03
+    raw = np.random.default_rng(3).normal(size=(d, d))
+    h = {"random": raw + raw.T, "ones": np.ones((d, d)), "identity": np.eye(d)}[kind]
+    model = Quadratic(torch.from_numpy(h)[None], torch.zeros(1, d, dtype=torch.float64)).eval()
+    signs = torch.tensor(list(itertools.product((-eps, eps), repeat=d)), dtype=torch.float64).reshape(-1, 1, 2, 4)
+    x = torch.full_like(signs, 0.5)
+    turned = curvature(model, x, 0, signs).hessian_product.numpy()
+    chance = np.sqrt(np.mean(turned**2))
+    assert chance == pytest.approx(eps * np.linalg.norm(h), rel=1e-12)
+    factor = turned.max() / chance
+    # The largest of a convex function on the cube is at a corner: no other change does more.
+    expected = {"ones": math.sqrt(d), "identity": 1.0}
+    assert factor <= math.sqrt(d) * (1 + 1e-12)
+    if kind in expected:
+        assert factor == pytest.approx(expected[kind], rel=1e-12)
 
 
 def test_curvature_of_a_quadratic() -> None:
