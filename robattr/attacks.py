@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from robattr import metrics
 from robattr.attributions import (
     Attribution,
+    Normalization,
     Target,
     check_target,
     frozen,
@@ -185,21 +186,18 @@ def iterative_attack(
     schedule = _schedule(beta, iterations)
     _check_objective(objective, images)
     model = frozen(model)
-    smooth = model if beta is None else softplus_surrogate(model, schedule[0])
+    smooth = None if beta is None else softplus_surrogate(model, schedule[0])
 
-    def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: RandomSigns) -> Tensor:
-        if beta is not None:
-            set_beta(smooth, schedule[p])
-        z = x.requires_grad_()
-        d = score(heatmap(attribution(smooth, z, labels, create_graph=True)))
-        # The gradient of a linear model is no function of its image at all.
-        g = torch.autograd.grad(d.sum(), z)[0] if d.requires_grad else torch.zeros_like(z)
-        direction = torch.nan_to_num(g, nan=0.0).sign()
-        for i in (direction == 0).flatten(1).all(1).nonzero().flatten().tolist():
-            direction[i] = signs.draw(i)
-        return x.detach() + step * direction
+    def slope(x: Tensor, labels: Tensor, score: Score, p: int) -> Tensor:
+        assert smooth is not None
+        set_beta(smooth, schedule[p])
+        x = x.detach().requires_grad_()
+        return _slope(score(heatmap(attribution(smooth, x, labels, create_graph=True))), x)
 
-    return _search(model, images, objective, attribution, epsilon, iterations, next_iterate, seed, batch_size, progress)
+    return _search(
+        model, images, objective, attribution, epsilon, iterations, step, seed, batch_size, progress,
+        None if smooth is None else slope,
+    )  # fmt: skip
 
 
 def random_sign(
@@ -225,12 +223,7 @@ def random_sign(
         raise ValueError(f"draws is {draws}; the baseline takes at least 1")
     _check_objective(objective, images)
 
-    def next_iterate(start: Tensor, x: Tensor, labels: Tensor, score: Score, p: int, signs: RandomSigns) -> Tensor:
-        return start + epsilon * signs.draw_all()
-
-    return _search(
-        frozen(model), images, objective, attribution, epsilon, draws, next_iterate, seed, batch_size, progress
-    )
+    return _search(frozen(model), images, objective, attribution, epsilon, draws, None, seed, batch_size, progress)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -438,21 +431,27 @@ _ONE_PASS = (gradient, input_x_gradient, guided_backpropagation)
 
 
 def _map_and_logits(
-    model: nn.Module, attribution: Attribution, x: Tensor, labels: Tensor, graph: bool
+    model: nn.Module,
+    attribution: Attribution,
+    x: Tensor,
+    labels: Tensor,
+    graph: bool,
+    normalize: Normalization = "max",
+    logits_graph: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The heatmaps, divided by their maximum, and the logits of images; with ``graph`` both can be differentiated."""
+    """Normalized heatmaps, and the logits; with ``graph`` both can be differentiated, or the heatmaps alone."""
     seen: list[Tensor] = []
     handle = model.register_forward_hook(lambda module, args, out: seen.append(out))
     try:
-        h = heatmap(attribution(model, x, labels, create_graph=graph), "max")
+        h = heatmap(attribution(model, x, labels, create_graph=graph), normalize)
     finally:
         handle.remove()
     if attribution in _ONE_PASS:
         (logits,) = seen
     else:
-        with torch.set_grad_enabled(graph):
+        with torch.set_grad_enabled(graph and logits_graph):
             logits = model(x)
-    return h, logits if graph else logits.detach()
+    return h, logits if graph and logits_graph else logits.detach()
 
 
 def _joined_similarity(parts: list[metrics.Similarity]) -> metrics.Similarity:
@@ -803,7 +802,80 @@ class _Directions(RandomSigns):
         return u
 
 
-_Step = Callable[[Tensor, Tensor, Tensor, Score, int, RandomSigns], Tensor]
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """An iterate of a climb, a row an image.
+
+    Attributes:
+        value: [N]; what is climbed.
+        same: bool [N]; whether the prediction is still that of the clean image.
+        slope: like the images; which way the value rises, or None where nobody asked.
+    """
+
+    value: Tensor
+    same: Tensor
+    slope: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Climb:
+    """Where a climb led; attributes as in :class:`AttackResult`."""
+
+    images: Tensor
+    success: Tensor
+    objective: Tensor
+    trace: Tensor
+    kept: Tensor
+    best: Tensor
+
+
+def climb(
+    start: Tensor,
+    look: Callable[[Tensor, int, bool], Seen],
+    *,
+    epsilon: float,
+    step: float | None,
+    iterations: int,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
+) -> Climb:
+    """Walk uphill from each image within an l-infinity ball; of the iterates that keep the prediction, the highest.
+
+    ``look(x, p, climbs)`` sees the iterate p; a slope is asked for where ``climbs``. Where it is zero or not finite the
+    step has random signs. Without a ``step`` every iterate is the clean image with random signs of epsilon.
+    """
+    lower, upper = linf_ball(start, epsilon)
+    signs = RandomSigns(start, seed)
+    seen = look(start, 0, step is not None)
+    trace, kept = [seen.value], [seen.same]
+    best_d = torch.full_like(seen.value, -torch.inf)
+    best_x, best = start.clone(), torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    x = start
+    for p in range(1, iterations + 1):
+        if step is None:
+            x = start + epsilon * signs.draw_all()
+        else:
+            assert seen.slope is not None
+            uphill = torch.nan_to_num(seen.slope, nan=0.0).sign()
+            for i in (uphill == 0).flatten(1).all(1).nonzero().flatten().tolist():
+                uphill[i] = signs.draw(i)
+            x = x.detach() + step * uphill
+        x = x.clamp_(lower, upper)
+        seen = look(x, p, step is not None and p < iterations)
+        better = seen.same & (seen.value > best_d)
+        best_d = torch.where(better, seen.value, best_d)
+        best_x = torch.where(better[:, None, None, None], x.detach(), best_x)
+        best = torch.where(better, p, best)
+        trace.append(seen.value)
+        kept.append(seen.same)
+        advance()
+    d = torch.stack(trace)
+    return Climb(best_x, best > 0, d.gather(0, best[None]).squeeze(0), d, torch.stack(kept), best)
+
+
+def _slope(d: Tensor, x: Tensor) -> Tensor:
+    # The gradient of a linear model is no function of its image at all.
+    return torch.autograd.grad(d.sum(), x)[0] if d.requires_grad else torch.zeros_like(x)
 
 
 def _search(
@@ -813,52 +885,41 @@ def _search(
     attribution: Attribution,
     epsilon: float,
     iterations: int,
-    next_iterate: _Step,
+    step: float | None,
     seed: int,
     batch_size: int,
     progress: bool,
+    slope: Callable[[Tensor, Tensor, Score, int], Tensor] | None = None,
 ) -> AttackResult:
-    """Walk from each image and keep, of the iterates with the same prediction, the one with the largest D."""
+    """Climb an objective of heatmaps, a batch at a time; without a ``slope`` of its own, along that of the model."""
     parts = []
     bar = tqdm(total=-(-len(images) // batch_size) * iterations, desc="attack", disable=None if progress else True)
     with bar:
         for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size)):
             start = images[rows].detach()
-            lower, upper = linf_ball(start, epsilon)
             with torch.no_grad():
                 labels = model(start).argmax(1)
             reference = heatmap(attribution(model, start, labels))
             score = objective.prepare(reference, rows)
-            signs = RandomSigns(start, seed)
-            x = start.clone()
-            trace, kept = [score(reference)], [torch.ones_like(labels, dtype=torch.bool)]
-            best_d = torch.full_like(trace[0], -torch.inf)
-            best_x, best = start.clone(), torch.zeros_like(labels)
-            for p in range(iterations):
-                x = next_iterate(start, x, labels, score, p, signs).clamp_(lower, upper)
-                with torch.no_grad():
-                    same = model(x).argmax(1) == labels
-                d = score(heatmap(attribution(model, x, labels)))
-                better = same & (d > best_d)
-                best_d = torch.where(better, d, best_d)
-                best_x = torch.where(better[:, None, None, None], x, best_x)
-                best = torch.where(better, p + 1, best)
-                trace.append(d)
-                kept.append(same)
-                bar.update()
-            d = torch.stack(trace)
-            parts.append(
-                AttackResult(
-                    images=best_x,
-                    success=best > 0,
-                    prediction=labels,
-                    objective=d.gather(0, best[None]).squeeze(0),
-                    trace=d,
-                    kept=torch.stack(kept),
-                    best=best,
-                    epsilon=epsilon,
-                )
-            )
+            clean = Seen(score(reference), torch.ones_like(labels, dtype=torch.bool), None)
+
+            def look(
+                x: Tensor, p: int, climbs: bool, labels: Tensor = labels, score: Score = score, clean: Seen = clean
+            ) -> Seen:
+                if climbs and slope is None:
+                    # One pass has it all: the logits, the score and what the score is differentiated from.
+                    x = x.detach().requires_grad_()
+                    h, logits = _map_and_logits(model, attribution, x, labels, True, "sum", logits_graph=False)
+                    d = score(h)
+                    return Seen(d.detach(), logits.argmax(1) == labels, _slope(d, x))
+                seen = clean
+                if p > 0:
+                    h, logits = _map_and_logits(model, attribution, x.detach(), labels, False, "sum")
+                    seen = Seen(score(h), logits.argmax(1) == labels, None)
+                return replace(seen, slope=slope(x, labels, score, p)) if climbs and slope else seen
+
+            found = climb(start, look, epsilon=epsilon, step=step, iterations=iterations, seed=seed, advance=bar.update)
+            parts.append(AttackResult(prediction=labels, epsilon=epsilon, **vars(found)))
     return _joined(parts)
 
 

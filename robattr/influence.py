@@ -35,7 +35,7 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
 from robattr import metrics
-from robattr.attacks import RandomSigns, check_attack, linf_ball
+from robattr.attacks import Seen, check_attack, climb
 from robattr.attributions import Target, check_target, frozen, parts_of
 from robattr.data import check_images, check_labels
 
@@ -746,53 +746,32 @@ def _search(
     parts = []
     for rows in parts_of(len(images), batch_size):
         start = images[rows].detach()
-        lower, upper = linf_ball(start, epsilon)
         before = layer.influence(start)
         labels, points = before.labels, before.top(top, which)
         direction = layer._direction(points) * (1 if which == "helpful" else -1)
-        signs = RandomSigns(start, seed)
-        x, best_x, best = start.clone(), start.clone(), torch.zeros_like(labels)
-        best_d = torch.full((len(start),), -torch.inf, dtype=torch.float64, device=start.device)
-        trace, kept = [], []
-        for p in range(iterations + 1):
-            climbs = step is not None and p < iterations
+
+        def look(x: Tensor, p: int, climbs: bool, labels: Tensor = labels, direction: Tensor = direction) -> Seen:
             z = x.detach().requires_grad_(climbs)
             with torch.set_grad_enabled(climbs):
                 d, scale, now = layer._along(z, labels, direction, normalize)
-            same = now == labels
-            better = same & (d.detach() > best_d) & (p > 0)
-            best_d = torch.where(better, d.detach(), best_d)
-            best_x = torch.where(better[:, None, None, None], x, best_x)
-            best = torch.where(better, p, best)
-            trace.append(d.detach())
-            kept.append(same)
-            if p == iterations:
-                break
-            if step is None:
-                x = start + epsilon * signs.draw_all()
-            else:
+            slope = None
+            if climbs:
                 # Features of a constant network are no function of the image at all.
                 above = (d / scale).sum()
-                g = torch.autograd.grad(above, z, materialize_grads=True)[0] if above.requires_grad else 0 * z.detach()
-                ascent = torch.nan_to_num(g, nan=0.0).sign()
-                for i in (ascent == 0).flatten(1).all(1).nonzero().flatten().tolist():
-                    ascent[i] = signs.draw(i)
-                x = x + step * ascent
-            x = x.clamp_(lower, upper)
-        all_d = torch.stack(trace)
+                slope = torch.zeros_like(z)
+                if above.requires_grad:
+                    (slope,) = torch.autograd.grad(above, z, materialize_grads=True)
+            return Seen(d.detach(), now == labels, slope)
+
+        found = climb(start, look, epsilon=epsilon, step=step, iterations=iterations, seed=seed)
         parts.append(
             InfluenceAttackResult(
-                images=best_x,
-                success=best > 0,
                 prediction=labels,
                 points=points,
                 before=before,
-                after=layer.influence(best_x, labels),
-                objective=all_d.gather(0, best[None]).squeeze(0),
-                trace=all_d,
-                kept=torch.stack(kept),
-                best=best,
+                after=layer.influence(found.images, labels),
                 epsilon=epsilon,
+                **vars(found),
             )
         )
     return _joined(parts)

@@ -983,7 +983,7 @@ def test_pixels_that_are_averaged_change_no_attack() -> None:
     averaged = nn.Sequential(nn.AvgPool2d(block), net).eval()
     x = data.load("digits", limit=6).images.double()
     large = x.repeat_interleave(block, 2).repeat_interleave(block, 3)
-    options = {"epsilon": 0.1, "step": 0.03, "iterations": 6}
+    options = {"epsilon": 0.1, "step": 0.03, "iterations": 6, "beta": None}
     found = iterative_attack(net, x, objective=TopK(k), **options)
     wide = iterative_attack(averaged, large, objective=TopK(k * block**2), **options)
     assert torch.equal(found.success, wide.success)
