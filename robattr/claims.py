@@ -77,7 +77,7 @@ class Comparison(BaseModel):
     rank_with: str | None = Field(None, description="a quantity whose order the others are compared with")
     direction: Direction
     by: float = Field(0.0, ge=0, description="the minimal effect; a factor, above 1, for ratios")
-    ratio: bool = Field(False, description="quotients of positive numbers in place of differences; geometric means")
+    ratio: bool = Field(False, description="quotients in place of differences; geometric means")
     label: str = Field("", description="what it says, in a few words")
 
     @model_validator(mode="after")
@@ -271,7 +271,7 @@ def _outcome(comparison: Comparison, evidence: Evidence, measurements: Sequence[
     table = _table(comparison, first, second)
     if not np.isfinite(table).all():
         return Outcome(comparison, State.MISSING, None, runs, "numbers that are not above 0 have no ratio")
-    effect = two_way_interval(table)
+    effect = two_way_interval(table, shares=_are_shares(first, second, table))
     if comparison.ratio:
         mean, low, high = np.exp([effect.mean, effect.low, effect.high]).tolist()
         effect = Interval(mean, low, high, effect.n)
@@ -325,8 +325,11 @@ def _counted(comparison: Comparison, found: Sequence[Measurement], runs: tuple[s
 
 
 def _table(comparison: Comparison, first: Sequence[Measurement], second: Sequence[Measurement] | None) -> Array:
-    """Effects [runs, images]; one column, of means, where runs have one number or different numbers of images."""
-    rows = []
+    """Effects [runs, images]; one column, of means, where runs have one number or different numbers of images.
+
+    An image whose number is 0 has no quotient: the column is then of quotients of means.
+    """
+    rows, of_means = [], []
     for i, one in enumerate(first):
         two = second[i] if second is not None else None
         if two is not None and len({one.dataset_sha256, two.dataset_sha256} - {None}) > 1:
@@ -338,6 +341,11 @@ def _table(comparison: Comparison, first: Sequence[Measurement], second: Sequenc
             raise ValueError(f"{one.run} has {len(a)} values and {two.run} {len(b)}: they cannot be paired")
         with np.errstate(divide="ignore", invalid="ignore"):
             rows.append(np.log(a) - np.log(b) if comparison.ratio else a - b)
+            of_means.append(
+                np.log(a.mean(keepdims=True)) - np.log(b.mean(keepdims=True)) if comparison.ratio else rows[-1]
+            )
+    if comparison.ratio and not all(np.isfinite(row).all() for row in rows):
+        rows = of_means
     if len({len(row) for row in rows}) > 1:
         rows = [row.mean(keepdims=True) for row in rows]
     return np.stack(rows)
@@ -508,7 +516,8 @@ def mean_of(measurements: Sequence[Measurement], quantity: str, *, grid: str, ru
         raise ValueError(
             f"no records of {quantity} of the runs {runs} in {grid}; `make reference GRID={grid}` makes them"
         )
-    return two_way_interval(_table(Comparison(quantity=quantity, of=runs, direction="greater"), found, None))
+    table = _table(Comparison(quantity=quantity, of=runs, direction="greater"), found, None)
+    return two_way_interval(table, shares=_are_shares(found, None, table))
 
 
 def measured_in(measurements: Iterable[Measurement], column: Column) -> list[Measurement]:
@@ -544,7 +553,10 @@ def cross_table(
             table = _table(comparison, first, second)
             value = float(table.mean())
             # A single number has no interval, and says so by its n.
-            cells[objective] = two_way_interval(table) if table.size > 1 else Interval(value, value, value, 1)
+            if table.size > 1:
+                cells[objective] = two_way_interval(table, shares=_are_shares(first, second, table))
+            else:
+                cells[objective] = Interval(value, value, value, 1)
         found[column.label] = cells
     return found
 
@@ -569,7 +581,12 @@ def rank_agreement(
     return found
 
 
-def two_way_interval(table: Array, *, level: float = 0.95, seed: int = 0) -> Interval:
+def _are_shares(first: Sequence[Measurement], second: Sequence[Measurement] | None, table: Array) -> bool:
+    """Whether a table says of each image if something happened; not what was averaged, nor a difference."""
+    return second is None and all(m.unit == "share of images" for m in first) and bool(np.isin(table, (0, 1)).all())
+
+
+def two_way_interval(table: Array, *, shares: bool = False, level: float = 0.95, seed: int = 0) -> Interval:
     """The mean of a table of runs by images, with an interval over both: other seeds, and other images.
 
     The runs of a grid are measured on the same images, so runs and images are two crossed factors and not images nested
@@ -579,24 +596,27 @@ def two_way_interval(table: Array, *, level: float = 0.95, seed: int = 0) -> Int
     covers in 94 to 98 % at a level of 95 %. Percentiles of the bootstrap itself cannot be used: the truth is outside of
     the range of three runs every fourth time.
 
-    Shares of one run, and shares that are all 0 or all 1, have the exact interval of Clopper and Pearson over images:
-    twelve of twelve is no proof of always, and a bootstrap of twelve ones has no width.
-
     Args:
         table: [runs, images].
+        shares: each number is 0 or 1, whether something happened to an image. One run of them, and runs in which it
+            happened always or never, have the exact interval of Clopper and Pearson over images: twelve of twelve is
+            no proof of always, and a bootstrap of twelve ones has no width.
         level: of confidence.
         seed: of the resampling.
 
     Raises:
-        ValueError: the table is not two-dimensional, or has numbers that are not finite, or only one number.
+        ValueError: the table is not two-dimensional, or has numbers that are not finite, or only one number; or shares
+            are something else than 0 and 1.
     """
     x = np.asarray(table, dtype=np.float64)
     if x.ndim != 2 or x.size < 2 or not np.isfinite(x).all():
         raise ValueError(
             f"table has shape {x.shape}; an interval takes a table [runs, images] of several finite numbers"
         )
+    if shares and not np.isin(x, (0, 1)).all():
+        raise ValueError("shares are other numbers than 0 and 1; accepted is whether something happened to an image")
     mean, (runs, images) = float(x.mean()), x.shape
-    if np.isin(x, (0, 1)).all() and (runs == 1 or np.ptp(x) == 0):
+    if shares and (runs == 1 or np.ptp(x) == 0):
         exact = stats.binomtest(round(mean * images), images).proportion_ci(level, method="exact")
         return Interval(mean, float(exact.low), float(exact.high), x.size)
     if runs == 1:

@@ -171,6 +171,23 @@ def test_a_ratio_is_a_factor() -> None:
     assert verdict(claim(near), new, old).name is VerdictName.REPRODUCED
 
 
+def test_an_image_without_a_quotient_leaves_the_quotient_of_means() -> None:
+    twice = Comparison(quantity="doubled", of="*", baseline="plain", direction="greater", by=1.5, ratio=True)
+    runs = []
+    for seed, zeros in enumerate((0, 3, 1)):
+        plain = np.r_[np.zeros(zeros), np.linspace(1, 2, 50 - zeros)]
+        context = CONTEXT | {"run": f"grid/a-{seed}", "seed": seed}
+        runs += [records.of_values(context, q, v, unit="1") for q, v in (("plain", plain), ("doubled", 2 * plain))]
+    (outcome,) = verdict(claim(twice), runs).outcomes
+    assert outcome.state is State.HOLDS
+    assert outcome.effect is not None
+    assert (outcome.effect.low, outcome.effect.high) == pytest.approx((2, 2), rel=1e-4)  # of five digits each
+    # Where all are zero there is none.
+    nothing = [m.model_copy(update={"values": [0.0] * 50, "value": 0.0}) for m in runs]
+    (outcome,) = verdict(claim(twice), nothing).outcomes
+    assert outcome.state is State.MISSING
+
+
 def test_another_quantity_of_the_same_runs_is_subtracted() -> None:
     smoother = Comparison(quantity="smoothed", of="*", baseline="plain", direction="greater", by=0.02)
     found = verdict(
@@ -304,14 +321,18 @@ def test_one_run_has_the_interval_of_its_images() -> None:
 def test_shares_have_exact_intervals() -> None:
     # Of n successes in n: the lower end is the p at which p^n is 2.5 %.
     for table in (np.ones((1, 12)), np.ones((3, 12))):
-        found = claims.two_way_interval(table)
+        found = claims.two_way_interval(table, shares=True)
         assert (found.mean, found.high, found.n) == (1.0, 1.0, table.size)
         assert found.low == pytest.approx(0.025 ** (1 / 12), abs=1e-12)
-    nothing = claims.two_way_interval(np.zeros((1, 5)))
+    nothing = claims.two_way_interval(np.zeros((1, 5)), shares=True)
     assert (nothing.low, nothing.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 5)), abs=1e-12)
     # 8 of 10, from tables of the exact interval.
-    some = claims.two_way_interval(np.array([[1.0] * 8 + [0.0] * 2]))
+    some = claims.two_way_interval(np.array([[1.0] * 8 + [0.0] * 2]), shares=True)
     assert (some.low, some.high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
+    # Differences that are all zero, and measures that are 1 everywhere, are no shares.
+    assert claims.two_way_interval(np.zeros((2, 5))).high == 0
+    with pytest.raises(ValueError, match="other numbers than 0 and 1"):
+        claims.two_way_interval(np.full((1, 5), 0.5), shares=True)
 
 
 def test_equal_numbers_have_an_interval_of_no_length() -> None:
