@@ -504,30 +504,33 @@ def bound_scatter(
 
 
 def network_scatter(
-    points: Mapping[str, Sequence[tuple[float, float]]], *, horizontal: str, vertical: str, title: str
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, horizontal: str, title: str
 ) -> Figure:
-    """One number of a network against another, a point a network, a color and marker a training objective.
+    """Numbers of a network against another one, a point a network, a color and marker a training objective.
 
     Args:
-        points: objective -> pairs, one a network; the horizontal one is > 0 and its axis logarithmic.
-        horizontal: name of the first number, with its unit.
-        vertical: name of the second.
+        panels: name of the vertical axis, with its unit -> objective -> pairs, one a network; the horizontal number is
+            > 0 and its axis logarithmic.
+        horizontal: its name.
         title: the finding, with the number of networks.
     """
-    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for name, pairs in points.items():
-        x, y = np.array(pairs).T
-        ax.scatter(
-            x, y, s=42, color=COLORS[name], marker=_MARKERS[name], label=name, edgecolors="white", linewidths=0.5
-        )
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel(horizontal)
-    ax.set_ylabel(vertical)
-    _tidy(ax)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    n = len(panels)
+    figure, axes = plt.subplots(1, n, figsize=(3.7 * n, 4.4), squeeze=False, layout="constrained")
+    for ax, (vertical, points) in zip(axes[0], panels.items(), strict=True):
+        for name, pairs in points.items():
+            x, y = np.array(pairs).T
+            ax.scatter(
+                x, y, s=42, color=COLORS[name], marker=_MARKERS[name], label=name, edgecolors="white", linewidths=0.5
+            )
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel(horizontal)
+        ax.set_ylabel(vertical)
+        _tidy(ax)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 

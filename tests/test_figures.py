@@ -177,7 +177,10 @@ def test_curves_of_intervals_show_every_point() -> None:
 
 def test_networks_are_points_of_their_objective() -> None:
     points = {"cross-entropy": [(1.0, 0.2), (2.0, 0.1)], "cosine": [(0.5, 0.4)]}
-    ax = network_scatter(points, horizontal="curvature", vertical="kept", title="t").axes[0]
+    ax, other = network_scatter(
+        {"kept": points, "cosine": {"cosine": [(0.5, 0.9)]}}, horizontal="curvature", title="t"
+    ).axes
+    assert other.get_ylabel() == "cosine"
     drawn = {str(c.get_label()): np.asarray(c.get_offsets()).tolist() for c in ax.collections}
     assert drawn == {"cross-entropy": [[1.0, 0.2], [2.0, 0.1]], "cosine": [[0.5, 0.4]]}
     assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "curvature", "kept")
