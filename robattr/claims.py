@@ -78,6 +78,9 @@ class Comparison(BaseModel):
     direction: Direction
     by: float = Field(0.0, ge=0, description="the minimal effect; a factor, above 1, for ratios")
     ratio: bool = Field(False, description="quotients in place of differences; geometric means")
+    across_sizes: bool = Field(
+        False, description="the runs see the same images in other sizes, and are paired though their checksums differ"
+    )
     label: str = Field("", description="what it says, in a few words")
 
     @model_validator(mode="after")
@@ -332,7 +335,8 @@ def _table(comparison: Comparison, first: Sequence[Measurement], second: Sequenc
     rows, of_means = [], []
     for i, one in enumerate(first):
         two = second[i] if second is not None else None
-        if two is not None and len({one.dataset_sha256, two.dataset_sha256} - {None}) > 1:
+        other = two is not None and len({one.dataset_sha256, two.dataset_sha256} - {None}) > 1
+        if two is not None and other and not comparison.across_sizes:
             raise ValueError(f"{one.run} and {two.run} were measured on different images: they cannot be paired")
         paired = one.values is not None and (two is None or two.values is not None)
         a = np.array(one.values if paired else [one.value])

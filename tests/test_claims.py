@@ -171,6 +171,16 @@ def test_a_ratio_is_a_factor() -> None:
     assert verdict(claim(near), new, old).name is VerdictName.REPRODUCED
 
 
+def test_other_images_are_paired_only_as_other_sizes_of_the_same() -> None:
+    groups = measured("new", 0.85, dataset_sha256="1" * 64), measured("old", 0.8, dataset_sha256="2" * 64)
+    with pytest.raises(ValueError, match="measured on different images"):
+        verdict(claim(STEADIER), *groups)
+    found = verdict(claim(STEADIER.model_copy(update={"across_sizes": True})), *groups)
+    assert found.outcomes[0].effect == verdict(claim(STEADIER), *(
+        [m.model_copy(update={"dataset_sha256": "1" * 64}) for m in group] for group in groups
+    )).outcomes[0].effect  # fmt: skip
+
+
 def test_an_image_without_a_quotient_leaves_the_quotient_of_means() -> None:
     twice = Comparison(quantity="doubled", of="*", baseline="plain", direction="greater", by=1.5, ratio=True)
     runs = []
