@@ -489,8 +489,9 @@ def bound_scatter(
     ends = [every.min() / 1.5, every.max() * 1.5]
     for ax, (name, (said, measured)) in zip(axes[0], points.items(), strict=True):
         ax.plot(ends, ends, color="black", lw=1, label=equal)
+        size = 7 if len(said) > 100 else 18
         ax.scatter(
-            said, measured, s=7, color=COLORS.get(name, COLORS["tight"]), alpha=0.45, linewidths=0, rasterized=True
+            said, measured, s=size, color=COLORS.get(name, COLORS["tight"]), alpha=0.45, linewidths=0, rasterized=True
         )
         ax.set_xscale("log")
         ax.set_yscale("log")
