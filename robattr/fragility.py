@@ -30,6 +30,7 @@ from robattr.networks import Measured, Record
 
 __all__ = ["ATTACKS", "KIND", "Fragility", "load_grid", "load_records", "measure"]
 
+_PATHS = ("integrated_gradients", "smoothgrad")  # methods that take many points for one image
 ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
 
 
@@ -77,7 +78,7 @@ class Fragility(BaseModel):
 
     def method(self, name: str) -> Attribution:
         """An attribution method with its options bound."""
-        return bound_method(name, self.attribution_steps if name in ("integrated_gradients", "smoothgrad") else None)
+        return bound_method(name, self.attribution_steps if name in _PATHS else None)
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region, bool [height, width]; at least one pixel."""
@@ -117,7 +118,8 @@ def measure(
         data_root: see :func:`robattr.data.load`.
         device: where to compute; a GPU when there is one by default.
         folder: where finished parts are kept, so that a stopped run goes on; several processes may share it.
-        max_batch: images attacked at once; also the part that is kept.
+        max_batch: images attacked at once, also the part that is kept; fewer with methods that take many points for
+            one image.
         progress: show a bar with the time left.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -172,13 +174,18 @@ def _parts(
     Processes that measure the same thing in one folder share the work: each takes the next part that nobody has.
     """
     combinations = list(itertools.product(config.attributions, config.attacks, config.epsilons))
-    starts = range(0, len(x), max_batch)
+
+    def starts(combination: _Combination) -> range:
+        # A path of points takes the memory of as many images.
+        points = config.attribution_steps if combination[0] in _PATHS else 1
+        return range(0, len(x), max(1, max_batch // points))
 
     def take(combination: _Combination, start: int, wait: bool) -> _Part | None:
         """The part that was measured before, or is now; None where another process measures it."""
 
         def measured() -> _Part:
-            return _attacked(model, config, x[start : start + max_batch].to(device), *combination)
+            rows = slice(start, start + starts(combination).step)
+            return _attacked(model, config, x[rows].to(device), *combination)
 
         if folder is None:
             return measured()
@@ -195,7 +202,7 @@ def _parts(
             return part
 
     found: dict[tuple[_Combination, int], _Part] = {}
-    pending, wait = list(itertools.product(combinations, starts)), False
+    pending, wait = [(combination, start) for combination in combinations for start in starts(combination)], False
     with tqdm(total=len(pending), desc="attacks", disable=None if progress else True) as bar:
         while pending:
             for each in pending:
@@ -206,7 +213,7 @@ def _parts(
             # Where all that is left is in other hands: wait for them, and do what one of them does not finish.
             pending, wait = busy, len(busy) == len(pending)
     for combination in combinations:
-        parts = [found[combination, start] for start in starts]
+        parts = [found[combination, start] for start in starts(combination)]
         yield combination, {name: [v for part in parts for v in part[name]] for name in parts[0]}
 
 
