@@ -83,8 +83,7 @@ def state_digest(model: nn.Module) -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time works on ``folder``; the others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with free(folder, wait=True):
         yield
 
 

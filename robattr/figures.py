@@ -404,13 +404,7 @@ def fragility_curves(
         ax.set_ylim(bottom=0)
         if quantity != "center_shift":
             ax.set_ylim(top=1)
-    handles, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    # Ours first: a legend fills its columns from the top, so each attack stands above its published values.
-    order = sorted(range(len(names)), key=lambda i: (attacks.index(names[i].split(",")[0]), "," in names[i]))
-    figure.legend(
-        [handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=len(attacks),
-        fontsize=9, frameon=False,
-    )  # fmt: skip
+    _legend_of_attacks(figure, np.atleast_1d(axes)[0], attacks)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
@@ -577,12 +571,7 @@ def method_dots(
         if all(f.high <= 1 for of_attack in of_method.values() for f in of_attack.values()):
             ax.set_xlim(right=1.02)
         _tidy(ax)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: (attacks.index(names[i].split(",")[0]), "," in names[i]))
-    figure.legend(
-        [handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=len(attacks),
-        fontsize=9, frameon=False,
-    )  # fmt: skip
+    _legend_of_attacks(figure, axes[0][0], attacks)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
@@ -916,6 +905,17 @@ def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *
     ax.legend(frameon=False, fontsize=9)
     ax.set_title(title, fontsize=11)
     return _closed(figure)
+
+
+def _legend_of_attacks(figure: Figure, ax: Axes, attacks: Sequence[str]) -> None:
+    """A column an attack below the panels, ours above the values of another source, ``<attack>, <source>``."""
+    handles, names = ax.get_legend_handles_labels()
+    # A legend fills its columns from the top.
+    order = sorted(range(len(names)), key=lambda i: (attacks.index(names[i].split(",")[0]), "," in names[i]))
+    figure.legend(
+        [handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=len(attacks),
+        fontsize=9, frameon=False,
+    )  # fmt: skip
 
 
 def _tidy(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
