@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from robattr.attributions import (
     target_logits,
 )
 from robattr.data import check_images
-from robattr.models import set_beta, softplus_surrogate
+from robattr.models import is_smooth, set_beta, softplus_surrogate
 
 __all__ = [
     "AttackResult",
@@ -149,7 +149,7 @@ def iterative_attack(
     attribution: Attribution = gradient,
     step: float = 0.5 / 255,
     iterations: int = 300,
-    beta: float | tuple[float, float] | None = (3.0, 30.0),
+    beta: float | tuple[float, float] | Literal["auto"] | None = "auto",
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -170,7 +170,8 @@ def iterative_attack(
         step: alpha, in the same units as epsilon, > 0.
         iterations: number of steps, >= 1.
         beta: sharpness of the smooth copy; a pair is a geometric schedule from the first to the last step; None
-            differentiates the model itself (for one that is smooth already).
+            differentiates the model itself. By default a network of smooth activations leads itself, and any other has
+            a copy that goes from 3 to 30.
         seed: of the random signs.
         batch_size: images attacked at once; bounds the memory.
         progress: show a progress bar with the time left.
@@ -183,6 +184,8 @@ def iterative_attack(
         raise ValueError(f"step is {step}; accepted is a step > 0 in units of a [0, 1] image, for example 0.5 / 255")
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+    if beta == "auto":
+        beta = None if is_smooth(model) else (3.0, 30.0)
     schedule = _schedule(beta, iterations)
     _check_objective(objective, images)
     model = frozen(model)

@@ -67,7 +67,9 @@ class Fragility(BaseModel):
     k: int = Field(1000, ge=1, description="number of top pixels")
     step: float = Field(0.5, gt=0, le=255, description="alpha, in 1/255")
     iterations: int = Field(300, ge=1)
-    beta: float | tuple[float, float] | None = (3.0, 30.0)
+    beta: float | tuple[float, float] | Literal["auto"] | None = Field(
+        "auto", description="sharpness of the smooth copy that directs the attack, as in attacks.iterative_attack"
+    )
     region: tuple[float, float, float, float] | None = Field(
         None, description="top, left, bottom, right of the target as fractions of the image; of the targeted attack"
     )

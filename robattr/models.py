@@ -31,6 +31,7 @@ __all__ = [
     "available",
     "build",
     "fold_batchnorm",
+    "is_smooth",
     "load_images",
     "rescale_output",
     "set_beta",
@@ -186,7 +187,7 @@ def softplus_surrogate(model: M, beta: float = 10.0) -> M:
             setattr(parent, name, nn.Softplus(beta=beta))
         elif isinstance(child, (nn.Softplus, SoftClip)):
             child.beta = beta
-        elif not isinstance(child, (nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.ELU)):
+        elif not isinstance(child, _SMOOTH):
             continue
         found += 1
     if not found:
@@ -195,6 +196,15 @@ def softplus_surrogate(model: M, beta: float = 10.0) -> M:
             "write its activations as nn.ReLU modules, not as calls of torch.relu"
         )
     return smooth
+
+
+_SMOOTH = (nn.Softplus, SoftClip, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.ELU)
+
+
+def is_smooth(model: nn.Module) -> bool:
+    """Whether a network has activation modules, all of them smooth: its own second derivative leads an attack."""
+    found = [module for module in model.modules() if isinstance(module, (*_SMOOTH, nn.ReLU, nn.ReLU6))]
+    return bool(found) and all(isinstance(module, _SMOOTH) for module in found)
 
 
 def set_beta(model: nn.Module, beta: float) -> None:

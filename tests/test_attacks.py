@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -831,6 +832,28 @@ def test_without_a_surrogate_a_relu_network_gives_no_direction(images: Tensor) -
     torch.testing.assert_close(plain.trace, draw.trace, rtol=1e-4, atol=1e-6)
     smooth = attack(lenet(), x, beta=30.0, iterations=1, step=EPSILON, seed=7)
     assert smooth.trace[1].mean() > plain.trace[1].mean()
+
+
+@pytest.mark.parametrize(("activation", "beta"), [("softplus", None), ("relu", (3.0, 30.0))])
+def test_by_default_a_smooth_network_leads_itself_and_a_relu_network_has_a_copy(
+    images: Tensor, activation: Literal["softplus", "relu"], beta: tuple[float, float] | None
+) -> None:
+    model = models.build("lenet", activation=activation, seed=3)
+    assert models.is_smooth(model) is (beta is None)
+    other = (3.0, 30.0) if beta is None else None
+    default, same, different = (attack(model, images, **kind) for kind in ({}, {"beta": beta}, {"beta": other}))
+    assert torch.equal(default.trace, same.trace)
+    assert not torch.equal(default.trace, different.trace)
+
+
+def test_a_network_whose_activations_are_not_seen_is_refused_by_default(images: Tensor) -> None:
+    class Functional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x).mean((2, 3))
+
+    assert not models.is_smooth(Functional())
+    with pytest.raises(ValueError, match="no activation modules"):
+        attack(Functional().eval(), images)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
