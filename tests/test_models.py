@@ -132,6 +132,11 @@ def test_softclip_is_the_difference_of_two_softplus() -> None:
     z = torch.linspace(-8, 14, 50, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(SoftClip(2.0), (z,))
     assert torch.autograd.gradgradcheck(SoftClip(2.0), (z,))
+
+    def slope(v: Tensor) -> Tensor:
+        return torch.autograd.grad(SoftClip(2.0)(v).sum(), v, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(slope, (z,))  # the third derivative, too
     big = torch.tensor([-1e30, 1e30, -3e38, 3e38])
     assert torch.equal(SoftClip(100.0)(big), torch.tensor([0.0, 6.0, 0.0, 6.0]))
 
