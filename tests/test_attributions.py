@@ -6,6 +6,7 @@ import math
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -291,6 +292,69 @@ def test_derivative_of_deeplift_through_pooling() -> None:
     model = model.double()
     x = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: deeplift(model, x, 1, create_graph=True, baseline=0.3), (x,))
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-3, 1e-1])
+@pytest.mark.parametrize("activation", [nn.Softplus(beta=3.0), models.SoftClip(10.0), nn.Tanh(), nn.SiLU()])
+def test_deeplift_has_the_derivative_of_its_secants_in_float32(activation: nn.Module, apart: float) -> None:
+    """Where pre-activations are near, their quotient of differences is rounding, and its derivative nothing else.
+
+    The reference is float64: the secant is the mean of the slopes between, its derivative that of ``t`` times the
+    second derivatives, and both are integrals by quadrature.
+    """
+    left = torch.linspace(-3, 8, 400)
+    x = torch.stack([left, torch.zeros(400)], 1).view(-1, 1, 1, 2).requires_grad_()
+    start = torch.stack([left - 1, 1 - apart * torch.linspace(0.5, 1.5, 400)], 1).view(-1, 1, 1, 2)
+    sums = nn.Conv2d(1, 1, (1, 2), bias=False)
+    network = nn.Sequential(sums, activation, nn.Flatten(), nn.Linear(1, 1, bias=False))
+    for p in network.parameters():
+        p.data.fill_(1.0)
+    z, z0 = (sums(v).detach().flatten().double() for v in (x, start))
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(40))
+    t = (nodes[:, None] + 1) / 2
+    point = (z0 + t * (z - z0)).requires_grad_()
+    (slope,) = torch.autograd.grad(activation(point).sum(), point, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), point)
+    mean, turn = (weights / 2 @ slope).detach(), weights / 2 @ (t * bend)
+    # The left pixel's attribution is (x - b) m with x - b = 1; the right pixel moves m alone.
+    a = deeplift(network, x, 0, create_graph=True, baseline=start)[..., 0]
+    (moved,) = torch.autograd.grad(a.sum(), x)
+    beta, eps = float(getattr(activation, "beta", 3.2)), torch.finfo(torch.float32).eps
+    # Where series and quotient change places d^2 is (1000 eps / beta^3)^(1/2); values have errors up to 8 eps.
+    worst = 8 * eps / (1000 * eps / beta**3) ** 0.5
+    torch.testing.assert_close(moved[..., 1].flatten().double(), turn, rtol=0, atol=3 * worst)
+    torch.testing.assert_close(a.detach().flatten().double(), mean, rtol=0, atol=worst)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_deeplift_can_be_differentiated_by_weights(shared: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2)).double()
+    x = torch.rand(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    baseline: Tensor | float = 0.3 if shared else x.flip(0)
+    weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def mapped(kernel: Tensor, bias: Tensor) -> Tensor:
+        model[0].weight.data, model[0].bias.data = kernel, bias
+        return (deeplift(model, x, 1, baseline=baseline) * weight).sum()
+
+    kernel, bias = (p.detach().clone() for p in (model[0].weight, model[0].bias))
+    a = deeplift(model, x, 1, create_graph=True, baseline=baseline)
+    found = torch.autograd.grad((a * weight).sum(), [model[0].weight, model[0].bias])
+    h = 1e-6
+    for g, axis in zip(found, (kernel, bias), strict=True):
+        v = torch.randn(axis.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        ends = [mapped(*(p + s * h * v if p is axis else p for p in (kernel, bias))) for s in (1, -1)]
+        torch.testing.assert_close((g * v).sum(), (ends[0] - ends[1]) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_a_shared_baseline_is_one_for_each_image(images: Tensor, labels: Tensor) -> None:
+    model = models.softplus_surrogate(lenet(), 5.0).double()
+    x = images.double()
+    for baseline in (0.2, torch.rand(1, *x.shape[1:], dtype=torch.float64)):
+        one = deeplift(model, x, labels, baseline=baseline)
+        each = deeplift(model, x, labels, baseline=torch.as_tensor(baseline).expand_as(x).clone())
+        # What convolutions of other batches round differently is divided by a difference of at least 1e-6.
+        torch.testing.assert_close(one, each, rtol=0, atol=1e-9)
 
 
 def test_gradient_reaches_the_parameters() -> None:
