@@ -245,8 +245,8 @@ def deeplift(
     The derivative of each activation is replaced by its secant between the baseline's and the image's pre-activation,
     and the network that is linear in this way is differentiated: ``(x - b) * multipliers``. Libraries compute the
     multipliers with backward hooks, which leaves a result whose own derivative is missing or wrong. Here the secants
-    come from one ordinary pass over x and b, and a second pass uses them as the constants they are, so the derivative
-    of the result flows through the secants alone.
+    come from ordinary passes over x and b, and another pass uses them as the constants they are, so the derivative of
+    the result flows through the secants alone. It is accurate where x and b nearly agree, and can be taken once.
 
     Completeness: the sum of the result is ``f(x) - f(b)``, exactly, for networks made of affine layers, the supported
     activations (ReLU, ReLU6, LeakyReLU, ELU, SiLU, GELU, Softplus, Sigmoid, Tanh, as modules) and max-pooling.

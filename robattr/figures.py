@@ -34,6 +34,7 @@ from robattr.networks import Record as NetworkRecord
 __all__ = [
     "CERTIFICATES",
     "COLORS",
+    "METHODS",
     "Panel",
     "Published",
     "agreement",
@@ -45,6 +46,7 @@ __all__ = [
     "certificate_text",
     "certified_and_attacked",
     "cross_table",
+    "curves_of",
     "distributions",
     "feature_bars",
     "fragility_curves",
@@ -53,7 +55,6 @@ __all__ = [
     "interval_curves",
     "interval_text",
     "map_grid",
-    "method_dots",
     "network_scatter",
     "objective_dots",
     "objective_table",
@@ -113,11 +114,24 @@ CERTIFICATES = {
     "tight": "uniform noise, tight",
     "gaussian": "Gaussian noise of the same variance, tight",
 }
+METHODS = {
+    "gradient": "gradient",
+    "input_x_gradient": "gradient × input",
+    "integrated_gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    "deeplift": "DeepLIFT",
+    "lrp": "LRP",
+    "deep_taylor": "deep Taylor",
+    "guided_backpropagation": "guided backpropagation",
+}
+"""Attribution methods, as they are written in figures and tables."""
 _MAP = "inferno"  # perceptually uniform, and readable without color
 
 Numbers = NDArray[np.float64]
 Curve = Mapping[float, float]
 """Epsilon in 1/255 -> value."""
+AttackCurves = Mapping[str, Mapping[str, Mapping[float, Interval]]]
+"""A quantity of :data:`QUANTITIES` -> attack -> epsilon in 1/255 -> mean."""
 
 
 @dataclass(frozen=True)
@@ -358,53 +372,75 @@ QUANTITIES = {
 }
 
 
-def fragility_curves(
-    results: Sequence[FragilityResult], *, published: Published | None = None, title: str = ""
-) -> Figure:
-    """Similarity of clean and attacked maps against epsilon, a panel for each quantity, a line for each attack.
+def curves_of(results: Sequence[FragilityResult]) -> AttackCurves:
+    """Experiments that differ in attack and epsilon, as :func:`fragility_curves` takes them, with 95 % intervals."""
+    attacks = dict.fromkeys(result.config.attack for result in results)
+    return {
+        quantity: {
+            attack: {r.config.epsilon: interval(r.values(quantity)) for r in results if r.config.attack == attack}
+            for attack in attacks
+        }
+        for quantity in QUANTITIES
+    }
 
-    Bars are 95 % bootstrap intervals of the mean over images. Lines of the same attack are moved apart a little on the
-    horizontal axis so that their bars can be seen.
+
+def fragility_curves(
+    rows: Mapping[str, AttackCurves],
+    *,
+    k: int,
+    published: Mapping[str, Published] | None = None,
+    title: str = "",
+) -> Figure:
+    """Similarity of clean and attacked maps against epsilon: a row a method, a panel a quantity, a line an attack.
+
+    Lines of the same attack are moved apart a little on the horizontal axis so that their bars can be seen. Panels of
+    one quantity share their axis.
 
     Args:
-        results: experiments that differ in attack and epsilon.
-        published: values of another source, drawn hollow and dashed.
+        rows: by attribution method, which names its row where there are several.
+        k: number of top pixels.
+        published: values of another source, by method, drawn hollow and dashed.
         title: the finding.
     """
-    figure, axes = plt.subplots(1, len(QUANTITIES), figsize=(9.2, 4.1), layout="constrained")
-    attacks = list(dict.fromkeys(result.config.attack for result in results))
-    k = results[0].config.k
-    for ax, (quantity, label) in zip(np.atleast_1d(axes), QUANTITIES.items(), strict=True):
-        epsilons: set[float] = set()
-        for j, attack in enumerate(attacks):
-            points: dict[float, Interval] = {
-                r.config.epsilon: interval(r.values(quantity)) for r in results if r.config.attack == attack
-            }
-            x = np.array(sorted(points))
-            epsilons |= set(points)
-            found = [points[e] for e in x]
-            mean = np.array([f.mean for f in found])
-            bars = [mean - [f.low for f in found], np.array([f.high for f in found]) - mean]
-            shifted = x * (1 + 0.035 * (j - (len(attacks) - 1) / 2))
-            style: dict[str, Any] = {"color": COLORS[attack], "marker": _MARKERS[attack], "markersize": 5, "lw": 1.6}
-            ax.errorbar(shifted, mean, yerr=np.maximum(bars, 0), capsize=2.5, label=attack, **style)
-            other = None if published is None else published.curves.get((attack, quantity))
-            if published is not None and other is not None:
-                style |= {"lw": 1.0, "ls": "--", "markerfacecolor": "none", "alpha": 0.75}
-                ax.plot(list(other), list(other.values()), label=f"{attack}, {published.label}", **style)
-                epsilons |= set(other)
+    published = published or {}
+    figure, axes = plt.subplots(
+        len(rows), len(QUANTITIES), figsize=(9.2, 4.1 if len(rows) == 1 else 1.1 + 2.2 * len(rows)), squeeze=False,
+        sharex=True, sharey="col", layout="constrained",
+    )  # fmt: skip
+    attacks = list(next(iter(next(iter(rows.values())).values())))
+    epsilons: set[float] = set()
+    lowest = dict.fromkeys(QUANTITIES, 0.0)
+    for of_method, (method, curves) in zip(axes, rows.items(), strict=True):
+        for ax, (quantity, label) in zip(of_method, QUANTITIES.items(), strict=True):
+            for j, attack in enumerate(attacks):
+                points = curves[quantity][attack]
+                x = np.array(sorted(points))
+                found = [points[e] for e in x]
+                mean = np.array([f.mean for f in found])
+                bars = [mean - [f.low for f in found], np.array([f.high for f in found]) - mean]
+                shifted = x * (1 + 0.035 * (j - (len(attacks) - 1) / 2))
+                style: dict[str, Any] = {"color": COLORS[attack], "marker": _MARKERS[attack], "ms": 5, "lw": 1.6}
+                ax.errorbar(shifted, mean, yerr=np.maximum(bars, 0), capsize=2.5, label=attack, **style)
+                epsilons |= set(points)
+                lowest[quantity] = min([lowest[quantity], *(f.low for f in found)])
+                if method in published and (other := published[method].curves.get((attack, quantity))):
+                    style |= {"lw": 1.0, "ls": "--", "markerfacecolor": "none", "alpha": 0.75}
+                    ax.plot(list(other), list(other.values()), label=f"{attack}, {published[method].label}", **style)
+                    epsilons |= set(other)
+            _tidy(ax)
+            ax.set_ylabel(label.format(k=k) if len(rows) == 1 else "")
+        if len(rows) > 1:
+            of_method[0].set_ylabel(METHODS.get(method, method), fontsize=11)
+    if len(rows) > 1:
+        for ax, label in zip(axes[0], QUANTITIES.values(), strict=True):
+            ax.set_title(label.format(k=k), fontsize=10)
+    for ax, quantity in zip(axes[-1], QUANTITIES, strict=True):
+        ax.set_ylim(bottom=1.1 * lowest[quantity], top=None if quantity == "center_shift" else 1)
         ax.set_xscale("log", base=2)
-        ticks = sorted(epsilons)
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks(sorted(epsilons), [f"{tick:g}" for tick in sorted(epsilons)])
         ax.minorticks_off()
         ax.set_xlabel("epsilon (1/255)")
-        ax.set_ylabel(label.format(k=k))
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.set_ylim(bottom=0)
-        if quantity != "center_shift":
-            ax.set_ylim(top=1)
-    _legend_of_attacks(figure, np.atleast_1d(axes)[0], attacks)
+    _legend_of_attacks(figure, axes[0][0], attacks)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 
@@ -526,52 +562,6 @@ def network_scatter(
         _tidy(ax)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return _closed(figure)
-
-
-def method_dots(
-    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]],
-    published: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
-    *,
-    title: str,
-    label: str = "Ghorbani et al.",
-) -> Figure:
-    """Attribution methods under several attacks: a panel a quantity, a row a method, a color an attack.
-
-    Args:
-        panels: quantity with its unit -> method -> attack -> mean and interval.
-        published: quantity -> method -> attack -> value of another source, drawn hollow; where there is one.
-        title: the finding, with the number of images.
-        label: of the other source.
-    """
-    n = len(panels)
-    methods = list(next(iter(panels.values())))
-    attacks = list(next(iter(next(iter(panels.values())).values())))
-    figure, axes = plt.subplots(
-        1, n, figsize=(3.1 * n, 0.75 * len(methods) + 1.5), sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, (quantity, of_method) in zip(axes[0], panels.items(), strict=True):
-        for j, attack in enumerate(attacks):
-            place = np.arange(len(methods)) + 0.22 * (j - (len(attacks) - 1) / 2)
-            found = [of_method[method][attack] for method in methods]
-            mean = np.array([f.mean for f in found])
-            bars = np.maximum([mean - [f.low for f in found], [f.high for f in found] - mean], 0)
-            style: dict[str, Any] = {"color": COLORS[attack], "marker": _MARKERS[attack], "ls": "none"}
-            ax.errorbar(mean, place, xerr=bars, ms=5, lw=1.6, capsize=2.5, label=attack, **style)
-            theirs = {} if published is None else published.get(quantity, {})
-            other = [(theirs[m][attack], y) for m, y in zip(methods, place, strict=True) if attack in theirs.get(m, {})]
-            if other:
-                ax.plot(*zip(*other, strict=True), markerfacecolor="none", ms=6, label=f"{attack}, {label}", **style)
-        ax.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
-        ax.tick_params(axis="y", length=0)
-        ax.set_ylim(len(methods) - 0.5, -0.5)
-        ax.set_xlabel(quantity)
-        ax.set_xlim(left=0)
-        if all(f.high <= 1 for of_attack in of_method.values() for f in of_attack.values()):
-            ax.set_xlim(right=1.02)
-        _tidy(ax)
-    _legend_of_attacks(figure, axes[0][0], attacks)
     figure.suptitle(title, fontsize=11)
     return _closed(figure)
 

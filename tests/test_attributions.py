@@ -326,6 +326,14 @@ def test_deeplift_has_the_derivative_of_its_secants_in_float32(activation: nn.Mo
     torch.testing.assert_close(a.detach().flatten().double(), mean, rtol=0, atol=worst)
 
 
+def test_a_second_derivative_of_deeplift_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softplus(), nn.Linear(3, 1)).double()
+    x = torch.rand(1, 1, 2, 2, dtype=torch.float64).requires_grad_()
+    (d,) = torch.autograd.grad(deeplift(model, x, 0, create_graph=True).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        d.sum().backward()
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_deeplift_can_be_differentiated_by_weights(shared: bool) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2)).double()

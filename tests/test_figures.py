@@ -18,11 +18,12 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import special
 
-from robattr import certification, networks, smoothing
+from robattr import attributions, certification, networks, smoothing
 from robattr.alignment import Evaluation, Record, Spread, Training
 from robattr.experiments import Fragility, FragilityResult, Interval, Row, interval
 from robattr.figures import (
     CERTIFICATES,
+    METHODS,
     Panel,
     Published,
     agreement,
@@ -34,6 +35,7 @@ from robattr.figures import (
     certificate_text,
     certified_and_attacked,
     cross_table,
+    curves_of,
     distributions,
     feature_bars,
     fragility_curves,
@@ -42,7 +44,6 @@ from robattr.figures import (
     interval_curves,
     interval_text,
     map_grid,
-    method_dots,
     network_scatter,
     objective_dots,
     objective_table,
@@ -82,7 +83,7 @@ RESULTS = [result(a, e, b / e) for a, b in (("top-k", 0.2), ("random-sign", 0.6)
 
 
 def test_curves_show_means_and_intervals() -> None:
-    figure = fragility_curves(RESULTS, title="the finding")
+    figure = fragility_curves({"gradient": curves_of(RESULTS)}, k=100, title="the finding")
     assert figure.get_suptitle() == "the finding"
     first = figure.axes[0]
     assert first.get_xlabel() == "epsilon (1/255)"
@@ -98,7 +99,7 @@ def test_curves_show_means_and_intervals() -> None:
 
 def test_published_values_are_drawn_as_they_are() -> None:
     published = Published.read(LITERATURE, "gradient", "paper")
-    figure = fragility_curves(RESULTS, published=published)
+    figure = fragility_curves({"gradient": curves_of(RESULTS)}, k=100, published={"gradient": published})
     drawn = {line.get_label(): line for line in figure.axes[0].lines}
     np.testing.assert_allclose(drawn["top-k, paper"].get_ydata(), [0.06, 0.005, 0.005, 0.006])
     with pytest.raises(ValueError, match="has no values for 'lrp'; it has gradient"):
@@ -186,27 +187,37 @@ def test_networks_are_points_of_their_objective() -> None:
     assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "curvature", "kept")
 
 
-def test_methods_stand_below_each_other_with_the_published_values() -> None:
-    ours = {"gradient": {"top-k": Interval(0.1, 0.05, 0.2, 9), "random-sign": Interval(0.4, 0.3, 0.5, 9)}}
-    ours["deep_taylor"] = {"top-k": Interval(0.2, 0.1, 0.3, 9), "random-sign": Interval(0.7, 0.6, 0.8, 9)}
-    panels = {
-        "intersection": ours,
-        "shift (pixels)": {m: dict.fromkeys(a, Interval(20, 10, 30, 9)) for m, a in ours.items()},
-    }
-    published = {"intersection": {"deep_taylor": {"top-k": 0.17}}}
-    figure = method_dots(panels, published, title="t", label="theirs")
-    left, right = figure.axes
-    line, _, (bars,) = left.containers[0]
-    np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=np.float64), [0.1, 0.2])
-    ends = np.array([segment[:, 0] for segment in bars.get_segments()], dtype=np.float64)
-    np.testing.assert_allclose(ends, [[0.05, 0.2], [0.1, 0.3]])
-    assert [t.get_text() for t in left.get_yticklabels()] == ["gradient", "deep taylor"]
-    assert left.get_xlim() == (0, 1.02)
-    assert right.get_xlim()[1] > 30
-    (legend,) = figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == ["top-k", "top-k, theirs", "random-sign"]
-    hollow = [each for each in left.lines if each.get_label() == "top-k, theirs"]
-    assert [each.get_xdata() for each in hollow] == [(0.17,)]
+def test_methods_have_rows_with_their_own_published_values() -> None:
+    doubled = [result(r.config.attack, r.config.epsilon, 0.5) for r in RESULTS]
+    figure = fragility_curves(
+        {"gradient": curves_of(RESULTS), "deep_taylor": curves_of(doubled)},
+        k=100,
+        published={"deep_taylor": Published("theirs", {("top-k", "center_shift"): {1.0: 21.5, 8.0: 37.0}})},
+    )
+    axes = np.array(figure.axes).reshape(2, 3)
+    assert [ax.get_title() for ax in axes[0]] == [
+        "top-100 intersection (fraction)", "rank correlation (Spearman)", "center shift (pixels)",
+    ]  # fmt: skip
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["gradient", "deep Taylor"]
+    line, *_ = axes[1, 0].containers[0]
+    np.testing.assert_allclose(line.get_ydata(), [interval(doubled[0].values("topk_intersection")).mean] * 2)
+    assert axes[0, 2].get_ylim() == axes[1, 2].get_ylim()
+    assert axes[0, 2].get_ylim()[1] >= 37
+    hollow = {i: [line for line in axes[i, 2].lines if line.get_label() == "top-k, theirs"] for i in (0, 1)}
+    assert not hollow[0]
+    np.testing.assert_allclose([line.get_ydata() for line in hollow[1]], [[21.5, 37.0]])
+
+
+def test_a_rank_correlation_below_zero_is_not_cut_off() -> None:
+    curves = curves_of(RESULTS)
+    curves = curves | {"rank_correlation": {"top-k": {1.0: Interval(-0.1, -0.2, 0.0, 5)}, "random-sign": {}}}
+    axes = fragility_curves({"gradient": curves}, k=100).axes
+    assert axes[0].get_ylim() == (0, 1)
+    assert axes[1].get_ylim()[0] < -0.2
+
+
+def test_every_method_has_a_name() -> None:
+    assert set(METHODS) == set(attributions.METHODS)
 
 
 def test_features_are_those_that_were_largest() -> None:
