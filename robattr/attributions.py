@@ -331,7 +331,7 @@ def _near(module: nn.Module, dtype: torch.dtype) -> float:
     """Differences of pre-activations below which a series is more accurate than the quotient.
 
     The derivative of the quotient has an error of about ``3 eps / d^2``, that of the series ``d^2 a''''/ 72``, where
-    the fourth derivative of a Softplus is at most ``beta^3 / 8``; here the two are equal. That of every other
+    the fourth derivative of a Softplus is at most ``beta^3 / 8``; here the two are about equal. That of every other
     activation is at most 4.1, of Tanh.
     """
     if isinstance(module, (nn.ReLU, nn.ReLU6, nn.LeakyReLU)):
@@ -343,9 +343,8 @@ def _near(module: nn.Module, dtype: torch.dtype) -> float:
 def _secant(module: nn.Module, z: Tensor, z0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
     """``m = (y - y0) / (z - z0)``, whose derivative by z is that of the secant and not of its rounding errors.
 
-    As ``m`` is the mean of the slope a' between z0 and z, ``dm/dz`` is the mean of ``t a''(z0 + t (z - z0))`` over t,
-    and ``a'(z) = m + (z - z0) dm/dz``: this gives the derivative from the secant where the two are far apart, and the
-    secant from the derivative, by the quadrature with the one node 2/3, where they are near.
+    By ``a'(z) = m + (z - z0) dm/dz`` (proposition prop-secant of the book) the secant gives its derivative where z and
+    z0 are far apart; where they are near, a series gives the derivative, and that gives the secant.
     """
     graph = torch.is_grad_enabled() and (z.requires_grad or z0.requires_grad)
     with torch.no_grad():
