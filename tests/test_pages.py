@@ -1,0 +1,81 @@
+"""What a reader copies from a page runs: Python and commands of the README, of the book's pages and of the chapters."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import REPOSITORY
+
+from robattr import chapters, cli
+from robattr.reference import load_grid
+
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted(REPOSITORY.glob("book/*.md")),
+    *sorted(REPOSITORY.glob("notebooks/*.md")),
+]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return pattern.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(page: Path) -> list[str]:
+    """``run CHAPTER ...`` of the lines that call the command line for a chapter."""
+    found = []
+    for block in blocks(page, "shell"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if len(words) > 1 and Path(words[0]).name == "robattr" and words[1] == "run":
+                found.append(shlex.join(words[1:]))
+    return found
+
+
+CODE = [page for page in PAGES if blocks(page, "python")]
+COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+GRIDS = sorted({grid for page in PAGES for grid in re.findall(r"GRID=([\w-]+)", page.read_text(encoding="utf-8"))})
+
+
+def test_pages_have_code_and_commands() -> None:
+    assert len(CODE) > 10
+    assert len(COMMANDS) > 10
+    assert len(GRIDS) > 4
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block after another: later ones use names of earlier ones."""
+    (tmp_path / "results").symlink_to(REPOSITORY / "results")  # names in the code are relative to the repository
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        exec(compile("\n".join(blocks(page, "python")), page.name, "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_chapters_accept_the_parameters_of_a_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def execute(chapter: chapters.Chapter, output: Path, values: dict[str, Any], **_: Any) -> Path:
+        asked.append(values)
+        return output
+
+    monkeypatch.setattr(chapters, "execute", execute)
+    monkeypatch.chdir(REPOSITORY)
+    words = [word.replace("/path/to/pictures", str(tmp_path)) for word in shlex.split(command)]
+    done = CliRunner().invoke(cli.main, [*words, "-o", str(tmp_path / "out.ipynb")])
+    assert done.exit_code == 0, done.output
+    assert len(asked[0]) == command.count(" -p ")
+
+
+@pytest.mark.parametrize("name", [grid for grid in GRIDS if not grid.startswith("my-")])
+def test_grids_that_pages_name_are_there(name: str) -> None:
+    assert dict(load_grid(REPOSITORY / "results" / "reference" / f"{name}.yaml").runs())
