@@ -253,7 +253,7 @@ def _softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     if not input.requires_grad or threshold < 20:
         return F.softplus(input, beta, threshold)
     y: Tensor = _Softplus.apply(input, beta, threshold)[0]
-    return y
+    return y.view_as(y)  # a node of its own in the graph, with one output: zennit's rules hook there
 
 
 class _Softplus(torch.autograd.Function):

@@ -264,11 +264,15 @@ def test_a_baseline_image_goes_with_its_chunk(images: Tensor, labels: Tensor) ->
 # --- derivatives ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_batch", [None, 2])
+@pytest.mark.parametrize(("max_batch", "clipped"), [(None, False), (2, False), (None, True)])
 @pytest.mark.parametrize("name", METHODS)
-def test_derivative_of_the_attribution(name: str, max_batch: int | None) -> None:
+def test_derivative_of_the_attribution(name: str, max_batch: int | None, clipped: bool) -> None:
     """The derivative of every method with respect to the image, against central differences in float64."""
     model = smooth_net()
+    if clipped:  # what an attack on a network of ReLU6 differentiates
+        for place, module in list(model.named_children()):
+            if isinstance(module, nn.Softplus):
+                setattr(model, place, models.SoftClip(2.0, cap=0.5))
     x = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     y = torch.tensor([0, 2])
     method = (
