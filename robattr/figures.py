@@ -435,7 +435,7 @@ def fragility_curves(
         for ax, label in zip(axes[0], QUANTITIES.values(), strict=True):
             ax.set_title(label.format(k=k), fontsize=10)
     for ax, quantity in zip(axes[-1], QUANTITIES, strict=True):
-        ax.set_ylim(bottom=1.1 * lowest[quantity], top=None if quantity == "center_shift" else 1)
+        ax.set_ylim(bottom=1.1 * lowest[quantity], top=None if quantity == "center_shift" else 1.02)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted(epsilons), [f"{tick:g}" for tick in sorted(epsilons)])
         ax.minorticks_off()
