@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from robattr import chapters as book
+from robattr.pages import chapters as book
 from snakemake.exceptions import WorkflowError
 
 ROOT = Path(workflow.basedir)
@@ -24,7 +24,7 @@ THREADS = int(config.get("threads", 2))
 # What runs a chapter and what draws the command line decide nothing about its results.
 SOURCES = sorted(
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("robattr/*.py"), *ROOT.glob("results/**/*.json*")]
+    for path in [*ROOT.glob("robattr/**/*.py"), *ROOT.glob("results/**/*.json*")]
     if path.stem not in {"chapters", "cli"}
 )
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That

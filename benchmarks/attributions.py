@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from robattr import models
-from robattr._environment import environment
 from robattr._second_order import SecondOrder
+from robattr.studies.runs import environment
 
 
 def step(model: nn.Module, x: Tensor, context: Callable[[], AbstractContextManager[object]]) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from robattr import models
-from robattr._environment import environment
 from robattr.attributions import frozen, gradient
 from robattr.smoothing import Ball, Gaussian, Noise, smooth
+from robattr.studies.runs import environment
 
 
 def seconds(run: Callable[[], object]) -> float:

@@ -19,9 +19,10 @@ from unittest import mock
 
 import torch
 
-from robattr import _second_order, alignment
-from robattr._environment import environment
-from robattr.alignment import OBJECTIVES, Training
+from robattr import _second_order
+from robattr.studies import alignment
+from robattr.studies.alignment import OBJECTIVES, Training
+from robattr.studies.runs import environment
 
 
 class _Plain(_second_order.SecondOrder):

@@ -15,8 +15,8 @@ from typing import Any
 
 import nbformat
 
-from robattr import claims, records
-from robattr.records import Measurement
+from robattr.studies import claims, records
+from robattr.studies.records import Measurement
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")

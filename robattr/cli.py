@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from robattr import chapters as book
+from robattr.pages import chapters as book
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -134,8 +134,8 @@ def reference(
     grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
-    from robattr import alignment
-    from robattr import reference as references
+    from robattr.studies import alignment
+    from robattr.studies import reference as references
     from robattr.training import Compute, TrainingError
 
     loaded = references.load_grid(grid)
@@ -168,8 +168,8 @@ def reference(
 @_refusals
 def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
-    from robattr import claims, records
-    from robattr._runs import write_text
+    from robattr._files import write_text
+    from robattr.studies import claims, records
 
     if form == "schema":
         click.echo(json.dumps(records.schema(), indent=1))

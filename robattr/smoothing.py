@@ -41,7 +41,7 @@ from robattr._certificates import (
     overlap,
     sampling_error,
 )
-from robattr._runs import write_text
+from robattr._files import write_text
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient, parts_of
 
 __all__ = [

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robattr import metrics
-from robattr._runs import write_text
+from robattr._files import write_text
 from robattr.attributions import gradient
 from robattr.data import ImageSet
 from robattr.regularizers import Losses, Objective, uniform

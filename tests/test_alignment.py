@@ -25,8 +25,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from robattr import _runs, alignment, attacks, cli, data, metrics, models, records, regularizers, training
-from robattr.alignment import (
+from robattr import _runs, attacks, cli, data, metrics, models, regularizers, training
+from robattr.attributions import gradient, heatmap
+from robattr.studies import alignment, records
+from robattr.studies.alignment import (
     OBJECTIVES,
     Evaluation,
     Record,
@@ -42,7 +44,6 @@ from robattr.alignment import (
     spread,
     step_seconds,
 )
-from robattr.attributions import gradient, heatmap
 from robattr.training import Compute, Epoch, Schedule, TrainingResult
 
 CPU = Compute(accelerator="cpu")

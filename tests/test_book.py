@@ -104,7 +104,7 @@ def test_a_page_fits_a_phone(browser: Any, name: str) -> None:
 def test_from_a_row_of_the_ledger_to_the_executed_cell_in_two_clicks(browser: Any) -> None:
     claims = yaml.safe_load((REPOSITORY / "results" / "claims.yaml").read_text(encoding="utf-8"))
     for row, claim in enumerate(claims):
-        page = visit(browser, "notebooks/08_ledger", DESK, "light").page
+        page = visit(browser, "notebooks/ledger", DESK, "light").page
         link = page.locator("article table").first.locator("tbody tr").nth(row).locator("a")
         link.click()
         page.wait_for_url(f"**/notebooks/{claim['chapter']}.html#{claim['anchor']}")
@@ -124,7 +124,7 @@ def test_from_a_row_of_the_ledger_to_the_executed_cell_in_two_clicks(browser: An
 
 
 def test_the_ledger_links_to_the_records_of_every_verdict(browser: Any) -> None:
-    page = visit(browser, "notebooks/08_ledger", DESK, "light").page
+    page = visit(browser, "notebooks/ledger", DESK, "light").page
     links = [link.get_attribute("href") for link in page.locator("article a", has_text="Records").all()]
     assert links
     for link in links:

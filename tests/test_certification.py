@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from robattr import certification, models, networks, reference, smoothing
-from robattr.certification import KIND, Certification
-from robattr.networks import Grid, Network, Record
+from robattr import models, smoothing
+from robattr.studies import certification, networks, reference
+from robattr.studies.certification import KIND, Certification
+from robattr.studies.networks import Grid, Network, Record
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Certification(

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import WriteChapter
 
-from robattr import chapters as book
+from robattr.pages import chapters as book
 
 SCHEMAS = """
     epsilons: {type: array, items: {type: number, exclusiveMinimum: 0, maximum: 255}, minItems: 1}

@@ -15,10 +15,11 @@ from conftest import REPOSITORY
 from pydantic import ValidationError
 from scipy import stats
 
-from robattr import claims, cli, records
-from robattr.claims import Claim, Comparison, Evidence, State, VerdictName
-from robattr.experiments import Interval, interval
-from robattr.records import Measurement
+from robattr import cli
+from robattr.studies import claims, records
+from robattr.studies.claims import Claim, Comparison, Evidence, State, VerdictName
+from robattr.studies.experiments import Interval, interval
+from robattr.studies.records import Measurement
 
 CONTEXT: dict[str, Any] = {
     "experiment": "alignment",

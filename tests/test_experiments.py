@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from robattr import data, experiments, metrics, models
+from robattr import data, metrics, models
 from robattr.attributions import gradient, heatmap
-from robattr.experiments import Fragility, interval, load_records, run_fragility, save_records
+from robattr.studies import experiments
+from robattr.studies.experiments import Fragility, interval, load_records, run_fragility, save_records
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,8 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import special
 
-from robattr import attributions, certification, networks, smoothing
-from robattr.alignment import Evaluation, Record, Spread, Training
-from robattr.experiments import Fragility, FragilityResult, Interval, Row, interval
-from robattr.figures import (
+from robattr import attributions, smoothing
+from robattr.pages.figures import (
     CERTIFICATES,
     METHODS,
     Panel,
@@ -56,6 +54,9 @@ from robattr.figures import (
     two_balls,
 )
 from robattr.smoothing import Gaussian
+from robattr.studies import certification, networks
+from robattr.studies.alignment import Evaluation, Record, Spread, Training
+from robattr.studies.experiments import Fragility, FragilityResult, Interval, Row, interval
 from robattr.training import Epoch
 
 Array = NDArray[np.float64]

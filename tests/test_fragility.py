@@ -13,10 +13,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from robattr import attacks, data, fragility, metrics, models, networks, reference
-from robattr.alignment import Training
+from robattr import attacks, data, metrics, models
 from robattr.attributions import gradient, heatmap
-from robattr.fragility import ATTACKS, Fragility
+from robattr.studies import fragility, networks, reference
+from robattr.studies.alignment import Training
+from robattr.studies.fragility import ATTACKS, Fragility
 
 SMALL = Fragility(
     dataset="digits",

@@ -11,9 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from robattr import alignment, data, importance, influence, networks, reference
-from robattr.alignment import Training
-from robattr.importance import ATTACKS, Importance
+from robattr import data, influence
+from robattr.studies import alignment, importance, networks, reference
+from robattr.studies.alignment import Training
+from robattr.studies.importance import ATTACKS, Importance
 
 TRAINING = Training.model_validate(
     {

@@ -12,8 +12,9 @@ import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY
 
-from robattr import chapters, cli
-from robattr.reference import load_grid
+from robattr import cli
+from robattr.pages import chapters
+from robattr.studies.reference import load_grid
 
 PAGES = [
     REPOSITORY / "README.md",

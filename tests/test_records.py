@@ -12,8 +12,8 @@ import pytest
 from conftest import REPOSITORY
 from pydantic import ValidationError
 
-from robattr import records
-from robattr.records import Measurement, RecordError
+from robattr.studies import records
+from robattr.studies.records import Measurement, RecordError
 
 CONTEXT: dict[str, Any] = {
     "run": "grid/one-0",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from robattr import networks, reference
+from robattr.studies import networks, reference
 
 REFERENCE = REPOSITORY / "results" / "reference"
 KINDS = {kind.name: kind for kind in reference.KINDS}

@@ -98,7 +98,7 @@ def test_only_what_changed_is_executed_again(workflow: Workflow) -> None:
     assert workflow.build("chapters") == ["02_two 5"]
 
     workflow.extend("robattr/cli.py", "# changed\n")
-    workflow.extend("robattr/chapters.py", "# changed\n")
+    workflow.extend("robattr/pages/chapters.py", "# changed\n")
     assert workflow.build("chapters") == []
     workflow.change("book/introduction.md", "Of two", "Of these two")
     assert workflow.build() == []

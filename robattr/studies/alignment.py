@@ -29,14 +29,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robattr import attacks, data, metrics, models, records, regularizers, training
-from robattr._environment import environment
-from robattr._runs import code_digest, file_digest, files_digest, locked, public_name, store
+from robattr import attacks, data, metrics, models, regularizers, training
+from robattr._files import file_digest, locked, store
 from robattr.attributions import METHODS, heatmap
 from robattr.data import ImageSet
 from robattr.models import Classifier
-from robattr.records import Measurement
 from robattr.regularizers import Objective
+from robattr.studies import records
+from robattr.studies.records import Measurement
+from robattr.studies.runs import code_digest, environment, files_digest, public_name
 from robattr.training import Compute, Epoch, Schedule
 
 __all__ = [
@@ -570,13 +571,14 @@ def load_grid(path: Path | str) -> Grid:
 def save_record(record: Record, path: Path | str) -> None:
     """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
 
-    The lines are :class:`robattr.records.Measurement`, rounded to five significant digits. The JSON comes last: where
+    The lines are :class:`robattr.studies.records.Measurement`, rounded to five significant digits. The JSON comes
+    last: where
     it is, the record is whole.
     """
     path = Path(path)
     records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
     content = {
-        "experiment": "alignment",
+        "experiment": "studies/alignment",
         "training": record.training.model_dump(mode="json"),
         "evaluation": record.evaluation.model_dump(mode="json"),
         "history": [asdict(epoch) for epoch in record.history],
@@ -613,7 +615,7 @@ def measurements(record: Record, run: str) -> list[Measurement]:
     dataset = measured["dataset"]
     context = {
         "run": run,
-        "experiment": "alignment",
+        "experiment": "studies/alignment",
         "seed": c.seed,
         "model": c.architecture,
         "objective": c.objective,
@@ -883,4 +885,4 @@ def run_record(
     return record
 
 
-_MEASURED = ("data", "models", "_second_order", "attributions", "metrics", "attacks", "alignment")
+_MEASURED = ("data", "models", "_second_order", "attributions", "metrics", "attacks", "studies/alignment")

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
 
-from robattr.experiments import Interval, interval
-from robattr.records import Measurement
+from robattr.studies.experiments import Interval, interval
+from robattr.studies.records import Measurement
 
 __all__ = [
     "Claim",

@@ -1,7 +1,7 @@
 """Networks from anywhere, measured in one way: grids of networks, and their records.
 
 A grid is a YAML file of networks that share one measurement; each becomes one record. What is measured is a
-:class:`Kind`: :mod:`robattr.certification` and :mod:`robattr.fragility` are two.
+:class:`Kind`: :mod:`robattr.studies.certification` and :mod:`robattr.studies.fragility` are two.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from robattr import alignment, models, records
-from robattr._environment import environment
-from robattr._runs import code_digest, state_digest
-from robattr.alignment import Training
+from robattr import models
 from robattr.models import Classifier
-from robattr.records import Measurement
+from robattr.studies import alignment, records
+from robattr.studies.alignment import Training
+from robattr.studies.records import Measurement
+from robattr.studies.runs import code_digest, environment, state_digest
 
 __all__ = [
     "Grid",
@@ -292,7 +292,7 @@ def run_record(
 def save_record(record: Record, path: Path | str) -> None:
     """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
 
-    The lines are :class:`robattr.records.Measurement`. The JSON comes last: where it is, the record is whole.
+    The lines are :class:`robattr.studies.records.Measurement`. The JSON comes last: where it is, the record is whole.
     """
     path = Path(path)
     records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))

@@ -26,10 +26,11 @@ from PIL import Image
 from scipy import special
 from torch import Tensor
 
-from robattr import certification, smoothing
-from robattr.alignment import Record, Spread
-from robattr.experiments import FragilityResult, Interval, interval
-from robattr.networks import Record as NetworkRecord
+from robattr import smoothing
+from robattr.studies import certification
+from robattr.studies.alignment import Record, Spread
+from robattr.studies.experiments import FragilityResult, Interval, interval
+from robattr.studies.networks import Record as NetworkRecord
 
 __all__ = [
     "CERTIFICATES",

@@ -13,11 +13,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from robattr import influence, models, networks
-from robattr._runs import public_name
-from robattr.alignment import Training
+from robattr import influence, models
 from robattr.models import Classifier
-from robattr.networks import Measured, Record
+from robattr.studies import networks
+from robattr.studies.alignment import Training
+from robattr.studies.networks import Measured, Record
+from robattr.studies.runs import public_name
 
 __all__ = ["ATTACKS", "KIND", "Importance", "load_grid", "load_records", "measure"]
 
@@ -145,16 +146,16 @@ KIND = networks.Kind(
     measure,
     _describe,
     digits=5,
-    code=("data", "models", "_second_order", "metrics", "attacks", "influence", "importance"),
+    code=("data", "models", "_second_order", "metrics", "attacks", "influence", "studies/importance"),
 )
-"""What :mod:`robattr.networks` needs to know."""
+"""What :mod:`robattr.studies.networks` needs to know."""
 
 
 def load_grid(path: Path | str) -> networks.Grid:
-    """Read and check a grid of this kind; see :func:`robattr.networks.load_grid`."""
+    """Read and check a grid of this kind; see :func:`robattr.studies.networks.load_grid`."""
     return networks.load_grid(path, KIND)
 
 
 def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name; see :func:`robattr.networks.load_records`."""
+    """Every record of a folder, by name; see :func:`robattr.studies.networks.load_records`."""
     return networks.load_records(folder, KIND)

@@ -2,7 +2,8 @@
 
 Explanations of one network are attacked with several methods, attacks and epsilons. Beside them stand the accuracy
 under attacks on the prediction (by foolbox), how the two criteria of Joo et al. 2023 react to a rescaling of the
-logits, and the cost of a training step. Compare :mod:`robattr.experiments`, which runs one attack at a time for a
+logits, and the cost of a training step. Compare
+:mod:`robattr.studies.experiments`, which runs one attack at a time for a
 chapter.
 """
 
@@ -20,13 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr import alignment, attacks, metrics, models, networks, regularizers
-from robattr._runs import free, public_name, write_text
-from robattr.alignment import Training
+from robattr import attacks, metrics, models, regularizers
+from robattr._files import free, write_text
 from robattr.attributions import METHODS, Attribution, gradient, heatmap
-from robattr.experiments import AttackName, Region, attack_objective, bound_method, check_region, region_mask
 from robattr.models import Classifier
-from robattr.networks import Measured, Record
+from robattr.studies import alignment, networks
+from robattr.studies.alignment import Training
+from robattr.studies.experiments import AttackName, Region, attack_objective, bound_method, check_region, region_mask
+from robattr.studies.networks import Measured, Record
+from robattr.studies.runs import public_name
 
 __all__ = ["ATTACKS", "KIND", "Fragility", "load_grid", "load_records", "measure"]
 
@@ -109,7 +112,7 @@ def measure(
       under the strongest of two;
     - ``plain/l2_distance``, ``plain/cosine``, ``rescaled/...``: of the gradients at the image and at the image with
       uniform noise of the largest epsilon, before and after the logits are doubled;
-    - ``cost/step``, an entry a round: see :func:`robattr.alignment.step_cost`.
+    - ``cost/step``, an entry a round: see :func:`robattr.studies.alignment.step_cost`.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -346,17 +349,17 @@ KIND = networks.Kind(
     _describe,
     digits=5,
     code=(
-        "data", "models", "_second_order", "attributions", "metrics", "attacks", "regularizers", "fragility",
+        "data", "models", "_second_order", "attributions", "metrics", "attacks", "regularizers", "studies/fragility",
     ),
 )  # fmt: skip
-"""What :mod:`robattr.networks` needs to know."""
+"""What :mod:`robattr.studies.networks` needs to know."""
 
 
 def load_grid(path: Path | str) -> networks.Grid:
-    """Read and check a grid of attacks; see :func:`robattr.networks.load_grid`."""
+    """Read and check a grid of attacks; see :func:`robattr.studies.networks.load_grid`."""
     return networks.load_grid(path, KIND)
 
 
 def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name; see :func:`robattr.networks.load_records`."""
+    """Every record of a folder, by name; see :func:`robattr.studies.networks.load_records`."""
     return networks.load_records(folder, KIND)

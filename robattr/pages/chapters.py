@@ -26,7 +26,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from robattr._environment import environment
+from robattr.studies.runs import environment
 
 Schema = Mapping[str, Any]
 
@@ -243,7 +243,7 @@ def find_root(start: Path | None = None) -> Path:
         ChapterError: there is none, nor is the package run from a checkout.
     """
     here = (start or Path.cwd()).resolve()
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     for folder in (here, *here.parents, checkout):
         if (folder / "notebooks").is_dir():
             return folder

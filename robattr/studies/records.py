@@ -1,7 +1,7 @@
 """Measured numbers in one format: JSON lines, one object a number, checked against a published JSON Schema.
 
 A line says what was measured, on how many images, and all that the number depends on, so that it can be read alone: by
-pandas, by ``jq``, or by :mod:`robattr.claims`. The schema is ``results/measurement.schema.json``.
+pandas, by ``jq``, or by :mod:`robattr.studies.claims`. The schema is ``results/measurement.schema.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from robattr._runs import write_text
+from robattr._files import write_text
 
 __all__ = [
     "Conflict",

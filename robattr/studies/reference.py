@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from robattr import alignment, certification, fragility, importance, networks
+from robattr.studies import alignment, certification, fragility, importance, networks
 from robattr.training import Compute
 
 __all__ = ["KINDS", "load_grid", "run"]

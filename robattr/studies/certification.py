@@ -21,13 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from robattr import attacks, metrics, models, networks, smoothing
-from robattr._runs import public_name
-from robattr.alignment import Training
+from robattr import attacks, metrics, models, smoothing
 from robattr.attributions import gradient, heatmap
 from robattr.models import Classifier
-from robattr.networks import Measured, Record
 from robattr.smoothing import Ball, Gaussian, Noise
+from robattr.studies import networks
+from robattr.studies.alignment import Training
+from robattr.studies.networks import Measured, Record
+from robattr.studies.runs import public_name
 
 __all__ = [
     "ADVERSARIES",
@@ -388,17 +389,17 @@ KIND = networks.Kind(
         "attacks",
         "_certificates",
         "smoothing",
-        "certification",
+        "studies/certification",
     ),
 )
-"""What :mod:`robattr.networks` needs to know."""
+"""What :mod:`robattr.studies.networks` needs to know."""
 
 
 def load_grid(path: Path | str) -> networks.Grid:
-    """Read and check a grid of certifications; see :func:`robattr.networks.load_grid`."""
+    """Read and check a grid of certifications; see :func:`robattr.studies.networks.load_grid`."""
     return networks.load_grid(path, KIND)
 
 
 def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name; see :func:`robattr.networks.load_records`."""
+    """Every record of a folder, by name; see :func:`robattr.studies.networks.load_records`."""
     return networks.load_records(folder, KIND)

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import attacks, metrics, models
-from robattr._environment import environment
-from robattr._runs import code_digest, files_digest, locked, public_name, store, write_text
+from robattr._files import locked, store, write_text
 from robattr.attributions import METHODS, Attribution, heatmap, integrated_gradients, smoothgrad
 from robattr.data import ImageSet
+from robattr.studies.runs import code_digest, environment, files_digest, public_name
 
 __all__ = [
     "Fragility",
@@ -420,7 +420,7 @@ def _public(config: Fragility) -> Fragility:
 # --------------------------------------------------------------------------------------------------------------------
 # Keeping results
 
-_CODE = ("data", "models", "_second_order", "attributions", "metrics", "attacks", "experiments")
+_CODE = ("data", "models", "_second_order", "attributions", "metrics", "attacks", "studies/experiments")
 
 
 def _store(folder: Path, result: FragilityResult) -> None:

@@ -1,0 +1,1 @@
+"""Pages: what the book shows of the studies, its chapters and its figures."""
