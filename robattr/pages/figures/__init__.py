@@ -1,0 +1,82 @@
+"""Figures of the book. Each function takes results and returns a matplotlib figure; words come from the caller.
+
+A module for each thing shown: maps, tables, attacks, training, certificates; widgets are the figures that a reader
+moves, style is what all share. Curves have units on both axes.
+"""
+
+from robattr.pages.figures.attacks import (
+    QUANTITIES,
+    AttackCurves,
+    Curve,
+    Published,
+    curves_of,
+    feature_bars,
+    fragility_curves,
+    fragility_table,
+    interval_curves,
+    interval_text,
+    population,
+)
+from robattr.pages.figures.certificates import (
+    CERTIFICATES,
+    bound_text,
+    certificate_curves,
+    certificate_text,
+    certified_and_attacked,
+    sample_bounds,
+    two_balls,
+)
+from robattr.pages.figures.maps import Panel, map_grid, pictures
+from robattr.pages.figures.style import COLORS, METHODS
+from robattr.pages.figures.tables import agreement, cross_table, rank_table
+from robattr.pages.figures.training import (
+    bound_scatter,
+    distributions,
+    histories,
+    network_scatter,
+    objective_dots,
+    objective_table,
+    rescaling,
+    spread_text,
+)
+from robattr.pages.figures.widgets import certificate_explorer, certificate_tables, slider
+
+__all__ = [
+    "CERTIFICATES",
+    "COLORS",
+    "METHODS",
+    "QUANTITIES",
+    "AttackCurves",
+    "Curve",
+    "Panel",
+    "Published",
+    "agreement",
+    "bound_scatter",
+    "bound_text",
+    "certificate_curves",
+    "certificate_explorer",
+    "certificate_tables",
+    "certificate_text",
+    "certified_and_attacked",
+    "cross_table",
+    "curves_of",
+    "distributions",
+    "feature_bars",
+    "fragility_curves",
+    "fragility_table",
+    "histories",
+    "interval_curves",
+    "interval_text",
+    "map_grid",
+    "network_scatter",
+    "objective_dots",
+    "objective_table",
+    "pictures",
+    "population",
+    "rank_table",
+    "rescaling",
+    "sample_bounds",
+    "slider",
+    "spread_text",
+    "two_balls",
+]

@@ -1,0 +1,237 @@
+"""Figures of certificates: what they promise, and how near attacks and sampling come to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Arc, Circle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from scipy import special
+
+from robattr import smoothing
+from robattr.pages.figures.style import COLORS, MARKERS, Numbers, closed, tidy
+from robattr.studies import certification
+from robattr.studies.networks import Record as NetworkRecord
+
+CERTIFICATES = {
+    "ball": "uniform noise, ball",
+    "tight": "uniform noise, tight",
+    "gaussian": "Gaussian noise of the same variance, tight",
+}
+# Certificates are drawn as curves of a formula, without markers; they differ in their dashes as well.
+_DASHES = {"ball": (0, (1, 1.5)), "tight": "-", "gaussian": (0, (5, 1.5))}
+
+
+def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
+    """Two discs of radius 1 and the vectors of the worst field between them: why an overlap bounds an angle.
+
+    Left: what the discs share and what each has alone. Right: the means of the worst field, in the plane; the dotted
+    circles are where v, given h, and where h', given v, may lie, the dashed arc is the longest v.
+
+    Args:
+        mean_norm: H, as a share of the bound M.
+        epsilon: how far the discs are apart, in radii; something has to be certified there.
+        title: the finding.
+    """
+    field = smoothing.worst_field(mean_norm, 2, 1.0, epsilon)
+    p = float(smoothing.overlap(2, 1.0, epsilon))
+    middle, here, there = ((at, 0.0) for at in (epsilon / 2, epsilon / 2 - 1, epsilon / 2 + 1))  # one in each region
+    c, a, b = field(torch.tensor([middle, here, there], dtype=torch.float64)).numpy()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9), layout="compressed")
+    _discs(left, epsilon, f"both\n{1 - p:.2f} of a disc\nmean c")
+    left.annotate("x alone\nmean a", here, (-1.35, 1.0), ha="center", fontsize=9, arrowprops=_LEADER)
+    left.annotate("x + δ alone\nmean b", there, (epsilon + 1.35, 1.0), ha="center", fontsize=9, arrowprops=_LEADER)
+
+    v = (1 - p) * c
+    h, moved = v + p * a, v + p * b
+    first, second = COLORS["hessian"], COLORS["gaussian"]
+    right.add_patch(Circle(tuple(h), p, fill=False, edgecolor=first, ls=":", lw=1.3))
+    right.add_patch(Circle(tuple(v), p, fill=False, edgecolor=second, ls=":", lw=1.3))
+    longest, angle = 2 * (1 - p), float(np.degrees(np.arccos(field.cosine)))
+    right.add_patch(Arc((0, 0), longest, longest, theta1=-15, theta2=75, color=COLORS["tight"], ls="--", lw=1.2))
+    zero = np.zeros(2)
+    _arrow(right, zero, h, "h", "black", (8, -3))
+    _arrow(right, v, h, "p a", first, (7, 3), middle=True)
+    _arrow(right, v, moved, "p b", second, (-6, -10), middle=True)
+    _arrow(right, zero, v, "v = (1 - p) c", COLORS["tight"], (12, 12))
+    _arrow(right, zero, moved, "h' = v + p b", "black", (-8, 6))
+    right.add_patch(Arc((0, 0), 0.36, 0.36, theta1=0, theta2=angle, color="black", lw=1))
+    at = np.radians(0.72 * angle)
+    right.text(0.21 * np.cos(at), 0.21 * np.sin(at), f"{angle:.0f}°", va="center", fontsize=9)
+    right.set_xlim(-0.1, 1.35)
+    right.set_ylim(-p - 0.05, v[1] + p + 0.1)
+    for ax, along, across in (
+        (left, "along δ (radii)", "across δ (radii)"),
+        (right, "component along h (units of M)", "component across h (units of M)"),
+    ):
+        ax.set_xlabel(along)
+        ax.set_ylabel(across)
+        ax.set_aspect("equal")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return closed(figure)
+
+
+_LEADER = {"arrowstyle": "-", "lw": 0.8}
+
+
+def _discs(ax: Axes, epsilon: float, shared: str) -> None:
+    """Two discs of radius 1 around x and x + delta, with what they share in a color of its own."""
+    for at, color in ((0.0, COLORS["hessian"]), (epsilon, COLORS["gaussian"])):
+        ax.add_patch(Circle((at, 0), 1, facecolor=color, edgecolor="none", alpha=0.55))
+    both = Circle((0, 0), 1, facecolor="#D6E6F2", edgecolor="none")
+    ax.add_patch(both)
+    both.set_clip_path(Circle((epsilon, 0), 1, transform=ax.transData))
+    for at, name in ((0.0, "x"), (epsilon, "x + δ")):
+        ax.add_patch(Circle((at, 0), 1, fill=False, edgecolor="black", lw=1))
+        ax.plot(at, 0, "o", color="black", markersize=4)
+        ax.text(at, -0.15, name, ha="center", va="center")
+    _arrow(ax, np.zeros(2), np.array([epsilon, 0.0]), "", "black", (0, 0))
+    ax.text(epsilon / 2, 0.48, shared, ha="center", va="center", fontsize=9)
+    ax.set_xlim(-1.75, epsilon + 1.75)
+    ax.set_ylim(-1.1, 1.4)
+
+
+def _arrow(
+    ax: Axes, start: Numbers, end: Numbers, name: str, color: str, offset: tuple[int, int], *, middle: bool = False
+) -> None:
+    """An arrow with its name at the end, or beside its middle."""
+    style = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 13}
+    ax.annotate("", tuple(end), tuple(start), arrowprops=style)
+    at = (start + end) / 2 if middle else end
+    side: Literal["left", "right"] = "right" if offset[0] < 0 else "left"
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    ax.annotate(name, tuple(at), offset, textcoords="offset points", fontsize=9, ha=side, bbox=ground)
+
+
+def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: str, points: int = 60) -> Figure:
+    """Certified cosine against epsilon / r, a panel a mean length, a line a certificate; and p, the share not shared.
+
+    Args:
+        dimension: number of values of an image.
+        mean_norms: H / M, a panel each.
+        title: the finding.
+        points: of each curve.
+    """
+    law = smoothing.Gaussian.matching(1.0, dimension)
+    lengths = np.asarray(mean_norms, dtype=np.float64)
+    # Where the certificates end: p = H / 2, and 2 Phi(epsilon / sigma) - 1 = H.
+    uniform = 2 * np.sqrt(special.betaincinv(0.5, (dimension + 1) / 2, lengths / 2))
+    ends = {"ball": uniform, "tight": uniform, "gaussian": law.sigma * special.ndtri((1 + lengths) / 2)}
+    epsilon = np.linspace(0, 1.05 * ends["gaussian"].max(), points)
+    p = smoothing.overlap(dimension, 1.0, epsilon)
+    h = lengths[:, None]
+    found = {
+        "ball": smoothing.certified_cosine(h, p, method="ball"),
+        "tight": smoothing.certified_cosine(h, p),
+        "gaussian": law.certified_cosine(h, dimension, epsilon),
+    }
+    n = len(lengths)
+    figure, axes = plt.subplots(
+        1, n, figsize=(3.1 * n, 3.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for i, ax in enumerate(axes[0]):
+        for name, values in found.items():
+            fine = values[i] > -1
+            x, y = np.append(epsilon[fine], ends[name][i]), np.append(values[i][fine], 0)
+            ax.plot(x, y, color=COLORS[name], ls=_DASHES[name], lw=2, label=CERTIFICATES[name])
+        ax.plot(epsilon, p, color="#888888", lw=1, label="p, share of a ball outside of the other")
+        ax.set_title(f"H = {lengths[i]:g} M", fontsize=10)
+        ax.set_xlabel("epsilon / r")
+        ax.set_ylim(0, 1.02)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        tidy(ax)
+    axes[0][0].set_ylabel("certified cosine; p (no unit)")
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return closed(figure)
+
+
+def certified_and_attacked(records: Mapping[str, NetworkRecord], *, title: str) -> Figure:
+    """What is certified and what attacks reach, over epsilon: a panel a law of the noise, a color a network.
+
+    Args:
+        records: training objective -> record of a certification with attacks, all at the same radius and epsilons.
+        title: the finding.
+    """
+    config = next(iter(records.values())).config
+    radius, tried = config.attack_radius, np.array(config.epsilons)
+    grid = np.geomspace(tried.min() / 2, tried.max(), 60)
+    n = len(config.laws)
+    figure, axes = plt.subplots(1, n, figsize=(4.4 * n, 4.2), sharey=True, squeeze=False, layout="constrained")
+    for ax, law in zip(axes[0], config.laws, strict=True):
+        for name, record in records.items():
+            color = COLORS[name]
+            bound = np.median(certification.certified(record, law, radius, grid), axis=0)
+            bound[bound <= -1] = np.nan
+            ax.plot(grid, bound, color=color, lw=1.8, label=f"{name}: certified")
+            lowest = np.array(
+                [
+                    np.min(
+                        [record.values[f"attacked/{law}/{radius:g}/{e:g}/{a}"] for a in certification.ADVERSARIES],
+                        axis=0,
+                    )
+                    for e in tried
+                ]
+            )
+            low, middle, high = np.percentile(lowest, [25, 50, 75], axis=1)
+            ax.fill_between(tried, low, high, color=color, alpha=0.15, lw=0)
+            ax.plot(tried, middle, color=color, lw=1.2, ls="--", marker=MARKERS[name], ms=5, label=f"{name}: attacked")
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel(f"epsilon (l2), {'Gaussian' if law == 'gaussian' else law} noise")
+        ax.set_ylim(-0.02, 1.02)
+        tidy(ax)
+    axes[0][0].set_ylabel("cosine of the smoothed gradients")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(records), fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return closed(figure)
+
+
+def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """How far lower confidence bounds on a length lie below its estimate, against the number of samples.
+
+    Args:
+        samples: how many, > 0.
+        gaps: bound -> estimate less bound, > 0, at each number of samples.
+        title: the finding, with the image, the noise and the probability of failure.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+    for name, values in gaps.items():
+        ax.plot(samples, values, color=COLORS[name], marker=MARKERS[name], label=name)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("samples")
+    ax.set_ylabel("estimate less lower bound (units of M)")
+    tidy(ax)
+    ax.legend(frameon=False, fontsize=9)
+    ax.set_title(title, fontsize=11)
+    return closed(figure)
+
+
+def bound_text(value: float, digits: int = 3) -> str:
+    """What is certified, rounded down, as a lower bound has to be; "none" for -1."""
+    return "none" if value <= -1 else f"{np.floor(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def certificate_text(mean_norm: float, dimension: int, radius: float, epsilon: float) -> str:
+    """The certificates of one setting in words, as the explorer reads them out."""
+    p = float(smoothing.overlap(dimension, radius, epsilon))
+    law = smoothing.Gaussian.matching(radius, dimension)
+    found = {
+        "ball": smoothing.certified_cosine(mean_norm, p, method="ball"),
+        "tight": smoothing.certified_cosine(mean_norm, p),
+        "gaussian": law.certified_cosine(mean_norm, dimension, epsilon),
+    }
+    values = "; ".join(f"{CERTIFICATES[name]}: {bound_text(float(value), 2)}" for name, value in found.items())
+    return f"Of each ball p = {p:.2f} lies outside of the other. Certified cosine: {values}."

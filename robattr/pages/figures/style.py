@@ -1,0 +1,79 @@
+"""The look that figures share: a color and a marker for each name, and how methods are written.
+
+Colors are those of Okabe and Ito, which readers with any common color vision tell apart; lines differ in their marker
+as well.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+COLORS = {
+    "top-k": "#D55E00",
+    "mass-center": "#0072B2",
+    "random-sign": "#555555",
+    "targeted": "#009E73",
+    "one-step": "#D55E00",
+    "iterated": "#0072B2",
+    "cross-entropy": "#555555",
+    "hessian": "#E69F00",
+    "l2": "#56B4E9",
+    "cosine": "#CC79A7",
+    "l2+cosine": "#0072B2",
+    "attribution-adversary": "#009E73",
+    "adversarial-training": "#D55E00",
+    "ball": "#009E73",
+    "tight": "#0072B2",
+    "gaussian": "#D55E00",
+    "dimension-free": "#555555",
+    "Hoeffding": "#E69F00",
+    "betting": "#0072B2",
+}
+MARKERS = {
+    "top-k": "o",
+    "mass-center": "s",
+    "random-sign": "^",
+    "targeted": "D",
+    "one-step": "o",
+    "iterated": "s",
+    "cross-entropy": "o",
+    "hessian": "s",
+    "l2": "v",
+    "cosine": "^",
+    "l2+cosine": "D",
+    "attribution-adversary": "P",
+    "adversarial-training": "X",
+    "dimension-free": "o",
+    "Hoeffding": "s",
+    "betting": "D",
+}
+METHODS = {
+    "gradient": "gradient",
+    "input_x_gradient": "gradient × input",
+    "integrated_gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    "deeplift": "DeepLIFT",
+    "lrp": "LRP",
+    "deep_taylor": "deep Taylor",
+    "guided_backpropagation": "guided backpropagation",
+}
+"""Attribution methods, as they are written in figures and tables."""
+MAP = "inferno"  # perceptually uniform, and readable without color
+Numbers = NDArray[np.float64]
+
+
+def tidy(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
+    ax.grid(alpha=0.25, axis=axis)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def closed(figure: Figure) -> Figure:
+    """Out of pyplot's hands, so that a notebook shows a figure once and a loop holds none in memory."""
+    plt.close(figure)
+    return figure

@@ -1,0 +1,195 @@
+"""Figures that a reader moves: HTML that a page draws with its own copy of plotly.js, so without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from scipy import special
+from torch import Tensor
+
+from robattr import smoothing
+from robattr.pages.figures.certificates import CERTIFICATES, certificate_text
+from robattr.pages.figures.maps import ceiling
+from robattr.pages.figures.style import COLORS, MAP
+
+
+def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: str) -> str:
+    """HTML of an interactive figure: a slider moves through pairs of a photograph and its map.
+
+    The page's own copy of plotly.js draws it, so it works without a network.
+
+    Args:
+        frames: (position of the slider, image [C, H, W], map [H, W]).
+        title: the finding.
+        label: what a reader who cannot see the figure is told.
+    """
+    top = max(ceiling(heat.detach().cpu()) for _, _, heat in frames)
+    sources = []
+    for _, image, heat in frames:
+        photograph = (image.detach().cpu().permute(1, 2, 0).squeeze(-1) * 255).round().to(torch.uint8).numpy()
+        colors = plt.get_cmap(MAP)(np.clip(heat.detach().cpu().numpy() / top, 0, 1), bytes=True)[..., :3]
+        sources.append((_encoded(photograph, "PNG"), _encoded(colors, "JPEG")))
+
+    def placed(pair: tuple[str, str]) -> list[dict[str, Any]]:
+        common = {"xref": "paper", "yref": "paper", "y": 1, "sizex": 0.49, "sizey": 1, "layer": "below"}
+        return [{**common, "source": source, "x": x} for source, x in zip(pair, (0.0, 0.51), strict=True)]
+
+    steps = [
+        {"label": name, "method": "relayout", "args": [{"images": placed(pair)}]}
+        for (name, _, _), pair in zip(frames, sources, strict=True)
+    ]
+    layout = {
+        "title": {"text": title, "font": {"size": 14}},
+        "images": placed(sources[0]),
+        "xaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
+        "yaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
+        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
+        "height": 430,
+        "sliders": [{"active": 0, "steps": steps, "pad": {"t": 10}, "currentvalue": {"prefix": "epsilon in 1/255: "}}],
+    }
+    # Plotly draws axes, and with them the images, only when there is a trace.
+    trace = {"type": "scatter", "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"}
+    figure = _embedded({"data": [trace], "layout": layout})
+    return f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">{figure}</div>'
+
+
+# The tables of the explorer: their grids, and where they end. At a shift of 3.3 nothing is certified up to H = 0.999.
+_SHIFT_STEP, _SHIFTS = 0.01, 331
+_ROW_STEP, _ROWS, _COLUMNS = 0.15, 23, 41
+_LONGEST = 0.999
+
+
+def certificate_tables(dimensions: Sequence[int]) -> dict[str, Any]:
+    """What a page needs to compute certificates without Python, as ``book/_static/certificate-explorer.js`` does.
+
+    With z = epsilon / sigma for the Gaussian of the ball's variance, z = epsilon sqrt(d + 2) / r:
+
+    - ``displaced``: for each dimension p / z on a grid of z. Uniform certificates are formulas in H and p.
+    - ``odds``: ``log(O(z) / z^2)`` with ``O = H0^2 / (1 - H0^2)`` and ``H0 = 2 Phi(z) - 1``, where the Gaussian
+      certificate ends. Hence ``t = O(z) (1 - H^2) / H^2`` is 0 at H = 1 and 1 where nothing is certified any more.
+    - ``gaussian``: ``cos^2 / (1 - t)`` on a grid of z and sqrt(t). It varies little and does not vanish, so linear
+      interpolation neither invents a certificate beyond t = 1 nor blurs its steep end.
+    """
+    shift = np.maximum(_SHIFT_STEP * np.arange(_SHIFTS), 1e-6)
+    displaced = {str(d): np.round(smoothing.overlap(d, np.sqrt(d + 2), shift) / shift, 7).tolist() for d in dimensions}
+    rows = np.maximum(_ROW_STEP * np.arange(_ROWS), 0.05)
+    t = np.linspace(0, 1, _COLUMNS) ** 2
+    # At the very end rounding decides whether there is a certificate: just before it.
+    inner = np.clip(t, 1e-9, 1 - 2e-3)
+    table = []
+    for z in rows:
+        lengths = 1 / np.sqrt(1 + inner / _odds(z))
+        cosine = smoothing.certified_cosine_gaussian(lengths, z)
+        table.append(np.round(np.maximum(cosine, 0) ** 2 / (1 - inner), 4).tolist())
+    return {
+        "step": _SHIFT_STEP,
+        "displaced": displaced,
+        "odds": np.round(np.log(_odds(shift) / shift**2), 7).tolist(),
+        "rowStep": _ROW_STEP,
+        "gaussian": table,
+    }
+
+
+def _odds(z: Any) -> Any:
+    least = special.erf(z / np.sqrt(2))
+    return least**2 / ((1 + least) * special.erfc(z / np.sqrt(2)))
+
+
+def certificate_explorer(
+    *,
+    title: str,
+    label: str,
+    mean_norm: float = 0.97,
+    dimension: int = 3072,
+    radius: float = 1.0,
+    epsilon: float = 0.01,
+    dimensions: Sequence[int] = (2, 64, 784, 3072, 150_528),
+) -> str:
+    """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d and H.
+
+    The page's own copy of plotly.js draws it from tables inside, so it works without a network. The values at the
+    chosen epsilon are text that screen readers announce.
+
+    Args:
+        title: the finding.
+        label: what a reader who cannot see the curves is told.
+        mean_norm: H / M to begin with, 0.05 to 0.999.
+        dimension: one of the dimensions, to begin with.
+        radius: of the ball to begin with, 0.1 to 10, in units of a [0, 1] image.
+        epsilon: to begin with, 0.0001 to 3, in the same units.
+        dimensions: that can be chosen.
+    """
+    if dimension not in dimensions:
+        raise ValueError(f"dimension is {dimension}; accepted are {', '.join(map(str, dimensions))}")
+    place = list(dimensions).index(dimension)
+    sliders = [
+        # name, label, lowest, highest, step, value, how the script reads it
+        ("mean_norm", "mean resultant length H", 0.05, _LONGEST, 0.001, mean_norm, "linear"),
+        ("epsilon", "ε, l2 length of the change", -4, 0.5, 0.02, np.log10(epsilon), "log"),
+        ("radius", "r, radius of the ball", -1, 1, 0.05, np.log10(radius), "log"),
+        ("dimension", "d, values of an image", 0, len(dimensions) - 1, 1, place, "choice"),
+    ]
+    controls = "".join(
+        f'<label class="explorer-control"><span>{text} = <output>{shown}</output></span>'
+        f'<input type="range" data-name="{name}" data-scale="{scale}" min="{low:g}" max="{high:g}" step="{step:g}" '
+        f'value="{value:g}"></label>'
+        for (name, text, low, high, step, value, scale), shown in zip(
+            sliders, (f"{mean_norm:.3f}", f"{epsilon:.2g}", f"{radius:.2g}", f"{dimension:,}"), strict=True
+        )
+    )
+    ticks = [10.0**k for k in range(-4, 1)]
+    layout = {
+        "title": {"text": title, "font": {"size": 14}},
+        "xaxis": {
+            "title": {"text": "ε (l2, in units of a [0, 1] image)"}, "type": "log", "range": [-4, 0.5],
+            "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], "fixedrange": True,
+        },
+        "yaxis": {"title": {"text": "certified cosine"}, "range": [0, 1.02], "fixedrange": True},
+        "margin": {"l": 55, "r": 10, "t": 60, "b": 50},
+        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        "height": 430,
+        "dragmode": False,
+    }  # fmt: skip
+    dashes = {"ball": "dot", "tight": "solid", "gaussian": "dash"}
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": [None], "y": [None],
+            "line": {"color": COLORS[kind], "dash": dashes[kind], "width": 2.5},
+            "hovertemplate": "ε = %{x:.3g}: %{y:.2f}",
+        }
+        for kind, name in CERTIFICATES.items()
+    ]  # fmt: skip
+    tables = {**certificate_tables(dimensions), "dimensions": list(dimensions), "names": CERTIFICATES}
+    return (
+        f'<div class="certificate-explorer"><div class="explorer-controls">{controls}</div>'
+        f'<p class="explorer-values" role="status" aria-live="polite">'
+        f"{certificate_text(mean_norm, dimension, radius, epsilon)}</p>"
+        f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
+        f"{_embedded({'data': data, 'layout': layout})}</div>"
+        f"{_embedded(tables, compact=True)}</div>"
+    )
+
+
+def _embedded(content: Any, *, compact: bool = False) -> str:
+    """JSON inside of HTML, as a script that is not run."""
+    body = json.dumps(content, separators=(",", ":") if compact else None).replace("</", "<\\/")
+    return f'<script type="application/json">{body}</script>'
+
+
+def _encoded(pixels: np.ndarray[Any, Any], kind: Literal["PNG", "JPEG"]) -> str:
+    """A data URL; lossless for photographs, whose perturbation a JPEG would smooth away."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
