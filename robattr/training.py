@@ -12,9 +12,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,7 +30,20 @@ from robattr.attributions import gradient
 from robattr.data import ImageSet
 from robattr.regularizers import Losses, Objective, uniform
 
-__all__ = ["Compute", "Epoch", "Schedule", "TrainingError", "TrainingResult", "crop_and_flip", "step_of", "train"]
+__all__ = [
+    "Compute",
+    "Epoch",
+    "Job",
+    "Schedule",
+    "TrainingError",
+    "TrainingResult",
+    "crop_and_flip",
+    "step_of",
+    "train",
+    "train_together",
+]
+
+T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -44,7 +59,9 @@ class Schedule(BaseModel):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(4e-5, ge=0)
     epochs: int = Field(300, ge=1)
+    policy: Literal["milestones", "one-cycle"] = Field("milestones", description="how the rate goes")
     milestones: tuple[int, ...] = Field((100, 150), description="epochs after which the rate is multiplied by 0.1")
+    warmup: float = Field(0.25, gt=0, lt=1, description="one-cycle: the share of all steps in which the rate rises")
     batch_size: int = Field(128, ge=1)
     clip: float | None = Field(0.5, gt=0, description="largest norm of the gradient")
     augment: bool = Field(True, description="random crop (4 pixels of padding) and horizontal flip")
@@ -56,8 +73,20 @@ class Schedule(BaseModel):
         return self
 
     def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+        """The learning rate of an epoch, counted from 0, by the milestones."""
         return self.learning_rate * 0.1 ** sum(epoch >= m for m in self.milestones)
+
+    def rates(self, epoch: int, steps: int) -> list[float]:
+        """The learning rate of each of the ``steps`` of an epoch, counted from 0.
+
+        In one cycle it rises in a line from near 0 to ``learning_rate`` and falls in a line to near 0, over all steps.
+        """
+        if self.policy == "milestones":
+            return [self.rate(epoch)] * steps
+        total = self.epochs * steps
+        top = self.warmup * total
+        every = (epoch * steps + place + 0.5 for place in range(steps))
+        return [self.learning_rate * min(at / top, (total - at) / (total - top)) for at in every]
 
 
 @dataclass(frozen=True)
@@ -81,7 +110,7 @@ class Epoch:
 
     Attributes:
         epoch: counted from 1.
-        learning_rate: of its steps.
+        learning_rate: of its last step.
         total: the objective.
         cross_entropy: its first term.
         penalties: its other terms by name, before their weights.
@@ -158,35 +187,18 @@ def train(
         ValueError: schedule or folder do not fit the data or the processes; before the first step.
         TrainingError: a loss that is not finite; step, epoch and objective are named.
     """
-    from lightning_fabric import Fabric
-
-    compute = compute or Compute()
-    fabric = Fabric(
-        accelerator=compute.accelerator,
-        devices=compute.devices,
-        num_nodes=compute.num_nodes,
-        strategy=compute.strategy,
-        precision=compute.precision,
-    )
-    fabric.launch()
+    fabric = _fabric(compute or Compute())
     batch = min(schedule.batch_size, len(images))
     if batch % fabric.world_size:
         raise ValueError(f"batch_size is {batch}; accepted is a multiple of the {fabric.world_size} processes")
-    optimizer = _optimizer(objective, schedule)
-    # Convolutions and their three derivatives are faster with channels last, on CPU and GPU.
-    objective.to(memory_format=torch.channels_last)
-    wrapped, optimizer = fabric.setup(objective, optimizer)
-    keeper = _Keeper(None if folder is None else Path(folder), fabric, objective, optimizer, checkpoint_seconds)
-    state = keeper.resume(schedule, seed, len(images))
-
-    x, y = images.images.to(fabric.device), images.labels.to(fabric.device)
-    held = validation.to(fabric.device)
-    local = batch // fabric.world_size
-    mine = slice(fabric.global_rank * local, (fabric.global_rank + 1) * local)
-    steps = len(images) // batch
+    run = _Run(
+        Job(objective, images, validation, schedule, seed=seed, measure_every=measure_every), fabric, _Placed(fabric)
+    )
+    keeper = _Keeper(None if folder is None else Path(folder), fabric, objective, run.optimizer, checkpoint_seconds)
+    run.state = state = keeper.resume(schedule, seed, len(images))
     check = 1 if fabric.device.type == "cpu" else 20
     bar = tqdm(
-        total=steps * schedule.epochs,
+        total=run.steps * schedule.epochs,
         initial=state.step,
         desc=type(objective).__name__,
         unit="step",
@@ -194,62 +206,114 @@ def train(
     )
     began = time.monotonic()
     with bar:
-        for epoch in range(state.step // steps, schedule.epochs):
-            started = time.monotonic()
-            rate = schedule.rate(epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            order = torch.randperm(len(images), generator=_generator("cpu", seed, "order", epoch))
-            objective.train()
-            for place in range(state.step % steps, steps):
-                rows = order[place * batch : (place + 1) * batch][mine].to(fabric.device)
-                inputs = x[rows]
-                if schedule.augment:
-                    shifts = _Shifts.draw(batch, _generator("cpu", seed, "crop", state.step))
-                    inputs = shifts.select(mine).apply(inputs)
-                noise = objective.draw(
-                    (batch, *x.shape[1:]), _generator(fabric.device, seed, "noise", state.step), fabric.device
-                )
-                losses: Losses = wrapped(inputs, y[rows], None if noise is None else noise[mine])
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(losses.total)
-                if schedule.clip is not None:
-                    fabric.clip_gradients(wrapped, optimizer, max_norm=schedule.clip, error_if_nonfinite=False)
-                optimizer.step()
-                state.add(losses)
+        for epoch in range(state.step // run.steps, schedule.epochs):
+            run.begin(epoch)
+            for place in range(state.step % run.steps, run.steps):
+                run.step(place)
                 bar.update()
-                if state.step % check == 0 or place + 1 == steps:
-                    state.refuse_nonfinite(objective, epoch, rate)
-                if place + 1 < steps and keeper.due():
+                if state.step % check == 0 or place + 1 == run.steps:
+                    run.refuse_nonfinite()
+                if place + 1 < run.steps and keeper.due():
                     keeper.save(state, began)
-            measured = epoch + 1 == schedule.epochs or (epoch + 1) % measure_every == 0
-            loss, accuracy = _validate(objective.model, held)
-            means = state.means(fabric, batch, steps)
-            state.history.append(
-                Epoch(
-                    epoch=epoch + 1,
-                    learning_rate=rate,
-                    **means,
-                    validation_loss=loss,
-                    validation_accuracy=accuracy,
-                    alignment=_alignment(objective.model, held) if measured else None,
-                    seconds=round(time.monotonic() - started, 3),
-                )
-            )
-            if accuracy > state.best_accuracy:
-                state.best, state.best_accuracy, state.best_weights = epoch + 1, accuracy, _weights(objective.model)
-            bar.set_postfix(loss=f"{means['total']:.3f}", validation=f"{accuracy:.3f}", refresh=False)
+            last = run.close()
+            bar.set_postfix(loss=f"{last.total:.3f}", validation=f"{last.validation_accuracy:.3f}", refresh=False)
             keeper.write_history(state.history)
             if epoch == 0 or epoch + 1 == schedule.epochs or keeper.due():
                 keeper.save(state, began)
-    objective.eval()
-    return TrainingResult(
-        history=tuple(state.history),
-        best=state.best,
-        weights=state.best_weights,
-        last=_weights(objective.model),
-        seconds=round(state.seconds + time.monotonic() - began, 3),
-    )
+    return run.result(state.seconds + time.monotonic() - began)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What :func:`train` is told of one training; see there."""
+
+    objective: Objective
+    images: ImageSet
+    validation: ImageSet
+    schedule: Schedule
+    seed: int = 0
+    measure_every: int = 1
+
+
+def train_together(
+    jobs: Sequence[Job],
+    *,
+    compute: Compute | None = None,
+    done: Callable[[int, TrainingResult], None] = lambda number, result: None,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[TrainingResult | Exception]:
+    """Several trainings on one device at once, each the same training as :func:`train` makes of it alone.
+
+    For networks whose steps are too small for a GPU. There the step of each is captured once as a CUDA graph, on a
+    stream of its own; one loop launches the next step of each in turn, and what they leave free of the GPU the others
+    use. Of ``train`` there are no checkpoints here. A training that fails leaves the others alone.
+
+    Args:
+        jobs: what to train.
+        compute: device and precision, of one process.
+        done: told of each result, by the job's number, as soon as it is there.
+        stop: asked after every epoch; once it says so, nothing goes on.
+        say: told how it goes, a line at a time.
+
+    Returns:
+        What came of each job: its result; or the error that ended it, a :class:`TrainingError` where the time was over.
+    """
+    fabric = _fabric(compute or Compute())
+    if fabric.world_size != 1:
+        raise ValueError(f"devices is {fabric.world_size}; trainings together share one")
+    placed, began = _Placed(fabric), time.monotonic()
+    found: list[TrainingResult | Exception | None] = [None] * len(jobs)
+    runs: dict[int, _Run] = {}
+
+    def attempt(number: int, what: Callable[[], T]) -> T | None:
+        """What it returns; where it fails, the training is over."""
+        try:
+            with runs[number].on_its_stream() if number in runs else nullcontext():
+                return what()
+        except Exception as error:  # of whatever kind: the others go on
+            found[number] = error
+            runs.pop(number, None)
+            say(f"training {number} failed: {type(error).__name__}: {error}")
+            return None
+
+    for number, job in enumerate(jobs):
+        run = attempt(number, partial(_Run, job, fabric, placed, capture=fabric.device.type == "cuda"))
+        if run is not None:
+            runs[number] = run
+            attempt(number, run.capture)
+    say(f"{len(runs)} trainings ready after {time.monotonic() - began:.1f} s")
+    while runs:
+        turn = [number for number in runs if attempt(number, runs[number].begin_next) is not None]
+        for place in range(max((runs[number].steps for number in turn), default=0)):
+            for number in turn:
+                if number in runs and place < runs[number].steps:
+                    attempt(number, partial(runs[number].step, place))
+        for number in turn:
+            run = runs.get(number)
+            if run is None or attempt(number, run.close) is None or len(run.state.history) < run.job.schedule.epochs:
+                continue
+            result = attempt(number, partial(run.result, time.monotonic() - began))
+            if result is not None:
+                found[number] = result
+                del runs[number]
+                attempt(number, partial(done, number, result))
+        if turn and (lines := [f"{n}: {_line(runs[n].state.history[-1])}" for n in turn if n in runs]):
+            say(f"{time.monotonic() - began:.1f} s; " + "; ".join(lines))
+        if stop():
+            for number in list(runs):
+                after = len(runs[number].state.history)
+                found[number] = TrainingError(
+                    f"the time was over after epoch {after} of {runs[number].job.schedule.epochs}; give it more, or "
+                    "train fewer at once"
+                )
+                runs.pop(number)
+    assert all(each is not None for each in found)
+    return [each for each in found if each is not None]
+
+
+def _line(epoch: Epoch) -> str:
+    return f"epoch {epoch.epoch} loss {epoch.total:.3f} validation {epoch.validation_accuracy:.4f}"
 
 
 def history_text(history: Sequence[Epoch]) -> str:
@@ -307,19 +371,55 @@ class _Shifts:
         down, right = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
         return cls(down, right, torch.randint(0, 2, (n,), generator=generator, dtype=torch.bool), padding)
 
-    def select(self, rows: slice) -> _Shifts:
-        return _Shifts(self.down[rows], self.right[rows], self.mirrored[rows], self.padding)
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Shifts:
+        return _Shifts(change(self.down), change(self.right), change(self.mirrored), self.padding)
 
     def apply(self, x: Tensor) -> Tensor:
         n, _, height, width = x.shape
         padded = F.pad(x, [self.padding] * 4)
-        across = torch.arange(width).expand(n, width)
+        across = torch.arange(width, device=self.right.device).expand(n, width)
         across = torch.where(self.mirrored[:, None], across.flip(1), across) + self.right[:, None]
-        along = torch.arange(height) + self.down[:, None]
-        image = torch.arange(n)[:, None, None]
+        along = torch.arange(height, device=self.down.device) + self.down[:, None]
+        image = torch.arange(n, device=self.down.device)[:, None, None]
         index = [i.to(x.device) for i in (image, along[:, :, None], across[:, None, :])]
         # Channels come out last in memory, which is what convolutions want.
         return padded.permute(0, 2, 3, 1)[index[0], index[1], index[2]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The random choices of an epoch, a row a step: which images, and how they are shifted."""
+
+    rows: Tensor  # int64 [steps, batch]
+    shifts: _Shifts | None  # of [steps, batch] each
+
+    @classmethod
+    def draw(cls, job: Job, epoch: int, steps: int, batch: int) -> _Plan:
+        n = len(job.images)
+        order = torch.randperm(n, generator=_generator("cpu", job.seed, "order", epoch))
+        rows = order[: steps * batch].view(steps, batch)
+        if not job.schedule.augment:
+            return cls(rows, None)
+        drawn = [
+            _Shifts.draw(batch, _generator("cpu", job.seed, "crop", step))
+            for step in range(epoch * steps, (epoch + 1) * steps)
+        ]
+        down, right, mirrored = (
+            torch.stack([getattr(each, name) for each in drawn]) for name in ("down", "right", "mirrored")
+        )
+        return cls(rows, _Shifts(down, right, mirrored, drawn[0].padding))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Plan:
+        return _Plan(change(self.rows), None if self.shifts is None else self.shifts.each(change))
+
+    def tensors(self) -> list[Tensor]:
+        s = self.shifts
+        return [self.rows] if s is None else [self.rows, s.down, s.right, s.mirrored]
+
+
+def _at(t: Tensor, place: int | Tensor) -> Tensor:
+    """A row; on the device, where the place is a tensor there."""
+    return t[place] if isinstance(place, int) else t.index_select(0, place).squeeze(0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -332,40 +432,224 @@ class _State:
     def __init__(self) -> None:
         self.step = 0
         self.sums: dict[str, Tensor] = {}
-        self.nonfinite: Tensor | None = None  # the first step whose loss was not finite
+        self.nonfinite: Tensor | None = None  # the first step whose loss was not finite, or -1
+        self.here: Tensor | None = None  # the step, on the device
         self.history: list[Epoch] = []
         self.best, self.best_accuracy = 0, -1.0
         self.best_weights: dict[str, Tensor] = {}
         self.seconds = 0.0
 
     def add(self, losses: Losses) -> None:
+        """Take in a step. In place and on the device: looking at every step would wait for the GPU at every step."""
         values = {"total": losses.total.detach(), "cross_entropy": losses.cross_entropy, "correct": losses.correct}
         values |= {f"penalty/{name}": value for name, value in losses.penalties.items()}
         for name, value in values.items():
-            self.sums[name] = self.sums[name] + value.double() if name in self.sums else value.double()
-        # Kept on the device: looking at every step would wait for the GPU at every step.
-        here = torch.where(values["total"].isfinite(), -1, self.step)
-        self.nonfinite = here if self.nonfinite is None else torch.where(self.nonfinite < 0, here, self.nonfinite)
-        self.step += 1
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value, dtype=torch.float64)
+            self.sums[name] += value
+        if self.nonfinite is None or self.here is None:
+            self.here = torch.full_like(losses.correct, self.step, dtype=torch.int64)
+            self.nonfinite = torch.full_like(self.here, -1)
+        first = (self.nonfinite < 0) & ~values["total"].isfinite()
+        self.nonfinite.copy_(torch.where(first, self.here, self.nonfinite))
+        self.here += 1
 
-    def refuse_nonfinite(self, objective: Objective, epoch: int, rate: float) -> None:
-        step = -1 if self.nonfinite is None else int(self.nonfinite)
-        if step >= 0:
-            raise TrainingError(
-                f"the loss of {type(objective).__name__} is not finite at step {step + 1} (epoch {epoch + 1}); "
-                f"lower the learning rate of {rate:g} or the objective's weights"
-            )
+    def clear(self) -> None:
+        """Begin again to add, in the same tensors."""
+        for value in self.sums.values():
+            value.zero_()
 
     def means(self, fabric: Any, batch: int, steps: int) -> dict[str, Any]:
         sums = {name: float(fabric.all_reduce(value, reduce_op="mean")) for name, value in self.sums.items()}
         local = batch / fabric.world_size
-        self.sums = {}
+        self.clear()
         return {
             "total": sums["total"] / steps,
             "cross_entropy": sums["cross_entropy"] / steps,
             "penalties": {name.removeprefix("penalty/"): value / steps for name, value in sums.items() if "/" in name},
             "accuracy": sums["correct"] / (steps * local),
         }
+
+
+class _Placed:
+    """Sets of images on the device, and plans of an epoch, that trainings of one seed share."""
+
+    def __init__(self, fabric: Any) -> None:
+        self._device = fabric.device
+        self._sets: dict[int, tuple[ImageSet, ImageSet]] = {}
+        self._plans: dict[tuple[int, bool, int, int, int], tuple[int, _Plan]] = {}
+
+    def images(self, images: ImageSet) -> ImageSet:
+        if id(images) not in self._sets:
+            self._sets[id(images)] = images, images.to(self._device)
+        return self._sets[id(images)][1]
+
+    def plan(self, job: Job, epoch: int, steps: int, batch: int) -> _Plan:
+        key = (job.seed, job.schedule.augment, len(job.images), steps, batch)
+        if key not in self._plans or self._plans[key][0] != epoch:
+            self._plans[key] = epoch, _Plan.draw(job, epoch, steps, batch)
+        return self._plans[key][1]
+
+
+class _Run:
+    """A training on a device: what :func:`train` and :func:`train_together` both do."""
+
+    def __init__(self, job: Job, fabric: Any, placed: _Placed, *, capture: bool = False) -> None:
+        self.job, self.fabric = job, fabric
+        objective, schedule = job.objective, job.schedule
+        self.batch = min(schedule.batch_size, len(job.images))
+        self.steps = len(job.images) // self.batch
+        self._stream = torch.cuda.Stream(fabric.device) if capture else None  # type: ignore[no-untyped-call]
+        if capture:
+            objective.to(fabric.device)
+        optimizer = _optimizer(objective, schedule, captured=capture)
+        # Convolutions and their three derivatives are faster with channels last, on CPU and GPU.
+        objective.to(memory_format=torch.channels_last)
+        self._wrapped, self.optimizer = fabric.setup(objective, optimizer)
+        self._placed = placed
+        self._images, self._held = placed.images(job.images), placed.images(job.validation)
+        local = self.batch // fabric.world_size
+        self._mine = slice(fabric.global_rank * local, (fabric.global_rank + 1) * local)
+        self.state = _State()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._rates: list[float] = []
+        self._plan = _Plan(torch.empty(0), None)
+        self._started = time.monotonic()
+
+    def begin(self, epoch: int) -> None:
+        self._started = time.monotonic()
+        self._rates = self.job.schedule.rates(epoch, self.steps)
+        plan = self._placed.plan(self.job, epoch, self.steps, self.batch)
+        if self._graph is None:
+            self._plan = plan.each(lambda t: t.to(self.fabric.device))
+        else:
+            for mine, drawn in zip(self._plan.tensors(), plan.tensors(), strict=True):
+                mine.copy_(drawn)
+            self._every_rate.copy_(torch.tensor(self._rates))
+            self._place.zero_()
+        self.job.objective.train()
+
+    def begin_next(self) -> bool:
+        self.begin(len(self.state.history))
+        return True
+
+    def step(self, place: int) -> None:
+        generator = _generator(self.fabric.device, self.job.seed, "noise", self.state.step)
+        noise = self._draw(generator)
+        if self._graph is not None:
+            if noise is not None:
+                self._noise.copy_(noise)
+            self._graph.replay()
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rates[place]
+            self._descend(place, None if noise is None else noise[self._mine])
+        self.state.step += 1
+
+    def _draw(self, generator: torch.Generator) -> Tensor | None:
+        shape = (self.batch, *self._images.images.shape[1:])
+        return self.job.objective.draw(shape, generator, self.fabric.device)
+
+    def _descend(self, place: int | Tensor, noise: Tensor | None) -> None:
+        """Nothing here waits for the device, so that all of it can be captured."""
+        rows = _at(self._plan.rows, place)[self._mine]
+        x = self._images.images[rows]
+        if self._plan.shifts is not None:
+            x = self._plan.shifts.each(lambda t: _at(t, place)[self._mine]).apply(x)
+        losses: Losses = self._wrapped(x, self._images.labels[rows], noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(losses.total)
+        if (clip := self.job.schedule.clip) is not None:
+            self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.state.add(losses)
+
+    def on_its_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def capture(self) -> None:
+        """On a GPU: make a CUDA graph of the step. What it reads and writes stays where it is from now on."""
+        if self._stream is None:
+            return
+        objective, device = self.job.objective, self.fabric.device
+        objective.train()
+        self._plan = self._placed.plan(self.job, 0, self.steps, self.batch).each(lambda t: t.to(device))
+        self._every_rate = torch.zeros(self.steps, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._rate = torch.zeros((), device=device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate
+        drawn = self._draw(torch.Generator(device).manual_seed(0))
+        noise = None if drawn is None else drawn.contiguous(memory_format=torch.channels_last).clone()
+        if noise is not None:
+            self._noise = noise
+
+        def step() -> None:
+            self._rate.copy_(_at(self._every_rate, self._place))
+            self._descend(self._place, noise)
+            self._place += 1
+
+        initial = {name: value.clone() for name, value in objective.state_dict().items()}
+        torch.cuda.synchronize(device)
+        for _ in range(3):  # libraries choose their algorithms and take their memory in the first ones
+            step()
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            step()
+        # The first steps were none of the training's.
+        objective.load_state_dict(initial)
+        for values in self.optimizer.state.values():
+            for value in values.values():
+                value.zero_()
+        self.state.clear()
+        assert self.state.nonfinite is not None
+        assert self.state.here is not None
+        self.state.nonfinite.fill_(-1)
+        self.state.here.zero_()
+        torch.cuda.synchronize(device)
+        self._graph = graph
+
+    def refuse_nonfinite(self) -> None:
+        step = -1 if self.state.nonfinite is None else int(self.state.nonfinite)
+        if step >= 0:
+            epoch, place = divmod(step, self.steps)
+            rate = self.job.schedule.rates(epoch, self.steps)[place]
+            raise TrainingError(
+                f"the loss of {type(self.job.objective).__name__} is not finite at step {step + 1} (epoch {epoch + 1});"
+                f" lower the learning rate of {rate:g} or the objective's weights"
+            )
+
+    def close(self) -> Epoch:
+        """Enter an epoch into the history; remember the weights, where they are the best ones."""
+        self.refuse_nonfinite()
+        state, schedule, model = self.state, self.job.schedule, self.job.objective.model
+        epoch = len(state.history) + 1
+        measured = epoch == schedule.epochs or epoch % self.job.measure_every == 0
+        loss, accuracy = _validate(model, self._held)
+        last = Epoch(
+            epoch=epoch,
+            learning_rate=self._rates[-1],
+            **state.means(self.fabric, self.batch, self.steps),
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            alignment=_alignment(model, self._held) if measured else None,
+            seconds=round(time.monotonic() - self._started, 3),
+        )
+        state.history.append(last)
+        if accuracy > state.best_accuracy:
+            state.best, state.best_accuracy, state.best_weights = epoch, accuracy, _weights(model)
+        return last
+
+    def result(self, seconds: float) -> TrainingResult:
+        self.job.objective.eval()
+        return TrainingResult(
+            history=tuple(self.state.history),
+            best=self.state.best,
+            weights=self.state.best_weights,
+            last=_weights(self.job.objective.model),
+            seconds=round(seconds, 3),
+        )
 
 
 class _Keeper:
@@ -441,9 +725,25 @@ class _Keeper:
         write_text(self.folder / "history.jsonl", history_text(history))
 
 
-def _optimizer(objective: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+def _fabric(compute: Compute) -> Any:
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(
+        accelerator=compute.accelerator,
+        devices=compute.devices,
+        num_nodes=compute.num_nodes,
+        strategy=compute.strategy,
+        precision=compute.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _optimizer(objective: nn.Module, schedule: Schedule, *, captured: bool = False) -> torch.optim.Optimizer:
     kind = torch.optim.Adam if schedule.optimizer == "adam" else torch.optim.AdamW
-    return kind(objective.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    # One kernel, whose rate and count of steps lie on the device: what a CUDA graph wants.
+    options: dict[str, Any] = {"fused": True, "capturable": True} if captured else {}
+    return kind(objective.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, **options)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -459,14 +759,16 @@ def _batches(n: int, size: int = 500) -> Iterator[slice]:
 
 
 def _validate(model: nn.Module, held: ImageSet) -> tuple[float, float]:
+    """Cross-entropy and accuracy; one wait for the device."""
     model.eval()
-    loss = correct = 0.0
+    sums = torch.zeros(2, dtype=torch.float64, device=held.images.device)
     with torch.no_grad():
         for rows in _batches(len(held)):
             logits, labels = model(held.images[rows]), held.labels[rows]
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            correct += int((logits.argmax(1) == labels).sum())
-    return loss / len(held), correct / len(held)
+            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == labels).sum()
+    loss, accuracy = (sums / len(held)).tolist()
+    return loss, accuracy
 
 
 def _alignment(model: nn.Module, held: ImageSet, images: int = 256) -> float:

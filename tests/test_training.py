@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,17 @@ from robattr import data, training
 from robattr.data import ImageSet
 from robattr.models import Classifier
 from robattr.regularizers import CrossEntropy, GradientAlignment, HessianPenalty, Losses, Objective
-from robattr.training import Compute, Epoch, Schedule, TrainingError, TrainingResult, crop_and_flip, train
+from robattr.training import (
+    Compute,
+    Epoch,
+    Job,
+    Schedule,
+    TrainingError,
+    TrainingResult,
+    crop_and_flip,
+    train,
+    train_together,
+)
 
 CPU = Compute(accelerator="cpu")
 STEPS = 3  # an epoch, of the images and the schedule below
@@ -75,6 +86,27 @@ def assert_same(one: TrainingResult, other: TrainingResult) -> None:
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_goes_up_and_down_once() -> None:
+    plan = schedule(policy="one-cycle", warmup=0.25, epochs=4, learning_rate=0.8)
+    rates = [rate for epoch in range(4) for rate in plan.rates(epoch, 10)]
+    top = max(range(40), key=rates.__getitem__)
+    assert top in (9, 10)
+    # From the middle of a step: a quarter of 40 steps up, 30 down.
+    assert rates[0] == pytest.approx(0.8 * 0.5 / 10, rel=1e-12)
+    assert rates[9] == pytest.approx(0.8 * 9.5 / 10, rel=1e-12)
+    assert rates[39] == pytest.approx(0.8 * 0.5 / 30, rel=1e-12)
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert schedule().rates(2, 3) == [schedule().rate(2)] * 3
+
+
+def test_one_cycle_trains(sets: tuple[ImageSet, ImageSet]) -> None:
+    plan = schedule(policy="one-cycle", epochs=20, augment=False)
+    result = run(CrossEntropy(small()), sets, plan)
+    assert [epoch.learning_rate for epoch in result.history] == [plan.rates(e, STEPS)[-1] for e in range(20)]
+    assert result.history[-1].cross_entropy < 0.8 * result.history[0].cross_entropy
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -142,6 +174,74 @@ def test_global_random_numbers_are_neither_used_nor_moved(sets: tuple[ImageSet, 
     torch.manual_seed(1)
     assert torch.equal(first, torch.rand(3))
     assert_same(one, run(HessianPenalty(small()), sets, schedule(epochs=1)))
+
+
+# --- several at once -----------------------------------------------------------------------------------------------
+
+
+def test_trainings_together_are_those_alone(sets: tuple[ImageSet, ImageSet]) -> None:
+    """Objectives with and without noise, two seeds, other numbers of epochs and steps, batch normalization."""
+    makers = [
+        lambda: (CrossEntropy(small(norm=True)), schedule(augment=False), 1),
+        lambda: (GradientAlignment(small()), schedule(epochs=2, optimizer="adamw"), 2),
+        lambda: (HessianPenalty(small()), schedule(batch_size=20, policy="one-cycle", warmup=0.3), 1),
+    ]
+    alone = []
+    for make in makers:
+        objective, plan, seed = make()
+        alone.append(run(objective, sets, plan, seed=seed, measure_every=2))
+    jobs = [
+        Job(objective, *sets, plan, seed=seed, measure_every=2) for objective, plan, seed in (make() for make in makers)
+    ]
+    told: dict[int, TrainingResult] = {}
+    lines: list[str] = []
+    together = train_together(jobs, compute=CPU, done=told.__setitem__, say=lines.append)
+    for number, (one, other) in enumerate(zip(alone, together, strict=True)):
+        assert isinstance(other, TrainingResult)
+        assert_same(one, other)
+        assert told[number] is other
+    assert list(told) == [1, 0, 2]  # in the order in which they were finished
+    assert len(lines) >= 4
+
+
+def test_one_that_fails_leaves_the_others(sets: tuple[ImageSet, ImageSet]) -> None:
+    images, validation = sets
+    broken = Watching(small())
+    broken.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("out of something"))  # type: ignore[method-assign]
+    jobs = [
+        Job(CrossEntropy(small()), images, validation, schedule(learning_rate=1e30, clip=None)),
+        Job(broken, images, validation, schedule()),
+        Job(CrossEntropy(small()), images, validation, schedule(), seed=4),
+    ]
+    first, second, third = train_together(jobs, compute=CPU)
+    assert isinstance(first, TrainingError)
+    assert "CrossEntropy is not finite at step" in str(first)
+    assert isinstance(second, RuntimeError)
+    assert isinstance(third, TrainingResult)
+    assert_same(third, run(CrossEntropy(small()), sets, schedule(), seed=4))
+
+
+def test_time_that_is_over_ends_what_goes_on(sets: tuple[ImageSet, ImageSet]) -> None:
+    jobs = [Job(CrossEntropy(small()), *sets, schedule(epochs=epochs)) for epochs in (1, 4)]
+    answers = iter([False, True])
+    first, second = train_together(jobs, compute=CPU, stop=lambda: next(answers))
+    assert isinstance(first, TrainingResult)
+    assert isinstance(second, TrainingError)
+    assert str(second).startswith("the time was over after epoch 2 of 4")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make", [CrossEntropy, GradientAlignment, HessianPenalty], ids=lambda make: make.__name__)
+def test_a_captured_step_is_the_step(make: Any, sets: tuple[ImageSet, ImageSet]) -> None:
+    """On a GPU; sums of float32 in another order there, so equal only to some digits after three epochs."""
+    gpu = Compute(accelerator="cuda")
+    plan = schedule(epochs=3, learning_rate=1e-3)
+    alone = run(make(small()), sets, plan, compute=gpu)
+    (together,) = train_together([Job(make(small()), *sets, plan)], compute=gpu)
+    assert isinstance(together, TrainingResult)
+    for one, other in zip(alone.history, together.history, strict=True):
+        assert other.total == pytest.approx(one.total, rel=1e-3)
+        assert other.learning_rate == one.learning_rate
 
 
 class Watching(CrossEntropy):

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robattr import attacks, data, metrics, models, regularizers, training
-from robattr._files import file_digest, locked, store
+from robattr._files import file_digest, free, locked, store
 from robattr.attributions import METHODS, heatmap
 from robattr.data import ImageSet
 from robattr.models import Classifier
@@ -58,6 +58,7 @@ __all__ = [
     "measurements",
     "run_record",
     "run_training",
+    "run_trainings",
     "save_record",
     "spread",
     "step_cost",
@@ -266,36 +267,99 @@ def run_training(
             model.load_state_dict(weights)
             model = model.cpu().eval().requires_grad_(False)
             return TrainedModel(config, result.history, best, model, result.last, {})
-        provenance = {
-            "dataset": {"name": public_name(config.dataset), "split": "train", **images.provenance},
-            "validation": dict(validation.provenance),
-            "code": code_digest(*_CODE),
-            "device": _device(compute),
-            "compute": asdict(compute),
-            "threads": torch.get_num_threads(),
-            "seconds": result.seconds,
-            **environment(),
-        }
-
-        def write(temporary: Path) -> None:
-            save_file(result.weights, temporary / "weights.safetensors")
-            save_file(result.last, temporary / "last.safetensors")
-            (temporary / "history.jsonl").write_text(training.history_text(result.history), encoding="utf-8")
-            content = {
-                "config": config.model_dump(mode="json"),
-                "best": result.best,
-                "classes": model.num_classes,
-                "sha256": {file.name: file_digest(file) for file in sorted(temporary.iterdir())},
-                "provenance": provenance,
-            }
-            (temporary / "training.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-        store(folder, write)
+        _keep(folder, config, result, images, validation, compute)
         shutil.rmtree(partial_folder, ignore_errors=True)
         loaded = _load(folder, config)
     if loaded is None:
         raise OSError(f"{folder} cannot be read back after it was written; look at the disk")
     return loaded
+
+
+def run_trainings(
+    configs: Sequence[Training],
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Exception]:
+    """Trainings of one precision on one device at once, each kept where :func:`run_training` finds it.
+
+    Those that are there, and those that another process works on, are left out. See
+    :func:`robattr.training.train_together`, also for ``stop`` and ``say``.
+
+    Returns:
+        What went wrong, by the key of the training; empty where all that was begun is there.
+
+    Raises:
+        ValueError: the precisions differ.
+        DataError, ModelError: data or model that do not fit, before the first step.
+    """
+    if len({config.precision for config in configs}) > 1:
+        raise ValueError("precision differs; trainings together share one")
+    sets: dict[str, tuple[ImageSet, ImageSet]] = {}
+    with ExitStack() as held:
+        taken: list[tuple[Training, Path]] = []
+        for config in configs:
+            folder = Path(root) / f"training-{config.key}"
+            if held.enter_context(free(folder)) and _load(folder, config) is None:
+                taken.append((config, folder))
+        if not taken:
+            return {}
+        compute = Compute(**(asdict(compute or Compute()) | {"precision": taken[0][0].precision}))
+        jobs = []
+        for config, _ in taken:
+            drawn = json.dumps([config.dataset, config.images, config.validation, config.size, config.seed])
+            if drawn not in sets:
+                sets[drawn] = config.sets(data_root)
+            images, validation = sets[drawn]
+            objective = config.objective_for(config.build(len(images.class_names)))
+            jobs.append(training.Job(objective, images, validation, config.schedule, config.seed, config.measure_every))
+
+        def keep(number: int, result: training.TrainingResult) -> None:
+            config, folder = taken[number]
+            say(f"{config.objective}, seed {config.seed}: trained in {result.seconds:.1f} s")
+            _keep(folder, config, result, jobs[number].images, jobs[number].validation, compute)
+
+        found = training.train_together(jobs, compute=compute, done=keep, stop=stop, say=say)
+        return {config.key: each for (config, _), each in zip(taken, found, strict=True) if isinstance(each, Exception)}
+
+
+def _keep(
+    folder: Path,
+    config: Training,
+    result: training.TrainingResult,
+    images: ImageSet,
+    validation: ImageSet,
+    compute: Compute,
+) -> None:
+    """Write a result, and what it depends on, to its folder."""
+    provenance = {
+        "dataset": {"name": public_name(config.dataset), "split": "train", **images.provenance},
+        "validation": dict(validation.provenance),
+        "code": code_digest(*_CODE),
+        "device": _device(compute),
+        "compute": asdict(compute),
+        "threads": torch.get_num_threads(),
+        "seconds": result.seconds,
+        **environment(),
+    }
+
+    def write(temporary: Path) -> None:
+        save_file(result.weights, temporary / "weights.safetensors")
+        save_file(result.last, temporary / "last.safetensors")
+        (temporary / "history.jsonl").write_text(training.history_text(result.history), encoding="utf-8")
+        content = {
+            "config": config.model_dump(mode="json"),
+            "best": result.best,
+            "classes": len(images.class_names),
+            "sha256": {file.name: file_digest(file) for file in sorted(temporary.iterdir())},
+            "provenance": provenance,
+        }
+        (temporary / "training.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    store(folder, write)
 
 
 def _load(folder: Path, config: Training) -> TrainedModel | None:
@@ -431,14 +495,18 @@ def evaluate(
     *,
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
-    max_batch: int = 250,
+    max_batch: int | None = None,
 ) -> Measured:
     """Accuracy on the whole test split, and every measure, an entry an image.
 
     The explained class is the model's own prediction for the clean image; the measure ``correct`` says where it is
     right. Insertion and deletion are of the label's probability.
+
+    ``max_batch`` is the largest number of images in one pass, by default 250, and 1,000 on a GPU.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wide = device.type == "cuda"
+    max_batch = max_batch or (1000 if wide else 250)
     model = model.to(device).to(memory_format=torch.channels_last)
     test = models.load_images(model, config.dataset, root=data_root)
     # Draws of the split's classes are balanced only on average: the permutation is the data set's own.
@@ -461,7 +529,8 @@ def evaluate(
             epsilon=epsilon / 255,
             draws=draws,
             seed=config.seed,
-            max_batch=max_batch,
+            # A path of points takes the memory of as many images.
+            max_batch=min(max_batch, 250) if method in ("integrated_gradients", "smoothgrad") else max_batch,
         )
         for name in ("cosine", "pearson", "ssim"):
             values[f"rps/{method}/{epsilon:g}/{name}"] = getattr(found, name)
@@ -496,6 +565,7 @@ def evaluate(
         epsilon=config.manipulation_epsilon / 255,
         iterations=config.manipulation_iterations,
         labels=prediction[:n],
+        batch_size=max_batch if wide else 64,
     )
     values["aam/kept"] = attacked.kept.double()
     for side in ("original", "target"):
@@ -578,7 +648,7 @@ def save_record(record: Record, path: Path | str) -> None:
     path = Path(path)
     records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
     content = {
-        "experiment": "studies/alignment",
+        "experiment": "alignment",
         "training": record.training.model_dump(mode="json"),
         "evaluation": record.evaluation.model_dump(mode="json"),
         "history": [asdict(epoch) for epoch in record.history],
@@ -615,7 +685,7 @@ def measurements(record: Record, run: str) -> list[Measurement]:
     dataset = measured["dataset"]
     context = {
         "run": run,
-        "experiment": "studies/alignment",
+        "experiment": "alignment",
         "seed": c.seed,
         "model": c.architecture,
         "objective": c.objective,
@@ -825,11 +895,13 @@ def run_record(
     data_root: Path | str | None = None,
     compute: Compute | None = None,
     keep_weights: bool = True,
+    timed: bool = True,
     progress: bool = True,
 ) -> Record | None:
     """Train (or load) one run of a grid, measure it, and write its record to ``path``.
 
-    With several devices the first process measures and writes; the others return None.
+    With several devices the first process measures and writes; the others return None. Where other work goes on beside
+    this one, a step is better not ``timed``.
 
     The weights that are measured are the ones that are kept: rounded to float16, in ``weights/<name>.safetensors``
     beside the record, so that everybody can measure them again.
@@ -848,7 +920,7 @@ def run_record(
     if compute is not None and compute.accelerator not in ("auto", "gpu"):
         device = compute.accelerator
     measured = evaluate(trained.model, grid.evaluation, data_root=data_root, device=device)
-    if (cost := step_cost(trained.config, device=device)) is not None:
+    if timed and (cost := step_cost(trained.config, device=device)) is not None:
         measured.values["cost/step"] = cost
     kept = path.parent / "weights" / f"{path.stem}.safetensors"
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -876,6 +948,7 @@ def run_record(
                 "device": device,
                 "code": code_digest(*_MEASURED),
                 "threads": torch.get_num_threads(),
+                "tf32": device != "cpu" and torch.backends.cudnn.allow_tf32,
                 "seconds": round(time.monotonic() - started, 3),
                 **environment(),
             },

@@ -96,7 +96,7 @@ def measure(
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
     folder: Path | str | None = None,
-    max_batch: int = 50,
+    max_batch: int | None = None,
     progress: bool = False,
 ) -> Measured:
     """Attack the explanations of one network.
@@ -122,11 +122,15 @@ def measure(
         device: where to compute; a GPU when there is one by default.
         folder: where finished parts are kept, so that a stopped run goes on; several processes may share it.
         max_batch: images attacked at once, also the part that is kept; fewer with methods that take many points for
-            one image.
+            one image. By default 50; on a GPU as many small images as have the pixels of 50 of 224 x 224, 1,000 at
+            most.
         progress: show a bar with the time left.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(device)
+    if max_batch is None:
+        side = 224**2 / (model.input_size[1] * model.input_size[2])
+        max_batch = 50 if device.type == "cpu" else min(1000, max(1, int(50 * side)))
     wanted = max(config.images, config.adversarial_images)
     drawn = models.load_images(model, config.dataset, root=data_root, limit=wanted, seed=config.seed)
     x, labels = drawn.images, drawn.labels

@@ -281,6 +281,7 @@ def run_record(
             "device": str(device),
             "code": code,
             "threads": torch.get_num_threads(),
+            "tf32": device.type != "cpu" and torch.backends.cudnn.allow_tf32,
             "seconds": round(time.monotonic() - started, 3),
             **environment(),
         },

@@ -118,6 +118,13 @@ def _gpu() -> str:
 
 
 def _commit(root: Path) -> str:
-    commit = _output_of("git", "rev-parse", "--short=10", "HEAD", cwd=root)
+    commit = _output_of("git", "rev-parse", "--short=10", "HEAD", cwd=root) or _archived()
     changed = _output_of("git", "status", "--porcelain", "--untracked-files=no", cwd=root)
     return f"{commit or 'unknown'}{' with changes' if changed else ''}"
+
+
+def _archived() -> str:
+    """The commit of which this is a copy without git: ``git archive`` writes it into a file."""
+    said = Path(__file__).with_name("archived.txt")
+    commit = said.read_text(encoding="utf-8").strip() if said.exists() else ""
+    return "" if commit.startswith("$") else commit[:10]

@@ -1,0 +1,422 @@
+"""A quarter of an hour on one GPU, used well: all of some grids that is not recorded yet, within a number of minutes.
+
+    python -m robattr.studies.gpu run --minutes 12 GRID.yaml ...     train, measure, write the records beside the grids
+    python -m robattr.studies.gpu rates GRID.yaml 0.001 0.002 ...    which learning rate serves cross-entropy best
+    python -m robattr.studies.gpu precision GRID.yaml                what a precision does to the gradients of a loss
+    python -m robattr.studies.gpu pack FOLDER GRID.yaml ...          records, weights and runs as archives to take back
+
+Trainings share the card in one process, see :func:`robattr.training.train_together`; other processes measure each
+network as soon as it is there. Everything is kept as soon as it is made, so that a cut loses only what was going on,
+and a second call goes on. What has to be there: this package, the grids, and the data sets below ``ROBATTR_DATA``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tarfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robattr._files import free, write_text
+from robattr.regularizers import Losses
+from robattr.studies import alignment, networks, reference
+from robattr.studies.alignment import Training
+from robattr.studies.runs import environment
+from robattr.training import Compute, Job, TrainingResult, train_together
+
+__all__ = ["main", "pack", "precision", "rates", "within"]
+
+Say = Callable[[str], None]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _device(compute: Compute) -> str:
+    if compute.accelerator in ("auto", "gpu", "cuda"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return compute.accelerator
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Everything that is not recorded
+
+
+def within(
+    paths: Sequence[Path | str],
+    minutes: float,
+    *,
+    workers: int = 4,
+    together: int = 12,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    say: Say = _say,
+) -> list[str]:
+    """Make every record of grids that is not there, as far as the minutes go.
+
+    Args:
+        paths: YAML files, the most worth first. Of a grid of trainings, the objectives come in its own order, each with
+            all its seeds.
+        minutes: when they are over, what goes on is ended.
+        workers: processes that measure.
+        together: trainings that share the device.
+        root: folder of the runs.
+        data_root: see :func:`robattr.data.load`.
+        compute: where.
+        say: told how it goes, a line at a time.
+
+    Returns:
+        The runs that were not reached, ``<grid>/<run>``.
+
+    Raises:
+        ValueError: a grid cannot be read.
+    """
+    began = time.monotonic()
+    compute = compute or Compute()
+    files = [Path(path) for path in paths]
+    grids = {file: reference.load_grid(file) for file in files}
+    deadline = began + 60 * minutes
+
+    def stamped(line: str) -> None:
+        say(f"[{time.monotonic() - began:6.1f} s] {line}")
+
+    context = multiprocessing.get_context("spawn")
+    trained = context.Event()
+    measuring = [
+        context.Process(
+            target=_measure,
+            args=(number, files, Path(root), data_root, _device(compute), deadline - time.monotonic(), trained),
+            daemon=True,
+        )
+        for number in range(workers)
+    ]
+    for process in measuring:
+        process.start()
+    for grid in grids.values():
+        if isinstance(grid, alignment.Grid):
+            for wave in _waves(grid, together):
+                if time.monotonic() < deadline:
+                    failed = alignment.run_trainings(
+                        wave,
+                        root=root,
+                        data_root=data_root,
+                        compute=compute,
+                        stop=lambda: time.monotonic() > deadline,
+                        say=stamped,
+                    )
+                    for error in failed.values():
+                        stamped(f"a training failed: {error}")
+    trained.set()
+    stamped("trained")
+    for process in measuring:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in measuring:
+        if process.is_alive():
+            process.terminate()
+    left = [f"{file.stem}/{name}" for file, grid in grids.items() for name, _ in grid.runs() if not _record(file, name)]
+    stamped(f"not reached: {', '.join(left)}" if left else "everything is recorded")
+    return left
+
+
+def _waves(grid: alignment.Grid, together: int) -> Iterator[list[Training]]:
+    """Trainings that share the device, those of the first objectives first."""
+    ordered = [grid.run(objective, seed) for objective in grid.objectives for seed in grid.seeds]
+    return (ordered[i : i + together] for i in range(0, len(ordered), together))
+
+
+def _path(file: Path, name: str) -> Path:
+    return file.with_suffix("") / f"{name}.json"
+
+
+def _record(file: Path, name: str) -> bool:
+    return _path(file, name).exists()
+
+
+def _ready(grid: alignment.Grid | networks.Grid, name: str, root: Path) -> bool:
+    """Whether there is a network to measure."""
+    training = dict(grid.runs())[name] if isinstance(grid, alignment.Grid) else grid.networks[name].training
+    if training is not None:
+        return (root / f"training-{training.key}" / "training.json").exists()
+    assert isinstance(grid, networks.Grid)
+    record = grid.networks[name].record
+    return record is None or Path(record).exists()
+
+
+def _measure(
+    worker: int,
+    files: Sequence[Path],
+    root: Path,
+    data_root: Path | str | None,
+    device: str,
+    seconds: float,
+    trained: Any,
+) -> None:
+    """A process that measures: the next run, in the order of the grids, whose network is there and nobody measures."""
+    began = time.monotonic()
+    torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // 2)))
+    # What is measured is float32, and so are its products.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    grids = {file: reference.load_grid(file) for file in files}
+    runs = [(file, name) for file, grid in grids.items() for name, _ in grid.runs()]
+    failed: set[tuple[Path, str]] = set()
+    while time.monotonic() - began < seconds:
+        last = trained.is_set()
+        left = [(file, name) for file, name in runs if not _record(file, name) and (file, name) not in failed]
+        found = False
+        for file, name in left:
+            if not _ready(grids[file], name, root):
+                continue
+            with free(_path(file, name)) as mine:
+                if not mine or _record(file, name):
+                    continue
+                started, found = time.monotonic(), True
+                try:
+                    _make(grids[file], name, _path(file, name), root, data_root, device)
+                    _say(f"  worker {worker}: {file.stem}/{name} measured in {time.monotonic() - started:.1f} s")
+                except Exception:
+                    failed.add((file, name))
+                    _say(f"  worker {worker}: {file.stem}/{name} failed\n{traceback.format_exc()}")
+                break
+        if not found:
+            if last:
+                return
+            time.sleep(0.2)
+
+
+def _make(
+    grid: alignment.Grid | networks.Grid, name: str, path: Path, root: Path, data_root: Path | str | None, device: str
+) -> None:
+    if isinstance(grid, alignment.Grid):
+        c = dict(grid.runs())[name]
+        alignment.run_record(
+            grid,
+            c.objective,
+            c.seed,
+            path,
+            root=root,
+            data_root=data_root,
+            compute=Compute(accelerator=device),
+            timed=False,  # other work goes on beside it
+            progress=False,
+        )
+    else:
+        networks.run_record(grid, name, path, root=root, data_root=data_root, device=device, progress=False)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Before it
+
+
+def rates(
+    grid: alignment.Grid,
+    candidates: Sequence[float],
+    *,
+    seed: int = 0,
+    changed: dict[str, Any] | None = None,
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    say: Say = _say,
+) -> dict[str, Any]:
+    """Cross-entropy by learning rate, all at once, judged on the validation set.
+
+    Args:
+        grid: whose schedule it is for.
+        candidates: learning rates.
+        seed: of the training.
+        changed: fields of the training that differ, such as the number of images.
+
+    Returns:
+        ``training``, ``rates``: for each its history's last and best validation accuracy; ``best``: the rate with the
+        highest last one.
+    """
+    base = grid.run("cross-entropy", seed)
+    config = Training.model_validate(base.model_dump() | (changed or {}))
+    images, validation = config.sets(data_root)
+    jobs = [
+        Job(
+            config.objective_for(config.build(len(images.class_names))),
+            images,
+            validation,
+            config.schedule.model_copy(update={"learning_rate": rate}),
+            config.seed,
+            config.measure_every,
+        )
+        for rate in candidates
+    ]
+    compute = Compute(**(asdict(compute or Compute()) | {"precision": config.precision}))
+    found: dict[str, dict[str, Any]] = {}
+    for rate, result in zip(candidates, train_together(jobs, compute=compute, say=say), strict=True):
+        if isinstance(result, TrainingResult):
+            last = result.history[-1]
+            found[f"{rate:g}"] = {
+                "last": last.validation_accuracy,
+                "best": result.history[result.best - 1].validation_accuracy,
+                "cross_entropy": last.cross_entropy,
+                "alignment": last.alignment,
+                "seconds": result.seconds,
+            }
+        else:
+            found[f"{rate:g}"] = {"error": str(result)}
+    best = max((rate for rate in found if "last" in found[rate]), key=lambda rate: float(found[rate]["last"]))
+    return {
+        "training": config.model_dump(mode="json"),
+        "images": len(images),
+        "rates": found,
+        "best": float(best),
+        **environment(),
+    }
+
+
+def precision(
+    grid: alignment.Grid, *, data_root: Path | str | None = None, device: str = "cuda", images: int = 128
+) -> dict[str, dict[str, float]]:
+    """How far gradients of the loss turn in a lower precision: cosines with those in float32, by objective.
+
+    Initial networks, one batch, the same noise. ``tf32`` is that of convolutions and products, ``bf16`` what
+    ``bf16-mixed`` computes.
+    """
+    found: dict[str, dict[str, float]] = {}
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    batches: dict[int, Any] = {}
+    try:
+        for name, config in grid.runs():
+            if config.seed not in batches:
+                batches[config.seed] = config.sets(data_root)[0].select(torch.arange(images))
+            batch = batches[config.seed].to(device)
+            objective = config.objective_for(config.build(len(batch.class_names))).to(device)
+            objective.to(memory_format=torch.channels_last).train()
+            noise = objective.draw(batch.images.shape, torch.Generator(device).manual_seed(0), torch.device(device))
+            gradients = {}
+            for kind, tf32, bf16 in (("float32", False, False), ("tf32", True, False), ("bf16", False, True)):
+                cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+                with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
+                    losses: Losses = objective(batch.images, batch.labels, noise)
+                gradients[kind] = _gradient(losses.total, objective)
+            exact = gradients.pop("float32")
+            found[name] = {
+                kind: float(nn.functional.cosine_similarity(g.double(), exact.double(), dim=0))
+                for kind, g in gradients.items()
+            }
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+    return found
+
+
+def _gradient(loss: Tensor, objective: nn.Module) -> Tensor:
+    parts = torch.autograd.grad(loss, list(objective.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# After it
+
+
+def pack(
+    folder: Path | str, paths: Sequence[Path | str], *, root: Path | str = "runs", largest: int = 15
+) -> list[Path]:
+    """Archives of all records with their weights, and of the parts of those that were not reached.
+
+    Args:
+        folder: where they go.
+        paths: YAML files of grids.
+        root: folder of the runs; trainings themselves stay there.
+        largest: size of an archive in MiB, but for single larger files.
+
+    Returns:
+        The archives, in the order in which they are worth something.
+    """
+    files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
+    files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
+    files = [file for file in files if not file.name.startswith(".")]
+    groups: list[list[Path]] = []
+    room = 0
+    for file in files:
+        # Text is packed to a quarter at most, weights hardly; the sizes are known only afterwards.
+        size = file.stat().st_size // (1 if file.suffix == ".safetensors" else 4)
+        if size > room:
+            groups.append([])
+            room = largest * 2**20
+        groups[-1].append(file)
+        room -= size
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    made = []
+    for number, group in enumerate(groups, 1):
+        made.append(Path(folder) / f"records-{number}.tar.gz")
+        with tarfile.open(made[-1], "w:gz", compresslevel=4) as archive:
+            for file in group:
+                archive.add(file)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m robattr.studies.gpu", description="One GPU, used well.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "rates", "precision", "pack"):
+        command = commands.add_parser(name)
+        command.add_argument("--root", type=Path, default=Path("runs"))
+        command.add_argument("--accelerator", default="auto")
+        if name == "run":
+            command.add_argument("--minutes", type=float, default=12)
+            command.add_argument("--workers", type=int, default=4)
+            command.add_argument("--together", type=int, default=12)
+        if name == "pack":
+            command.add_argument("folder", type=Path)
+        command.add_argument(
+            "grids" if name in ("run", "pack") else "grid", type=Path, nargs="+" if name in ("run", "pack") else None
+        )
+        if name == "rates":
+            command.add_argument("rates", type=float, nargs="+")
+            command.add_argument("--images", type=int)
+            command.add_argument("--validation", type=int, default=5000)
+        if name in ("rates", "precision"):
+            command.add_argument("--output", type=Path)
+    chosen = parser.parse_args(words)
+    compute = Compute(accelerator=chosen.accelerator)
+    if chosen.command == "run":
+        left = within(
+            chosen.grids,
+            chosen.minutes,
+            workers=chosen.workers,
+            together=chosen.together,
+            root=chosen.root,
+            compute=compute,
+        )
+        return 1 if left else 0
+    if chosen.command == "pack":
+        for path in pack(chosen.folder, chosen.grids, root=chosen.root):
+            _say(str(path))
+        return 0
+    grid = reference.load_grid(chosen.grid)
+    if not isinstance(grid, alignment.Grid):
+        parser.error(f"{chosen.grid} is no grid of trainings")
+    found: dict[str, Any]
+    if chosen.command == "rates":
+        changed = {"images": chosen.images, "validation": chosen.validation}
+        found = rates(grid, chosen.rates, changed=changed, compute=compute)
+    else:
+        found = precision(grid, device=_device(compute))
+    text = json.dumps(found, indent=1)
+    if chosen.output is not None:
+        write_text(chosen.output, text + "\n")
+    _say(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A quarter of an hour on one GPU, rehearsed on the CPU at toy size: everything recorded, in time, and taken back."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from robattr.studies import alignment, fragility, gpu, networks
+from robattr.training import Compute
+
+CPU = Compute(accelerator="cpu")
+TRAINED: dict[str, Any] = {
+    "description": "Digits, for a moment.",
+    "training": {
+        "dataset": "digits",
+        "images": 64,
+        "validation": 50,
+        "model": "digits-mlp",
+        "schedule": {"epochs": 2, "batch_size": 32, "policy": "one-cycle", "learning_rate": 0.01, "augment": False},
+    },
+    "objectives": {"l2+cosine": None, "cross-entropy": None},
+    "seeds": [0, 3],
+    "evaluation": {
+        "dataset": "digits", "images": 6, "epsilons": [8], "draws": 1, "methods": ["integrated_gradients"],
+        "method_images": 2, "method_draws": 1, "manipulated": 2, "manipulation_iterations": 2, "frame": 1,
+        "fractions": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A grid of trainings, and one of attacks on its records."""
+    monkeypatch.chdir(tmp_path)
+    trained, attacked = Path("trained.yaml"), Path("attacked.yaml")
+    trained.write_text(yaml.safe_dump(TRAINED, sort_keys=False))
+    content = {
+        "description": "attacks",
+        "networks": {"cross-entropy-0": {"record": "trained/cross-entropy-0.json"}},
+        "fragility": {"dataset": "digits", "images": 2, "attacks": ["random-sign"], "k": 5},
+    }
+    attacked.write_text(yaml.safe_dump(content, sort_keys=False))
+    return [trained, attacked]
+
+
+def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Path]) -> None:
+    lines: list[str] = []
+    assert gpu.within(grids, 5, workers=1, together=3, compute=CPU, say=lines.append) == []
+    trained = alignment.load_records("trained")
+    assert [(r.training.objective, r.training.seed) for r in trained] == [
+        ("cross-entropy", 0), ("cross-entropy", 3), ("l2+cosine", 0), ("l2+cosine", 3)
+    ]  # fmt: skip
+    grid = alignment.load_grid(grids[0])
+    for record in trained:
+        assert record.training == grid.run(record.training.objective, record.training.seed)
+        alignment.load_model(record, "trained")
+        assert "cost/step" not in record.values
+        # The same training as one alone.
+        alone = alignment.run_training(record.training, root="alone", compute=CPU, progress=False)
+        assert [e.total for e in alone.history] == [e.total for e in record.history]
+    (attacked,) = fragility.load_records("attacked")
+    weights = {r.weights["sha256"] for r in trained if r.training.objective == "cross-entropy"}
+    assert attacked.provenance["network"]["weights"]["sha256"] in weights
+    # Seeds of the first objective come first, as many at once as asked.
+    order = [line.split("] ")[1].split(":")[0] for line in lines if "trained in" in line]
+    assert order == ["l2+cosine, seed 0", "l2+cosine, seed 3", "cross-entropy, seed 0", "cross-entropy, seed 3"]
+
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*.json")}
+    assert gpu.within(grids, 5, workers=1, compute=CPU, say=lambda line: None) == []
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*.json")} == before
+
+    taken = gpu.pack("out", grids)
+    names = {name for path in taken for name in tarfile.open(path).getnames()}  # noqa: SIM115
+    assert {"trained/l2+cosine-3.json", "trained/l2+cosine-3.jsonl", "trained/weights/l2+cosine-3.safetensors"} <= names
+    assert "attacked/cross-entropy-0.jsonl" in names
+    assert not any("training-" in name or "lock" in name for name in names)
+
+
+def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:
+    began = time.monotonic()
+    left = gpu.within(grids, 0, workers=1, compute=CPU, say=lambda line: None)
+    assert time.monotonic() - began < 30
+    assert left == [
+        "trained/l2+cosine-0", "trained/cross-entropy-0", "trained/l2+cosine-3", "trained/cross-entropy-3",
+        "attacked/cross-entropy-0",
+    ]  # fmt: skip
+
+
+def test_a_rate_is_chosen_on_validation_images(grids: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["rates", "--accelerator", "cpu", "trained.yaml", "1e-6", "0.02", "--images", "64", "--validation", "50"]
+    assert gpu.main([*words, "--output", "rates.json"]) == 0
+    found = json.loads(Path("rates.json").read_text())
+    assert set(found["rates"]) == {"1e-06", "0.02"}
+    assert found["best"] == 0.02
+    assert found["rates"]["0.02"]["last"] > found["rates"]["1e-06"]["last"]
+    assert found["training"]["objective"] == "cross-entropy"
+
+
+def test_a_lower_precision_turns_gradients_a_little(grids: list[Path]) -> None:
+    found = gpu.precision(alignment.load_grid(grids[0]), device="cpu", images=32)
+    assert set(found) == {"l2+cosine-0", "cross-entropy-0", "l2+cosine-3", "cross-entropy-3"}
+    for cosines in found.values():
+        # A CPU has no tf32; bfloat16 keeps eight bits of each factor.
+        assert cosines["tf32"] == pytest.approx(1, abs=1e-6)
+        assert 0.99 < cosines["bf16"] < 1 - 1e-9
+
+
+def test_grids_of_records_name_those_of_a_grid() -> None:
+    """What the grids at full size measure are networks that the grid of trainings makes."""
+    folder = Path(__file__).parents[1] / "results" / "reference"
+    trained = dict(alignment.load_grid(folder / "cifar10-lenet.yaml").runs())
+    for name in ("cifar10-lenet-full-attacks", "certificates-full"):
+        grid = gpu.reference.load_grid(folder / f"{name}.yaml")
+        assert isinstance(grid, networks.Grid)
+        assert set(grid.networks) == set(trained)
+        for run, network in grid.networks.items():
+            assert network.record == f"results/reference/cifar10-lenet/{run}.json"
