@@ -591,12 +591,17 @@ class _Run:
 
         initial = {name: value.clone() for name, value in objective.state_dict().items()}
         torch.cuda.synchronize(device)
-        for _ in range(3):  # libraries choose their algorithms and take their memory in the first ones
-            step()
-        torch.cuda.synchronize(device)
+        cudnn, chooses = torch.backends.cudnn, torch.backends.cudnn.benchmark
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            step()
+        try:
+            cudnn.benchmark = True  # the first steps try its algorithms, the graph keeps the fastest
+            for _ in range(3):
+                step()
+            torch.cuda.synchronize(device)
+            with torch.cuda.graph(graph, stream=self._stream):
+                step()
+        finally:
+            cudnn.benchmark = chooses
         # The first steps were none of the training's.
         objective.load_state_dict(initial)
         for values in self.optimizer.state.values():
