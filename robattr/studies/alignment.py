@@ -341,6 +341,7 @@ def _keep(
         "code": code_digest(*_CODE),
         "device": _device(compute),
         "compute": asdict(compute),
+        "tf32": _device(compute) != "cpu" and torch.backends.cudnn.allow_tf32,
         "threads": torch.get_num_threads(),
         "seconds": result.seconds,
         **environment(),

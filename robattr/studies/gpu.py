@@ -178,7 +178,8 @@ def _measure(
         left = [(file, name) for file, name in runs if not _record(file, name) and (file, name) not in failed]
         found = False
         for file, name in left:
-            if not _ready(grids[file], name, root):
+            # What shares the device with trainings delays them: until they are done, only their own records are made.
+            if (not last and isinstance(grids[file], networks.Grid)) or not _ready(grids[file], name, root):
                 continue
             with free(_path(file, name)) as mine:
                 if not mine or _record(file, name):
