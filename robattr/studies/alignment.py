@@ -283,11 +283,13 @@ def run_trainings(
     compute: Compute | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
+    sets: dict[str, tuple[ImageSet, ImageSet]] | None = None,
 ) -> dict[str, Exception]:
     """Trainings of one precision on one device at once, each kept where :func:`run_training` finds it.
 
     Those that are there, and those that another process works on, are left out. See
-    :func:`robattr.training.train_together`, also for ``stop`` and ``say``.
+    :func:`robattr.training.train_together`, also for ``stop`` and ``say``. Images that were loaded are kept in ``sets``,
+    for the next call.
 
     Returns:
         What went wrong, by the key of the training; empty where all that was begun is there.
@@ -298,7 +300,7 @@ def run_trainings(
     """
     if len({config.precision for config in configs}) > 1:
         raise ValueError("precision differs; trainings together share one")
-    sets: dict[str, tuple[ImageSet, ImageSet]] = {}
+    sets = {} if sets is None else sets
     with ExitStack() as held:
         taken: list[tuple[Training, Path]] = []
         for config in configs:

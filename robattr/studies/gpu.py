@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr._files import free, write_text
+from robattr.data import ImageSet
 from robattr.regularizers import Losses
 from robattr.studies import alignment, networks, reference
 from robattr.studies.alignment import Training
@@ -105,6 +106,7 @@ def within(
     ]
     for process in measuring:
         process.start()
+    sets: dict[str, tuple[ImageSet, ImageSet]] = {}
     for grid in grids.values():
         if isinstance(grid, alignment.Grid):
             for wave in _waves(grid, together):
@@ -116,6 +118,7 @@ def within(
                         compute=compute,
                         stop=lambda: time.monotonic() > deadline,
                         say=stamped,
+                        sets=sets,
                     )
                     for error in failed.values():
                         stamped(f"a training failed: {error}")
