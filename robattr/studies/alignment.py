@@ -288,8 +288,8 @@ def run_trainings(
     """Trainings of one precision on one device at once, each kept where :func:`run_training` finds it.
 
     Those that are there, and those that another process works on, are left out. See
-    :func:`robattr.training.train_together`, also for ``stop`` and ``say``. Images that were loaded are kept in ``sets``,
-    for the next call.
+    :func:`robattr.training.train_together`, also for ``stop`` and ``say``. Images that were loaded are kept in
+    ``sets``, for the next call.
 
     Returns:
         What went wrong, by the key of the training; empty where all that was begun is there.

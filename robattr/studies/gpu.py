@@ -148,14 +148,14 @@ def _record(file: Path, name: str) -> bool:
     return _path(file, name).exists()
 
 
-def _ready(grid: alignment.Grid | networks.Grid, name: str, root: Path) -> bool:
-    """Whether there is a network to measure."""
+def _needed(grid: alignment.Grid | networks.Grid, name: str, root: Path) -> Path | None:
+    """The file that is there once there is a network to measure; None where it is there from the start."""
     training = dict(grid.runs())[name] if isinstance(grid, alignment.Grid) else grid.networks[name].training
     if training is not None:
-        return (root / f"training-{training.key}" / "training.json").exists()
+        return root / f"training-{training.key}" / "training.json"
     assert isinstance(grid, networks.Grid)
     record = grid.networks[name].record
-    return record is None or Path(record).exists()
+    return None if record is None else Path(record)
 
 
 def _measure(
@@ -175,6 +175,7 @@ def _measure(
     torch.backends.cuda.matmul.allow_tf32 = False
     grids = {file: reference.load_grid(file) for file in files}
     runs = [(file, name) for file, grid in grids.items() for name, _ in grid.runs()]
+    needed = {(file, name): _needed(grids[file], name, root) for file, name in runs}
     failed: set[tuple[Path, str]] = set()
     while time.monotonic() - began < seconds:
         last = trained.is_set()
@@ -182,7 +183,8 @@ def _measure(
         found = False
         for file, name in left:
             # What shares the device with trainings delays them: until they are done, only their own records are made.
-            if (not last and isinstance(grids[file], networks.Grid)) or not _ready(grids[file], name, root):
+            network = needed[file, name]
+            if (not last and isinstance(grids[file], networks.Grid)) or (network is not None and not network.exists()):
                 continue
             with free(_path(file, name)) as mine:
                 if not mine or _record(file, name):
