@@ -49,6 +49,14 @@ def grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return [trained, attacked]
 
 
+def packed(folder: str, grids: list[Path]) -> set[str]:
+    names: set[str] = set()
+    for path in gpu.pack(folder, grids):
+        with tarfile.open(path) as archive:
+            names |= set(archive.getnames())
+    return names
+
+
 def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Path]) -> None:
     lines: list[str] = []
     assert gpu.within(grids, 5, workers=1, together=3, compute=CPU, say=lines.append) == []
@@ -75,11 +83,14 @@ def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Pa
     assert gpu.within(grids, 5, workers=1, compute=CPU, say=lambda line: None) == []
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*.json")} == before
 
-    taken = gpu.pack("out", grids)
-    names = {name for path in taken for name in tarfile.open(path).getnames()}  # noqa: SIM115
+    names = packed("out", grids)
     assert {"trained/l2+cosine-3.json", "trained/l2+cosine-3.jsonl", "trained/weights/l2+cosine-3.safetensors"} <= names
     assert "attacked/cross-entropy-0.jsonl" in names
     assert not any("training-" in name or "lock" in name for name in names)
+    # A training whose record is not made yet is not lost.
+    Path("trained/l2+cosine-3.json").unlink()
+    (added,) = {name.split("/")[1] for name in packed("again", grids) if "training-" in name}
+    assert added == f"training-{grid.run('l2+cosine', 3).key}"
 
 
 def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:

@@ -335,12 +335,12 @@ def _gradient(loss: Tensor, objective: nn.Module) -> Tensor:
 def pack(
     folder: Path | str, paths: Sequence[Path | str], *, root: Path | str = "runs", largest: int = 15
 ) -> list[Path]:
-    """Archives of all records with their weights, and of the parts of those that were not reached.
+    """Archives of all records with their weights; and of the trainings and the parts of those that were not reached.
 
     Args:
         folder: where they go.
         paths: YAML files of grids.
-        root: folder of the runs; trainings themselves stay there.
+        root: folder of the runs; trainings that are recorded stay there.
         largest: size of an archive in MiB, but for single larger files.
 
     Returns:
@@ -348,6 +348,11 @@ def pack(
     """
     files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
     files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
+    for path in map(Path, paths):
+        grid = reference.load_grid(path)
+        if isinstance(grid, alignment.Grid):
+            waiting = [training for name, training in grid.runs() if not _record(path, name)]
+            files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
     files = [file for file in files if not file.name.startswith(".")]
     groups: list[list[Path]] = []
     room = 0
