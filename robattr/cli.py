@@ -134,24 +134,23 @@ def reference(
     grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
-    from robattr.studies import alignment
-    from robattr.studies import reference as references
+    from robattr.studies import grids
     from robattr.training import Compute, TrainingError
 
-    loaded = references.load_grid(grid)
+    loaded = grids.load_grid(grid)
     folder = grid.with_suffix("")
     if run is None:
         table = Table("run", "recorded", "options", title=loaded.description)
-        for name, config in loaded.runs():
+        for name, network in loaded.networks.items():
             here = "yes" if (folder / f"{name}.json").exists() else "no"
-            options = config.options if isinstance(config, alignment.Training) else {}
+            options = {} if network.training is None else network.training.options
             table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in options.items()))
         _show(table)
         return
     path = output or folder / f"{run}.json"
     compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
     try:
-        if not references.run(loaded, run, path, root=root, compute=compute):
+        if grids.run_record(loaded, run, path, root=root, compute=compute) is None:
             return
     except TrainingError as error:
         _refuse(error)
