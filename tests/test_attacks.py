@@ -37,7 +37,7 @@ from robattr.attributions import (
     integrated_gradients,
     smoothgrad,
 )
-from robattr.studies.experiments import interval
+from robattr.studies.intervals import interval
 
 EPSILON = 8 / 255
 SHORT = {"step": 2 / 255, "iterations": 5}

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 from robattr import cli
 from robattr.pages import chapters
-from robattr.studies.reference import load_grid
+from robattr.studies.grids import load_grid
 
 PAGES = [
     REPOSITORY / "README.md",

@@ -170,8 +170,8 @@ def measure(
       ``rank_correlation``, ``cosine`` and ``center_shift`` of the map before and after, ``probability`` and
       ``attacked_probability`` of the class, and ``iterate``, the step whose image is returned; with the targeted
       attack also ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean
-      image. With the gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and ``first_order``, what its
-      Hessian predicts of that: ``||H delta|| / ||g||``;
+      image. With the gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and
+      ``first_order``, what its Hessian predicts of that: ``||H delta|| / ||g||``;
     - ``correct``; ``accuracy/clean``, ``accuracy/adversarial``: whether the label is predicted, without an attack and
       under the strongest of two;
     - ``plain/l2_distance``, ``plain/cosine``, ``rescaled/...``: of the gradients at the image and at the image with

@@ -1,7 +1,8 @@
 """Grids: networks that share one measurement, and the record that each of them becomes.
 
 A grid is a YAML file: networks (trainings of its own, those of another grid, published weights), and under the name of
-a :class:`Kind` what is measured on all of them. Each kind is a module of :mod:`robattr.studies` with a ``KIND``; all
+a :class:`Kind` what is measured on all of them (of trainings of its own, the defaults of ``alignment`` where it is left
+out). Each kind is a module of :mod:`robattr.studies` with a ``KIND``; all
 that differs between two studies is there, and all that they share is here.
 """
 
@@ -396,10 +397,14 @@ def load_grid(path: Path | str) -> Grid:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        named = [name for name in KINDS if isinstance(content, dict) and name in content]
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+        named = [name for name in KINDS if name in content]
+        if not named and "objectives" in content:
+            named = ["alignment"]  # what trainings are for
         if len(named) != 1:
             raise ValueError(f"it has the keys of {len(named)} kinds; one of {', '.join(KINDS)} is wanted")
-        fields: dict[str, Any] = {"kind": kind_named(named[0]), "measurement": content.pop(named[0]) or {}}
+        fields: dict[str, Any] = {"kind": kind_named(named[0]), "measurement": content.pop(named[0], None) or {}}
         networks: dict[str, Any] = {}
         crossed = {key: content.pop(key) for key in _Crossed.model_fields if key in content}
         if crossed:
@@ -416,7 +421,7 @@ def load_grid(path: Path | str) -> Grid:
         for _ in grid.runs():
             pass
     except (yaml.YAMLError, ValidationError, ValueError) as error:
-        raise ValueError(f"{path}: not a grid ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: not a grid ({_said(error)})") from None
     return grid
 
 
@@ -470,6 +475,7 @@ def run(
     data_root: Path | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Record:
     """A grid of one network that is kept in ``runs/``: loaded where it exists, measured and kept where it does not.
 
@@ -484,6 +490,7 @@ def run(
         data_root: see :func:`robattr.data.load`.
         device: where to compute; a GPU when there is one by default.
         progress: show a bar with the time left.
+        options: of the kind's ``measure`` that change no result, as ``max_batch``.
     """
     of_network = network.training.key if network.training is not None else network.model_dump_json()
     text = json.dumps([config.model_dump(mode="json"), of_network, kind.code, code_digest(models.build)])
@@ -495,7 +502,7 @@ def run(
         if found is None:
             loaded = network.load(root, data_root=data_root, progress=progress)
             parts = folder.with_name(f".{folder.name}.parts")
-            found = _measured(kind, folder.name, network, loaded, config, parts, data_root, chosen, progress)
+            found = _measured(kind, folder.name, network, loaded, config, parts, data_root, chosen, progress, options)
             # Paths to a reader's files are nobody else's business.
             public = config.model_copy(update={"dataset": public_name(config.dataset)})
             found = replace(found, config=public, network=network.public)
@@ -514,6 +521,7 @@ def _measured(
     data_root: Path | str | None,
     device: torch.device,
     progress: bool,
+    options: Mapping[str, Any] | None = None,
 ) -> Record:
     started = time.monotonic()
     training = loaded.source.get("training")
@@ -525,6 +533,7 @@ def _measured(
         device=device,
         folder=parts,
         progress=progress,
+        **(options or {}),
     )
     keeps = kind.keeps_weights
     return Record(
@@ -671,7 +680,7 @@ def load_record(path: Path | str) -> Record:
             best=content.get("best"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a record ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: not a record ({_said(error)})") from None
 
 
 def load_records(folder: Path | str) -> list[Record]:
@@ -689,3 +698,14 @@ def load_records(folder: Path | str) -> list[Record]:
         return (-1, 0) if training is None else (trainings.OBJECTIVES.index(training.objective), training.seed)
 
     return sorted(found, key=place)
+
+
+def _said(error: Exception) -> str:
+    """An error in one line; of several fields that are wrong, the first."""
+    if isinstance(error, ValidationError):
+        first, *rest = error.errors(include_url=False, include_input=False)
+        place = ".".join(map(str, first["loc"])) or "it"
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}" + (f", and {len(rest)} more" if rest else "")
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return " ".join(str(error).split())
