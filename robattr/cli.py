@@ -134,8 +134,7 @@ def reference(
     grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
-    from robattr.studies import alignment
-    from robattr.studies import reference as references
+    from robattr.studies import alignment, reference as references
     from robattr.training import Compute, TrainingError
 
     loaded = references.load_grid(grid)
