@@ -24,8 +24,10 @@ __all__ = ["code_digest", "environment", "files_digest", "public_name", "state_d
 def code_digest(*modules: str) -> str:
     """Twelve hexadecimal digits of what these modules of robattr do: comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
-    for name in modules:
-        tree = ast.parse((Path(__file__).parents[1] / f"{name}.py").read_text(encoding="utf-8"))
+    root = Path(__file__).parents[1]
+    files = [file for name in modules for file in sorted((root / name).glob("*.py")) or [root / f"{name}.py"]]
+    for file in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):
