@@ -35,6 +35,10 @@ def deeplift(
     Completeness: the sum of the result is ``f(x) - f(b)``, exactly, for networks made of affine layers, the supported
     activations (ReLU, ReLU6, LeakyReLU, ELU, SiLU, GELU, Softplus, Sigmoid, Tanh, as modules) and max-pooling.
 
+    Max-pooling's change is shared by the pixels of its window that stand above the lower one of the two maxima, in
+    proportion to how far. Where one stands there alone it has all, as in the rule for winners; where pixels tie, as
+    they do in nearly every window at a baseline of one color, the shares are equal and not a matter of rounding.
+
     Args:
         baseline: b, a number or a tensor that broadcasts to x; black by default.
 
@@ -171,35 +175,48 @@ class _Secant(torch.autograd.Function):
 
 
 def _pooling_secant(module: nn.MaxPool2d, z: Tensor, z0: Tensor, y: Tensor, y0: Tensor) -> _Linearized:
-    """Max-pooling gives ``max(y, y0) - y0`` to the image's winner, ``y - max(y, y0)`` to the baseline's: complete."""
+    """Max-pooling's change ``y - y0``, shared by what stands above the lower maximum, in proportion to how far.
 
-    def winners(v: Tensor) -> Tensor:
-        return F.max_pool2d(
-            v.detach(),
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            ceil_mode=module.ceil_mode,
-            return_indices=True,
-        )[1].flatten(2)
-
-    i, i0 = winners(z), winners(z0).expand(len(z), -1, -1)
-    top = torch.maximum(y, y0)
-    delta = (z - z0).flatten(2)
-
-    def weight(index: Tensor, share: Tensor) -> Tensor:
-        d = delta.gather(2, index)
+    The shares add up, so the rule is complete, and where one pixel alone stands above it has all, as winners do. But
+    to give all to winners is no function of the images: a baseline of one color has ties in nearly every window, and
+    which pixel wins them is decided by the rounding of a convolution. Here pixels that tie have equal shares.
+    """
+    windows = _windows(module, y)
+    lower, change = torch.minimum(y, y0), y - y0
+    ends = list(zip(windows(z, torch.finfo(z.dtype).min), windows(z0, torch.finfo(z.dtype).min), strict=True))
+    above = [(torch.maximum(v, v0) - lower).clamp(min=0) for v, v0 in ends]
+    total = torch.stack(above).sum(0)
+    unit = change / torch.where(total > 0, total, 1)
+    weights = []
+    for (v, v0), share in zip(ends, above, strict=True):
+        # The share is never larger than the pixel's own change d.
+        d = v - v0
         close = d.abs() < _CLOSE
-        return torch.where(close, 0, share.flatten(2)) / torch.where(close, 1, d)
-
-    w, w0 = weight(i, top - y0), weight(i0, y - top)
+        weights.append(torch.where(close, 0, unit * share) / torch.where(close, 1, d))
 
     def linear(u: Tensor) -> Tensor:
-        flat = u.flatten(2)
-        return (w * flat.gather(2, i) + w0 * flat.gather(2, i0)).view_as(y)
+        parts = windows(u, 0.0)
+        return torch.stack([w * part for w, part in zip(weights, parts, strict=True)]).sum(0)
 
     return linear
+
+
+def _windows(module: nn.MaxPool2d, pooled: Tensor) -> Callable[[Tensor, float], list[Tensor]]:
+    """Splits what is pooled, beyond whose edges lies ``fill``, by place in the window: tensors like ``pooled``."""
+
+    def pair(value: Any) -> tuple[int, int]:
+        return (value, value) if isinstance(value, int) else tuple(value)
+
+    size, step, before, apart = (pair(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation))
+
+    def windows(v: Tensor, fill: float) -> list[Tensor]:
+        reach = [(pooled.shape[2 + i] - 1) * step[i] + 1 for i in (0, 1)]  # from the first window's place to the last's
+        after = [max(0, reach[i] + (size[i] - 1) * apart[i] - before[i] - v.shape[2 + i]) for i in (0, 1)]
+        wide = F.pad(v, (before[1], after[1], before[0], after[0]), value=fill)
+        starts = [(row * apart[0], column * apart[1]) for row in range(size[0]) for column in range(size[1])]
+        return [wide[:, :, i : i + reach[0] : step[0], j : j + reach[1] : step[1]] for i, j in starts]
+
+    return windows
 
 
 def _multipliers(model: nn.Module, x: Tensor, labels: Tensor, calls: list[_Linearized], create_graph: bool) -> Tensor:
