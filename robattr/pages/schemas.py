@@ -51,7 +51,7 @@ def _is_dataset(value: object) -> bool:
 def _is_model(value: object) -> bool:
     from robattr import models
 
-    return not isinstance(value, str) or value in models.available()
+    return not isinstance(value, str) or models.known(value)
 
 
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
