@@ -2,9 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= quick
-JOBS ?= 1
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-# The cores are shared out among the chapters that run at once.
+# In GiB; where no one says, 8.
+MEMORY ?= $(shell p=$$(getconf _PHYS_PAGES 2>/dev/null) && s=$$(getconf PAGESIZE) && echo $$((p * s / 1073741824)) || echo 8)
+# Chapters: one thread wastes nothing on waiting for another, so as many at once as there are cores, and 3 GiB for each.
+# Trainings: one at a time, since they may share a GPU. (In this order: the first default that is set stays.)
+book chapters: JOBS ?= $(shell m=$$(($(MEMORY) / 3)); j=$$(($(CORES) < m ? $(CORES) : m)); echo $$((j > 1 ? j : 1)))
+JOBS ?= 1
+# The cores are shared out among what runs at once.
 THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
 GRID ?= cifar10-lenet-medium
@@ -19,7 +24,7 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=1 (chapters or trainings at once), PYTHON=python3 (3.11 or newer)"
+	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=2 (chapters or trainings at once), PYTHON=python3 (3.11 or newer)"
 
 env: $(INSTALLED)  ## the environment in .venv, from requirements.lock
 

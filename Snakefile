@@ -19,7 +19,7 @@ from snakemake.exceptions import WorkflowError
 
 ROOT = Path(workflow.basedir)
 PROFILE = str(config.get("profile", "quick"))
-THREADS = int(config.get("threads", 2))
+THREADS = int(config.get("threads", 1))
 # What runs a chapter and what draws the command line decide nothing about its results.
 SOURCES = sorted(
     str(path.relative_to(ROOT))
