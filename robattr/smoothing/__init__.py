@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from robattr import _certificates
-from robattr._certificates import (
+from robattr.smoothing import certificates
+from robattr.smoothing.certificates import (
     Method,
     certified_cosine,
     certified_cosine_gaussian,
@@ -171,7 +171,7 @@ class Gaussian:
         return self.sigma * torch.randn(tuple(shape), generator=generator, device=generator.device)
 
     def displaced(self, dimension: ArrayLike, epsilon: ArrayLike) -> np.ndarray:
-        return np.asarray(special.erf(_certificates.shift_in_sigmas(dimension, self.sigma, epsilon) / np.sqrt(8)))
+        return np.asarray(special.erf(certificates.shift_in_sigmas(dimension, self.sigma, epsilon) / np.sqrt(8)))
 
     def certified_cosine(
         self,
@@ -182,7 +182,7 @@ class Gaussian:
         bound: float = 1.0,
         method: Method = "tight",
     ) -> np.ndarray:
-        shift = _certificates.shift_in_sigmas(dimension, self.sigma, epsilon)
+        shift = certificates.shift_in_sigmas(dimension, self.sigma, epsilon)
         return certified_cosine_gaussian(mean_norm, shift, bound=bound, method=method)
 
     def reach(self, dimension: int) -> float:
@@ -456,7 +456,7 @@ def max_epsilon(
         if lengths[place] == 0:
             continue
         certified = partial(_at_epsilon, noise, float(lengths[place]), dimension, bound, method)
-        found[place] = _certificates.largest(certified, cosine, limit)
+        found[place] = certificates.largest(certified, cosine, limit)
     return found
 
 
@@ -549,7 +549,7 @@ class Certificate:
     @property
     def abstains(self) -> Tensor:
         """bool [N, E]; where nothing can be said of the expectation."""
-        return self.expectation <= _certificates.NONE
+        return self.expectation <= certificates.NONE
 
 
 def certify(
@@ -655,7 +655,7 @@ def _certified(
     there = np.maximum(h - 2 * noise.displaced(d, e), 0.0)
     angle_there = _angle(sampling_error(samples, alpha / 3, mean_norm=there), there)
     total = np.arccos(expectation) + angle + angle_there
-    estimates = np.where((expectation > _certificates.NONE) & (total < np.pi), np.cos(total), _certificates.NONE)
+    estimates = np.where((expectation > certificates.NONE) & (total < np.pi), np.cos(total), certificates.NONE)
     return torch.from_numpy(expectation), torch.from_numpy(estimates)
 
 
@@ -775,9 +775,9 @@ def worst_field_gaussian(beta: float, dimension: int, sigma: float, epsilon: flo
     for name, value in (("sigma", sigma), ("epsilon", epsilon)):
         _check_scale(name, value)
     a = epsilon / sigma
-    if a > _certificates.FARTHEST:
+    if a > certificates.FARTHEST:
         raise ValueError(
-            f"epsilon is {epsilon}, which is {a:g} sigma; accepted is at most {_certificates.FARTHEST:g} sigma"
+            f"epsilon is {epsilon}, which is {a:g} sigma; accepted is at most {certificates.FARTHEST:g} sigma"
         )
 
     def means(alpha: float) -> np.ndarray:
@@ -824,7 +824,7 @@ def _field_numbers(mean_norm: float, dimension: int, noise: Noise, epsilon: floa
         raise ValueError(f"dimension is {dimension}; the field needs a plane, accepted is >= 2")
     p = float(noise.displaced(dimension, epsilon))
     cosine = float(noise.certified_cosine(mean_norm, dimension, epsilon))
-    if not epsilon > 0 or cosine <= _certificates.NONE:
+    if not epsilon > 0 or cosine <= certificates.NONE:
         raise ValueError(
             f"epsilon is {epsilon}; accepted is one > 0 for which a mean length of {mean_norm:g} certifies something"
         )
