@@ -387,7 +387,6 @@ KIND = networks.Kind(
         "attributions",
         "metrics",
         "attacks",
-        "_certificates",
         "smoothing",
         "studies/certification",
     ),
