@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robattr import _yaml
-from robattr.pages import chapters as book
-from robattr.pages import execution
+from robattr.pages import chapters as book, execution
 
 P = ParamSpec("P")
 R = TypeVar("R")

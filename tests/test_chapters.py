@@ -12,8 +12,7 @@ import pytest
 from conftest import REPOSITORY, WriteChapter
 
 from robattr import _yaml
-from robattr.pages import chapters as book
-from robattr.pages import execution
+from robattr.pages import chapters as book, execution
 
 SCHEMAS = """
     epsilons: {type: array, items: {type: number, exclusiveMinimum: 0, maximum: 255}, minItems: 1}
