@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import yaml
 from conftest import REPOSITORY
+
+from robattr import _yaml
+from robattr.pages import chapters
 
 pytestmark = pytest.mark.browser
 
@@ -20,7 +22,7 @@ DESK = {"width": 1280, "height": 900}
 
 def pages() -> list[str]:
     """Pages of the table of contents, without their suffix."""
-    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text(encoding="utf-8"))
+    contents = _yaml.read(REPOSITORY / "_toc.yml")
     parts = [contents, *contents.get("parts", [])]
     return [contents["root"], *(entry["file"] for part in parts for entry in part.get("chapters", []))]
 
@@ -102,7 +104,7 @@ def test_a_page_fits_a_phone(browser: Any, name: str) -> None:
 
 
 def test_from_a_row_of_the_ledger_to_the_executed_cell_in_two_clicks(browser: Any) -> None:
-    claims = yaml.safe_load((REPOSITORY / "results" / "claims.yaml").read_text(encoding="utf-8"))
+    claims = _yaml.read(REPOSITORY / "results" / "claims.yaml")
     for row, claim in enumerate(claims):
         page = visit(browser, "notebooks/ledger", DESK, "light").page
         link = page.locator("article table").first.locator("tbody tr").nth(row).locator("a")
@@ -132,6 +134,15 @@ def test_the_ledger_links_to_the_records_of_every_verdict(browser: Any) -> None:
         lines = file.read_text(encoding="utf-8").splitlines()
         assert lines
         assert all(json.loads(line)["quantity"] for line in lines)
+    page.context.close()
+
+
+def test_chapters_have_the_numbers_of_their_files(browser: Any) -> None:
+    page = visit(browser, pages()[0], DESK, "light").page
+    for name, number in chapters.contents(REPOSITORY).items():
+        shown = page.locator(f"nav a[href$='notebooks/{name}.html']").first.text_content()
+        found = re.match(r"(\d+)\. ", shown.strip())
+        assert (int(found[1]) if found else None) == number == chapters.number_of(name), shown
     page.context.close()
 
 

@@ -194,7 +194,7 @@ def test_networks_are_points_of_their_objective() -> None:
 
 
 def test_methods_have_rows_with_their_own_published_values() -> None:
-    doubled = [result(r.config.attack, r.config.epsilon, 0.5) for r in RESULTS]
+    doubled = [result(r.attack, r.epsilon, 0.5) for r in RESULTS]
     figure = fragility_curves(
         {"gradient": curves_of(RESULTS), "deep_taylor": curves_of(doubled)},
         k=100,

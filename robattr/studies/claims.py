@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
 
+from robattr import _yaml
 from robattr.studies.intervals import Interval, two_way_interval
 from robattr.studies.records import Measurement
 
@@ -190,10 +190,7 @@ def load_claims(path: Path | str) -> list[Claim]:
     Raises:
         ValueError: it is not one, or an id occurs twice; one line names the file and the claim.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    content = _yaml.read(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: accepted is a list of claims")
     claims: list[Claim] = []

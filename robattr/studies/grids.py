@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robattr import models
+from robattr import _yaml, models
 from robattr._files import file_digest, intact, locked, store
 from robattr.models import Classifier
 from robattr.studies import records, trainings
@@ -396,7 +395,7 @@ def load_grid(path: Path | str) -> Grid:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _yaml.read(path)
         if not isinstance(content, dict):
             raise ValueError("it is no mapping")
         named = [name for name in KINDS if name in content]
@@ -420,7 +419,7 @@ def load_grid(path: Path | str) -> Grid:
             raise ValueError("it has no networks")
         for _ in grid.runs():
             pass
-    except (yaml.YAMLError, ValidationError, ValueError) as error:
+    except (ValidationError, ValueError) as error:
         raise ValueError(f"{path}: not a grid ({_said(error)})") from None
     return grid
 
