@@ -282,7 +282,7 @@ but:
     configs = dict(grid.runs())
     assert list(configs) == ["16px-l2-0", "16px-l2-1", "soft-l2-0", "soft-l2-1"]
     assert [(c.samples, c.choose) for c in configs.values()] == [(30, 5), (30, 6), (20, 5), (20, 6)]
-    trainings = [each.training for each in grid.grids.values()]
+    trainings = [each.training for each in grid.networks.values()]
     assert [(t.size, t.beta, t.seed, t.objective) for t in trainings if t] == [
         (16, 3.0, 0, "l2"), (16, 3.0, 1, "l2"), (None, 1.0, 0, "l2"), (None, 1.0, 1, "l2"),
     ]  # fmt: skip

@@ -316,7 +316,7 @@ def test_a_file_of_claims_is_checked(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=said):
             claims.load_claims(path)
     path.write_text("[")
-    with pytest.raises(ValueError, match="not YAML"):
+    with pytest.raises(ValueError, match="not valid YAML"):
         claims.load_claims(path)
 
 
