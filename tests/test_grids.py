@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from test_trainings import CPU, SCHEDULE, epoch, run, small
 
 from robattr import _files, cli, models, training
-from robattr.studies import alignment, fragility, grids, records
+from robattr.studies import alignment, fragility, grids, records, trainings
 from robattr.studies.alignment import Alignment
 from robattr.studies.fragility import Fragility
 from robattr.studies.grids import Network, Record, Total, load_grid, load_record, load_records, run_record, save_record
@@ -286,7 +286,7 @@ def test_another_grid_measures_the_weights_that_were_recorded(
 
 def attack(**changes: Any) -> Fragility:
     values: dict[str, Any] = {
-        "dataset": "digits", "images": 6, "correct_only": True, "attacks": ("top-k", "random-sign"), "k": 5,
+        "dataset": "digits", "images": 6, "attacks": ("top-k", "random-sign"), "k": 5,
         "iterations": 2, "keep_images": True, "beta": "auto",
     }  # fmt: skip
     return Fragility.model_validate(values | changes)
@@ -326,7 +326,7 @@ def small_network() -> Network:
 
 
 def test_a_run_does_not_say_where_files_are(tmp_path: Path, pictures: str) -> None:
-    config = attack(dataset=pictures, images=1, attacks=("random-sign",), correct_only=False, k=10)
+    config = attack(dataset=pictures, images=1, attacks=("random-sign",), k=10)
     network, root = Network(model="efficientnet-lite0"), tmp_path / "runs"
     found = grids.run(fragility.KIND, network, config, root=root, device="cpu", progress=False)
     (text,) = [path.read_text() for path in (tmp_path / "runs").rglob("record.json")]
@@ -385,7 +385,7 @@ def test_wrong_requests_are_one_line_and_status_2(grid_file: Path, monkeypatch: 
     def fail(*args: Any, **options: Any) -> None:
         raise training.TrainingError("the loss is not finite")
 
-    monkeypatch.setattr(grids, "run_record", fail)
+    monkeypatch.setattr(trainings, "run_training", fail)
     for words, said in (
         ((str(grid_file), "l2-0"), "no run 'l2-0' (there are cross-entropy-0"),
         ((str(grid_file.with_name("none.yaml")),), "none.yaml"),
