@@ -14,6 +14,8 @@ import pytest
 from robattr import training
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PATIENCE_S = 1800
+"""Until a process or a page is given up: what hangs is an error, what waits for a busy machine is not."""
 
 WriteChapter = Callable[..., Path]
 

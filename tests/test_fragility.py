@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE_S
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
@@ -171,10 +171,13 @@ def test_two_processes_share_the_work(
     alone = fragility.measure(model, config, device="cpu", max_batch=4).values
     done: list[int] = []
     real = fragility._attacked
+    both_are_at_work = threading.Barrier(2, timeout=PATIENCE_S)
 
     def counted(*args: Any) -> Any:
+        first = threading.get_ident() not in done
         done.append(threading.get_ident())
-        time.sleep(0.02)
+        if first:
+            both_are_at_work.wait()
         return real(*args)
 
     monkeypatch.setattr(fragility, "_attacked", counted)
@@ -184,7 +187,7 @@ def test_two_processes_share_the_work(
         return fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
 
     with ThreadPoolExecutor(2) as pool:
-        both = [each.result(timeout=120) for each in [pool.submit(measure), pool.submit(measure)]]
+        both = [each.result(timeout=PATIENCE_S) for each in [pool.submit(measure), pool.submit(measure)]]
     assert len(done) == 4 * 2 * (2 + 3)  # every part once
     assert len(set(done)) == 2
     for found in both:

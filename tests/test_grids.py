@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import REPOSITORY, Counter
+from conftest import PATIENCE_S, REPOSITORY, Counter
 from PIL import Image
 from safetensors.torch import load_file
 from test_trainings import CPU, SCHEDULE, epoch, run, small
@@ -405,7 +405,12 @@ def test_several_devices_make_one_record(grid_file: Path, tmp_path: Path) -> Non
     command = [sys.executable, "-m", "robattr.cli", "reference", str(grid_file), "l2+cosine-0"]
     command += ["--root", str(tmp_path / "two"), "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     path = grid_file.with_suffix("") / "l2+cosine-0.json"

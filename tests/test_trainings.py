@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Counter
+from filelock import FileLock
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
@@ -337,35 +338,47 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(tmp_path: Path,
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-SLOWLY = """
+WAITING = """
 import sys, time
 from test_trainings import regularizers, run, small
 from pathlib import Path
 forward = regularizers.CrossEntropy.forward
-def slowly(*given):
-    time.sleep(0.15)
+def waiting(*given):
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
     return forward(*given)
-regularizers.CrossEntropy.forward = slowly
+regularizers.CrossEntropy.forward = waiting
 run(small(), Path(sys.argv[1]))
 print("trained")
 """
 
 
-def test_of_two_processes_one_trains(tmp_path: Path, counted: Counter) -> None:
-    config = small()
+def test_of_two_processes_one_trains(tmp_path: Path, counted: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process is in its first step until this one has come to its lock, however busy the machine is."""
+    config, here = small(), tmp_path / "here"
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     other = subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, str(tmp_path)], env=environment, stdout=subprocess.PIPE,
+        [sys.executable, "-c", WAITING, str(tmp_path), str(here)], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    acquire = FileLock.acquire
+
+    def announced(lock: FileLock, *args: Any, **options: Any) -> Any:
+        here.touch()
+        return acquire(lock, *args, **options)
+
     with other:
-        deadline = time.monotonic() + 120
         begun = tmp_path / f".training-{config.key}.partial"
-        while not begun.exists() and other.poll() is None and time.monotonic() < deadline:
+        while not begun.exists() and other.poll() is None:
             time.sleep(0.01)
         assert other.poll() is None
-        found = run(config, tmp_path)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(FileLock, "acquire", announced)
+                found = run(config, tmp_path)
+        finally:
+            here.touch()
         assert other.communicate() == ("trained\n", "")
     assert counted.calls == 0
     assert_same(found, run(config, tmp_path / "alone"))

@@ -100,6 +100,16 @@ def climb(
     return Climb(best_x, best > 0, d.gather(0, best[None]).squeeze(0), d, torch.stack(kept), best)
 
 
+def slope_of(value: Tensor, x: Tensor) -> Tensor:
+    """The gradient of each row's value with respect to its image; zeros where no image is behind it.
+
+    The map of a linear model, for one, is no function of its image at all.
+    """
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(value.sum(), x, materialize_grads=True)[0]
+
+
 def linf_ball(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The corners of the ball within [0, 1]: what lies between them differs from x by epsilon or less, *exactly*.
 
@@ -120,5 +130,14 @@ def _check_batch(images: Tensor, batch_size: int) -> None:
 
 def check_attack(images: Tensor, epsilon: float, batch_size: int) -> None:
     _check_batch(images, batch_size)
-    if not 0 < epsilon <= 1:
-        raise ValueError(f"epsilon is {epsilon}; accepted is 0 < epsilon <= 1 in units of a [0, 1] image, e.g. 8 / 255")
+    metrics.check_epsilon(epsilon)
+
+
+def check_iterations(iterations: int) -> None:
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+
+
+def check_draws(draws: int) -> None:
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; the baseline takes at least 1")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import metrics
-from robattr.attacks.climbing import RandomSigns, _check_batch
+from robattr._rows import joined, parts_of
+from robattr.attacks.climbing import RandomSigns, _check_batch, check_draws, check_iterations, slope_of
 from robattr.attacks.views import _schedule
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, parts_of, target_logits
+from robattr.attributions import Attribution, Target, check_target, frozen, gradient, target_logits
 from robattr.models import set_beta, softplus_surrogate
 
 
@@ -102,8 +103,7 @@ def cosine_attack(
     """
     _check_batch(images, batch_size)
     _check_radius(epsilon)
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+    check_iterations(iterations)
     if step is None:
         step = epsilon / 2
     elif not 0 < step < math.inf:
@@ -133,10 +133,9 @@ def cosine_attack(
         if beta is not None:
             set_beta(smooth, schedule[p])
         value = metrics.cosine(reference, attribution(smooth, z, y, create_graph=True).double())
-        # The map of a linear model is no function of its image at all.
-        g = torch.autograd.grad(value.sum(), z, materialize_grads=True)[0] if value.requires_grad else z.new_zeros(())
+        g = slope_of(value, z)
         value = value.detach() if beta is None else _cosine_to(reference, model, attribution, x, y)
-        return value, g.double().expand_as(z)
+        return value, g.double()
 
     return _lowest_cosine(
         model,
@@ -175,8 +174,7 @@ def random_directions(
     """
     _check_batch(images, batch_size)
     _check_radius(epsilon)
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; the baseline takes at least 1")
+    check_draws(draws)
     return _lowest_cosine(
         frozen(model),
         images,
@@ -276,17 +274,7 @@ def _lowest_cosine(
                     epsilon=epsilon,
                 )
             )
-    return CosineAttackResult(
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        prediction=torch.cat([part.prediction for part in parts]),
-        kept=torch.cat([part.kept for part in parts]),
-        cosine=torch.cat([part.cosine for part in parts]),
-        trace=torch.cat([part.trace for part in parts], 2),
-        restart=torch.cat([part.restart for part in parts]),
-        iterate=torch.cat([part.iterate for part in parts]),
-        epsilon=epsilon,
-    )
+    return joined(parts, trace=2)
 
 
 def _cosine_to(reference: Tensor, model: nn.Module, attribution: Attribution, x: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr.attacks.climbing import Seen, check_attack, climb
+from robattr._rows import joined, parts_of
+from robattr.attacks.climbing import Seen, check_attack, check_draws, check_iterations, climb, slope_of
 from robattr.attacks.objectives import Objective, Score, _check_objective
 from robattr.attacks.views import _map_and_logits, _schedule
 from robattr.attributions import Attribution, frozen, gradient, heatmap
@@ -85,8 +86,7 @@ def iterative_attack(
     check_attack(images, epsilon, batch_size)
     if not step > 0:
         raise ValueError(f"step is {step}; accepted is a step > 0 in units of a [0, 1] image, for example 0.5 / 255")
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+    check_iterations(iterations)
     if beta == "auto":
         beta = None if is_smooth(model) else (3.0, 30.0)
     schedule = _schedule(beta, iterations)
@@ -98,7 +98,7 @@ def iterative_attack(
         assert smooth is not None
         set_beta(smooth, schedule[p])
         x = x.detach().requires_grad_()
-        return _slope(score(heatmap(attribution(smooth, x, labels, create_graph=True))), x)
+        return slope_of(score(heatmap(attribution(smooth, x, labels, create_graph=True))), x)
 
     return _search(
         model, images, objective, attribution, epsilon, iterations, step, seed, batch_size, progress,
@@ -125,16 +125,10 @@ def random_sign(
     are those of :func:`iterative_attack`.
     """
     check_attack(images, epsilon, batch_size)
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; the baseline takes at least 1")
+    check_draws(draws)
     _check_objective(objective, images)
 
     return _search(frozen(model), images, objective, attribution, epsilon, draws, None, seed, batch_size, progress)
-
-
-def _slope(d: Tensor, x: Tensor) -> Tensor:
-    # The gradient of a linear model is no function of its image at all.
-    return torch.autograd.grad(d.sum(), x)[0] if d.requires_grad else torch.zeros_like(x)
 
 
 def _search(
@@ -154,7 +148,7 @@ def _search(
     parts = []
     bar = tqdm(total=-(-len(images) // batch_size) * iterations, desc="attack", disable=None if progress else True)
     with bar:
-        for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size)):
+        for rows in parts_of(len(images), batch_size):
             start = images[rows].detach()
             with torch.no_grad():
                 labels = model(start).argmax(1)
@@ -170,7 +164,7 @@ def _search(
                     x = x.detach().requires_grad_()
                     h, logits = _map_and_logits(model, attribution, x, labels, True, "sum", logits_graph=False)
                     d = score(h)
-                    return Seen(d.detach(), logits.argmax(1) == labels, _slope(d, x))
+                    return Seen(d.detach(), logits.argmax(1) == labels, slope_of(d, x))
                 seen = clean
                 if p > 0:
                     h, logits = _map_and_logits(model, attribution, x.detach(), labels, False, "sum")
@@ -179,20 +173,4 @@ def _search(
 
             found = climb(start, look, epsilon=epsilon, step=step, iterations=iterations, seed=seed, advance=bar.update)
             parts.append(AttackResult(prediction=labels, epsilon=epsilon, **vars(found)))
-    return _joined(parts)
-
-
-def _joined(parts: list[AttackResult]) -> AttackResult:
-    def cat(name: str, dim: int = 0) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts], dim)
-
-    return AttackResult(
-        images=cat("images"),
-        success=cat("success"),
-        prediction=cat("prediction"),
-        objective=cat("objective"),
-        trace=cat("trace", 1),
-        kept=cat("kept", 1),
-        best=cat("best"),
-        epsilon=parts[0].epsilon,
-    )
+    return joined(parts, trace=1, kept=1)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import metrics
-from robattr.attacks.climbing import check_attack, linf_ball
+from robattr._rows import joined, parts_of
+from robattr.attacks.climbing import check_attack, check_iterations, linf_ball, slope_of
 from robattr.attacks.objectives import _check_map
 from robattr.attacks.views import _map_and_logits, _schedule
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap, target_logits
@@ -120,8 +121,7 @@ def manipulate(
         raise ValueError(
             f"learning_rate is {learning_rate}; accepted is a rate > 0 in units of a [0, 1] image, for example 1 / 255"
         )
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+    check_iterations(iterations)
     schedule = _schedule(beta, iterations)
     model = frozen(model)
     smooth = model if beta is None else softplus_surrogate(model, schedule[0])
@@ -133,7 +133,7 @@ def manipulate(
     parts = []
     bar = tqdm(total=-(-len(images) // batch_size) * iterations, desc="attack", disable=None if progress else True)
     with bar:
-        for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size)):
+        for rows in parts_of(len(images), batch_size):
             start, goal = images[rows].detach(), wanted[rows]
             lower, upper = linf_ball(start, epsilon)
             with torch.no_grad():
@@ -164,9 +164,7 @@ def manipulate(
                         with torch.no_grad():
                             smooth_logits = smooth(start)
                     loss = loss_of(smooth, z, y, goal, smooth_logits, graph=True)
-                # The map of a linear model is no function of its image at all.
-                g = torch.autograd.grad(loss.sum(), z)[0] if loss.requires_grad else torch.zeros_like(z)
-                x = adam.step(x, torch.nan_to_num(g, nan=0.0)).clamp_(lower, upper)
+                x = adam.step(x, torch.nan_to_num(slope_of(loss, z), nan=0.0)).clamp_(lower, upper)
                 bar.update()
             with torch.no_grad():
                 kept = model(best_x).argmax(1) == prediction
@@ -184,17 +182,7 @@ def manipulate(
                     epsilon=epsilon,
                 )
             )
-    return ManipulationResult(
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        prediction=torch.cat([part.prediction for part in parts]),
-        kept=torch.cat([part.kept for part in parts]),
-        loss=torch.cat([part.loss for part in parts], 1),
-        best=torch.cat([part.best for part in parts]),
-        original=_joined_similarity([part.original for part in parts]),
-        target=_joined_similarity([part.target for part in parts]),
-        epsilon=epsilon,
-    )
+    return joined(parts, loss=1)
 
 
 class _Adam:
@@ -210,11 +198,3 @@ class _Adam:
         self._square.mul_(0.999).addcmul_(g, g, value=0.001)
         below = (self._square / (1 - 0.999**self._steps)).sqrt_().add_(1e-8)
         return torch.addcdiv(x, self._mean, below, value=-self._rate / (1 - 0.9**self._steps))
-
-
-def _joined_similarity(parts: list[metrics.Similarity]) -> metrics.Similarity:
-    return metrics.Similarity(
-        cosine=torch.cat([part.cosine for part in parts]),
-        pearson=torch.cat([part.pearson for part in parts]),
-        ssim=torch.cat([part.ssim for part in parts]),
-    )

@@ -10,6 +10,7 @@ Methods that average over points keep memory bounded: no pass holds more than ``
 
 from __future__ import annotations
 
+from robattr._rows import parts_of as parts_of
 from robattr.attributions.gradients import gradient, input_x_gradient, integrated_gradients, smoothgrad
 from robattr.attributions.maps import heatmap
 from robattr.attributions.protocol import (
@@ -18,7 +19,6 @@ from robattr.attributions.protocol import (
     Target as Target,
     check_target as check_target,
     frozen as frozen,
-    parts_of as parts_of,
     target_logits as target_logits,
 )
 from robattr.attributions.rules import deep_taylor, guided_backpropagation, lrp

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robattr._rows import parts_of
 from robattr._second_order import SecondOrder
-from robattr.attributions.protocol import Target, _baseline, check_target, parts_of, target_logits
+from robattr.attributions.protocol import Target, _baseline, check_target, target_logits
 
 # A point to average over: the images of the batch's given rows -> as many images.
 _Point = Callable[[Tensor, slice], Tensor]

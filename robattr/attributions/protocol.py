@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -33,14 +32,6 @@ def check_target(x: Tensor, target: Target) -> Tensor:
             f"target is {target.dtype} of shape {tuple(target.shape)}; accepted is one class an image, int64 [{len(x)}]"
         )
     return target.to(x.device, torch.int64)
-
-
-def parts_of(n: int, max_batch: int | None) -> Iterator[slice]:
-    """The rows of each pass, at most ``max_batch`` of n."""
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch is {max_batch}; a pass takes at least 1 image")
-    size = max_batch or n
-    return (slice(i, i + size) for i in range(0, n, size))
 
 
 def frozen(model: M) -> M:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robattr._rows import parts_of
 from robattr.attributions.activations import _ELEMENTWISE, _hooks
 from robattr.attributions.gradients import _input_gradient
-from robattr.attributions.protocol import Target, check_target, parts_of, target_logits
+from robattr.attributions.protocol import Target, check_target, target_logits
 from robattr.models import Classifier, SoftClip, fold_batchnorm
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from robattr._rows import parts_of
 from robattr._second_order import SecondOrder
 from robattr.attributions.activations import _hooks
-from robattr.attributions.protocol import Target, _baseline, check_target, parts_of, target_logits
+from robattr.attributions.protocol import Target, _baseline, check_target, target_logits
 
 
 def deeplift(

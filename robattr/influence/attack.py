@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robattr.attacks import Seen, check_attack, climb
-from robattr.attributions import parts_of
+from robattr._rows import joined, parts_of
+from robattr.attacks.climbing import Seen, check_attack, check_draws, check_iterations, climb, slope_of
 from robattr.influence.last_layer import LastLayer
 from robattr.influence.values import Influence, Which, _check_top
 
@@ -94,8 +93,7 @@ def influence_attack(
         SolverError: a linear system was not solved.
     """
     _check_attack(layer, images, epsilon, top, which, batch_size)
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}; an attack takes at least 1 step")
+    check_iterations(iterations)
     if step is None:
         step = min(2.5 / iterations, 1) * epsilon
     elif not 0 < step < math.inf:
@@ -121,8 +119,7 @@ def influence_random_sign(
     errors and the result are those of :func:`influence_attack`.
     """
     _check_attack(layer, images, epsilon, top, which, batch_size)
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; the baseline takes at least 1")
+    check_draws(draws)
     return _search(layer, images, epsilon, top, which, normalize, None, draws, seed, batch_size)
 
 
@@ -150,14 +147,7 @@ def _search(
             z = x.detach().requires_grad_(climbs)
             with torch.set_grad_enabled(climbs):
                 d, scale, now = layer._along(z, labels, direction, normalize)
-            slope = None
-            if climbs:
-                # Features of a constant network are no function of the image at all.
-                above = (d / scale).sum()
-                slope = torch.zeros_like(z)
-                if above.requires_grad:
-                    (slope,) = torch.autograd.grad(above, z, materialize_grads=True)
-            return Seen(d.detach(), now == labels, slope)
+            return Seen(d.detach(), now == labels, slope_of(d / scale, z) if climbs else None)
 
         found = climb(start, look, epsilon=epsilon, step=step, iterations=iterations, seed=seed)
         parts.append(
@@ -170,35 +160,7 @@ def _search(
                 **vars(found),
             )
         )
-    return _joined(parts)
-
-
-def _joined(parts: list[InfluenceAttackResult]) -> InfluenceAttackResult:
-    def cat(name: str, dim: int = 0) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts], dim)
-
-    def influences(which: Literal["before", "after"]) -> Influence:
-        each: list[Influence] = [getattr(part, which) for part in parts]
-        return Influence(
-            torch.cat([part.values for part in each]),
-            torch.cat([part.labels for part in each]),
-            torch.cat([part.residual for part in each]),
-            torch.cat([part.iterations for part in each]),
-        )
-
-    return InfluenceAttackResult(
-        images=cat("images"),
-        success=cat("success"),
-        prediction=cat("prediction"),
-        points=cat("points"),
-        before=influences("before"),
-        after=influences("after"),
-        objective=cat("objective"),
-        trace=cat("trace", 1),
-        kept=cat("kept", 1),
-        best=cat("best"),
-        epsilon=parts[0].epsilon,
-    )
+    return joined(parts, trace=1, kept=1)
 
 
 def _check_attack(layer: LastLayer, images: Tensor, epsilon: float, top: int, which: Which, batch_size: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robattr.attributions import Target, check_target, frozen, parts_of
+from robattr._rows import parts_of
+from robattr.attributions import Target, check_target, frozen
 from robattr.data import check_images
 from robattr.influence.losses import Loss, _check_labels, _slopes
 from robattr.influence.solver import _NUMBERS, SolverError, _check_numbers, _ConjugateGradients, _Solution, _unit

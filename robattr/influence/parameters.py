@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
-from robattr.attributions import Target, check_target, frozen, parts_of
+from robattr._rows import parts_of
+from robattr.attributions import Target, check_target, frozen
 from robattr.data import check_images
 from robattr.influence.losses import Loss, _check_labels
 from robattr.influence.solver import _NUMBERS, _check_numbers, _ConjugateGradients

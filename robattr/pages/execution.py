@@ -19,6 +19,11 @@ NO_WIDGETS = "ignore:IProgress not found"
 """Warning filter: tqdm asks for progress bars as widgets, which no page could show."""
 
 
+# Until a kernel is given up, or what it printed: on a busy machine the libraries' own 60 and 4 seconds are too few, and
+# after the latter outputs would be missing without an error.
+_PATIENCE_S = 600
+
+
 class ExecutionError(RuntimeError):
     """A chapter failed while it ran; the message is one line and ``traceback`` is what the kernel reported."""
 
@@ -100,6 +105,8 @@ def _run(chapter: Chapter, source: Any, temporary: Path, values: Mapping[str, An
             cwd=root,
             progress_bar=sys.stderr.isatty(),
             request_save_on_cell_execute=False,
+            start_timeout=_PATIENCE_S,
+            iopub_timeout=_PATIENCE_S,
         )
     except PapermillExecutionError as error:
         message = f"{chapter.name} failed in cell [{error.exec_count}]: {error.ename}: {one_line(error.evalue)}"

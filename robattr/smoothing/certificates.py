@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import interpolate, optimize, special
 
-from robattr.attributions import parts_of
+from robattr._rows import parts_of
 
 Method = Literal["tight", "ball"]
 Array = NDArray[np.float64]

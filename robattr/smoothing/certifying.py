@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr._files import write_text
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, parts_of
+from robattr._rows import parts_of
+from robattr.attributions import Attribution, Target, check_target, frozen, gradient
 from robattr.smoothing.certificates import NONE, Method, mean_lower_bound, sampling_error
 from robattr.smoothing.noise import Noise
 from robattr.smoothing.sampling import smooth

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, parts_of
+from robattr._rows import parts_of
+from robattr.attributions import Attribution, Target, check_target, frozen, gradient
 from robattr.smoothing.noise import Noise
 
 # Samples whose noise is drawn together, whatever the size of a pass: the noise depends on the seed and on the shape.
