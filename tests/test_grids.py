@@ -456,7 +456,7 @@ def test_committed_numbers_are_those_before_the_files_were_moved() -> None:
 
 
 def test_every_kind_of_study_is_known_by_its_name() -> None:
-    folder = Path(str(grids.__file__)).parent
+    folder = Path(str(alignment.__file__)).parent
     with_kind = sorted(file.stem for file in folder.glob("*.py") if "\nKIND = " in file.read_text(encoding="utf-8"))
     assert with_kind == sorted(grids.KINDS)
     for name in grids.KINDS:
