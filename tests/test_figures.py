@@ -13,7 +13,7 @@ import numpy as np
 import plotly
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import PATIENCE_S, REPOSITORY
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import special
@@ -527,6 +527,7 @@ def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
     static = REPOSITORY / "book" / "_static"
     library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     page = chromium.new_page()
+    page.set_default_timeout(PATIENCE_S * 1000)
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
