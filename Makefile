@@ -17,13 +17,14 @@ GRID ?= cifar10-lenet-medium
 BIN := $(VENV)/bin
 # uv reads the same lock and checks the same hashes as pip, in a fraction of the time.
 UV ?= $(shell command -v uv 2>/dev/null)
-INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet --no-deps
+INSTALL = $(if $(UV),$(UV) pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install) --quiet \
+	--no-deps
 INSTALLED := $(VENV)/.installed
 SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --config profile=$(PROFILE) threads=$(THREADS) \
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters reference ledger plan lint test test-book lock clean
+.PHONY: help env book chapters reference ledger plan lint test test-isa test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +61,19 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One worker a core, 2 GiB for each, and one thread a worker: threads of one would take the cores of the others.
+WORKERS ?= $(shell m=$$(($(MEMORY) / 2)); w=$$(($(CORES) < m ? $(CORES) : m)); echo $$((w > 1 ? w : 1)))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# The tests of numbers that networks and images make.
+NUMERICAL := attacks attributions certification experiments fragility importance influence metrics models regularizers \
+	second_order smoothing training
+
 test: $(INSTALLED)  ## the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-isa: $(INSTALLED)  ## the numerical tests with an older processor's instructions, whose sums have another order
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
+		$(PYTEST) $(NUMERICAL:%=tests/test_%.py) $(PYTEST_ARGS)
 
 test-book: $(INSTALLED)  ## the built book in a browser
 	$(BIN)/python -m pytest -m browser tests/test_book.py $(PYTEST_ARGS)
