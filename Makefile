@@ -53,7 +53,7 @@ reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as th
 ledger: $(INSTALLED)  ## the README's table of verdicts, from the records
 	$(BIN)/robattr ledger --into README.md
 
-plan:  ## the picture of the package, from its imports: book/plan.svg
+plan:  ## from the imports of the package: its picture, book/plan.svg, and the list of its pages in _toc.yml
 	$(PYTHON) book/plan.py
 
 lint: $(INSTALLED)  ## style and types

@@ -29,9 +29,11 @@ SOURCES = sorted(
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That
 # is a third of an attack's time on the CPU.
 ALLOCATOR = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184"
+# The docstrings of the core and of the studies are pages, too.
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("book/**/*"), *ROOT.glob("_*.yml")]
+    for pattern in ("book/**/*", "_*.yml", "CONTRIBUTING.md", "robattr/**/*.py")
+    for path in set(ROOT.glob(pattern)).difference(ROOT.glob("robattr/pages/**/*.py"), ROOT.glob("robattr/cli.py"))
     if path.is_file() and "__pycache__" not in path.parts
 )
 

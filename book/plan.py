@@ -1,6 +1,7 @@
-"""The plan of the package, from its imports: which module reads which, and the picture of it in ``plan.svg``.
+"""The plan of the package, from its imports: which module reads which.
 
-``make plan`` draws the picture again. The tests read the same imports, and fail where one runs back.
+``make plan`` draws the picture ``plan.svg`` again and lists the reference's pages in ``_toc.yml``. The tests read the
+same imports, and fail where one runs back or where the picture or the list is another.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "book" / "plan.svg"
+CONTENTS = ROOT / "_toc.yml"
 WINGS = ("core", "studies", "pages", "cli")
 """In the order of the arrows: a module imports from its own wing and from those before it."""
 CORE = (
@@ -121,6 +123,34 @@ def wing(module: str) -> str:
     """The wing that a module is in: the core where it is in no other."""
     first = module.partition(".")[0]
     return first if first in WINGS else "core"
+
+
+def documented(found: Imports) -> list[str]:
+    """Modules with a page in the reference: the public ones of the core and of the studies, packages as one."""
+    wings = WINGS[:2]
+    return sorted(
+        (name for name in drawn(found) if wing(name) in wings), key=lambda name: (wings.index(wing(name)), name)
+    )
+
+
+def page(module: str) -> str:
+    """Where the reference has a module's page, as ``_toc.yml`` spells it."""
+    return f"book/api/{module.replace('.', '_')}"
+
+
+def contents(text: str, found: Imports) -> str:
+    """The table of contents with the reference's pages between its two marks, ``# make plan`` and ``# end``.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    head, mark, rest = text.partition("# make plan\n")
+    _, end, tail = rest.partition("# end\n")
+    if not end:
+        raise ValueError(f"{CONTENTS.name} has no line '# make plan' with '# end' below it")
+    margin = head.rpartition("\n")[2]
+    pages = "".join(f"{margin}- file: {page(module)}\n" for module in documented(found))
+    return head + mark + pages + margin + end + tail
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------
@@ -296,4 +326,6 @@ def _arrow(points: list[tuple[float, float]]) -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(picture(imports(ROOT / "robattr")), encoding="utf-8")
+    now = imports(ROOT / "robattr")
+    PICTURE.write_text(picture(now), encoding="utf-8")
+    CONTENTS.write_text(contents(CONTENTS.read_text(encoding="utf-8"), now), encoding="utf-8")

@@ -24,7 +24,8 @@ def pages() -> list[str]:
     """Pages of the table of contents, without their suffix."""
     contents = _yaml.read(REPOSITORY / "_toc.yml")
     parts = [contents, *contents.get("parts", [])]
-    return [contents["root"], *(entry["file"] for part in parts for entry in part.get("chapters", []))]
+    entries = [entry for part in parts for entry in part.get("chapters", [])]
+    return [contents["root"], *(page["file"] for entry in entries for page in (entry, *entry.get("sections", [])))]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -55,6 +56,22 @@ def test_imports_run_one_way() -> None:
 def test_the_picture_is_that_of_the_imports() -> None:
     drawn = plan.picture(plan.imports(REPOSITORY / "robattr"))
     assert plan.PICTURE.read_text(encoding="utf-8") == drawn, "the plan has changed: make plan"
+
+
+def test_the_book_has_a_page_for_each_module() -> None:
+    text = plan.CONTENTS.read_text(encoding="utf-8")
+    assert text == plan.contents(text, plan.imports(REPOSITORY / "robattr")), "modules have changed: make plan"
+
+
+def test_a_table_of_contents_without_marks_is_refused(house: Path) -> None:
+    found = plan.imports(house)
+    listed = plan.contents("# make plan\n- old\n# end\n- rest\n", found)
+    assert re.findall(r"file: (\S+)", listed) == [
+        "book/api/attacks", "book/api/data", "book/api/metrics", "book/api/models", "book/api/studies_runs"
+    ]  # fmt: skip
+    assert listed.endswith("# end\n- rest\n")
+    with pytest.raises(ValueError, match="has no line '# make plan'"):
+        plan.contents("- old\n# end\n", found)
 
 
 def test_imports_are_read(house: Path) -> None:

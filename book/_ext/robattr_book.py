@@ -1,4 +1,5 @@
-"""What the book's pages need beside Jupyter Book: figures of plotly, and no complaints when read from the disk.
+"""What the book's pages need beside Jupyter Book: figures of plotly, signatures that a reader can use, and no
+complaints when read from the disk.
 
 A notebook emits a figure as HTML that holds its JSON and no script of its own::
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly
+import pydantic
 from sphinx.application import Sphinx
 from sphinx.util.fileutil import copy_asset
 
@@ -45,9 +47,18 @@ def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
             path.write_text(re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text), encoding="utf-8")
 
 
+def hide_fields(
+    _app: Sphinx, what: str, _name: str, thing: object, _options: object, _signature: str | None, _returns: str | None
+) -> tuple[str, None] | None:
+    """A pydantic model without its signature: that has pydantic's own types, and the fields are described below it."""
+    is_model = what == "class" and isinstance(thing, type) and issubclass(thing, pydantic.BaseModel)
+    return ("", None) if is_model else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
+    app.connect("autodoc-process-signature", hide_fields)
     app.connect("build-finished", copy_plotly)
     app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
