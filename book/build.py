@@ -88,8 +88,9 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
 
 def api_page(module: str) -> str:
     """The page of a module's public names: what its docstrings say, in the order of the source."""
-    name = f"robattr.{module}"
-    return f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+    package, _, name = f"robattr.{module}".rpartition(".")
+    head = f"# {module}\n\n```python\nfrom {package} import {name}\n```\n\n"
+    return f"{head}```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
 
 
 def stage_records(folder: Path) -> list[Measurement]:

@@ -12,6 +12,7 @@ The explorer of certificates is such a figure beside sliders, and ``certificate-
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,27 @@ def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
             path.write_text(re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text), encoding="utf-8")
 
 
-def hide_fields(
+def sign_model(
     _app: Sphinx, what: str, _name: str, thing: object, _options: object, _signature: str | None, _returns: str | None
 ) -> tuple[str, None] | None:
-    """A pydantic model without its signature: that has pydantic's own types, and the fields are described below it."""
-    is_model = what == "class" and isinstance(thing, type) and issubclass(thing, pydantic.BaseModel)
-    return ("", None) if is_model else None
+    """The signature of a pydantic model as its author wrote the types, or none where the docstring has the fields."""
+    if what != "class" or not isinstance(thing, type) or not issubclass(thing, pydantic.BaseModel):
+        return None
+    if "Attributes:" in (thing.__doc__ or ""):
+        return "", None
+    types = {name: text for each in reversed(thing.__mro__) for name, text in inspect.get_annotations(each).items()}
+    parts = []
+    for name, field in thing.model_fields.items():
+        # Annotated[type, what pydantic checks]
+        text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", str(types[name]))
+        parts.append(f"{name}: {text}" + ("" if field.is_required() else " = ..."))
+    return f"(*, {', '.join(parts)})", None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
-    app.connect("autodoc-process-signature", hide_fields)
+    app.connect("autodoc-process-signature", sign_model)
     app.connect("build-finished", copy_plotly)
     app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
