@@ -2,32 +2,42 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= quick
-JOBS ?= 1
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-# The cores are shared out among the chapters that run at once.
+# In GiB; where no one says, 8.
+MEMORY ?= $(shell p=$$(getconf _PHYS_PAGES 2>/dev/null) && s=$$(getconf PAGESIZE) && echo $$((p * s / 1073741824)) || echo 8)
+# Chapters: one thread wastes nothing on waiting for another, so as many at once as there are cores, and 3 GiB for each.
+# Trainings: one at a time, since they may share a GPU. (In this order: the first default that is set stays.)
+book chapters: JOBS ?= $(shell m=$$(($(MEMORY) / 3)); j=$$(($(CORES) < m ? $(CORES) : m)); echo $$((j > 1 ? j : 1)))
+JOBS ?= 1
+# The cores are shared out among what runs at once.
 THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
 GRID ?= cifar10-lenet-medium
 
 BIN := $(VENV)/bin
+# uv reads the same lock and checks the same hashes as pip, in a fraction of the time.
+UV ?= $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install) --quiet \
+	--no-deps
 INSTALLED := $(VENV)/.installed
 SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --config profile=$(PROFILE) threads=$(THREADS) \
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters reference ledger lint test test-book lock clean
+.PHONY: help env book chapters reference ledger plan lint test test-isa test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=1 (chapters or trainings at once), PYTHON=python3 (3.11 or newer)"
+	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=2 (chapters or trainings at once), PYTHON=python3 (3.11 or newer),"
+	@echo "  UV= (install with pip though uv is there)"
 
-env: $(INSTALLED)  ## the environment in .venv, from requirements.lock
+env: $(INSTALLED)  ## the environment in .venv, from requirements.lock, with uv where it is there
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed; $(PYTHON) is %d.%d (choose one with PYTHON=...)" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-build-isolation -e .
 	@touch $@
 
 book: $(INSTALLED)  ## execute what changed and draw the pages: _build/html/index.html
@@ -43,13 +53,27 @@ reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as th
 ledger: $(INSTALLED)  ## the README's table of verdicts, from the records
 	$(BIN)/robattr ledger --into README.md
 
+plan:  ## from the imports of the package: its picture, book/plan.svg, and the list of its pages in _toc.yml
+	$(PYTHON) book/plan.py
+
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One worker a core, 2 GiB for each, and one thread a worker: threads of one would take the cores of the others.
+WORKERS ?= $(shell m=$$(($(MEMORY) / 2)); w=$$(($(CORES) < m ? $(CORES) : m)); echo $$((w > 1 ? w : 1)))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# The tests of numbers that networks and images make.
+NUMERICAL := attacks attributions certification experiments fragility importance influence metrics models regularizers \
+	second_order smoothing training
+
 test: $(INSTALLED)  ## the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-isa: $(INSTALLED)  ## the numerical tests with an older processor's instructions, whose sums have another order
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
+		$(PYTEST) $(NUMERICAL:%=tests/test_%.py) $(PYTEST_ARGS)
 
 test-book: $(INSTALLED)  ## the built book in a browser
 	$(BIN)/python -m pytest -m browser tests/test_book.py $(PYTEST_ARGS)

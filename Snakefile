@@ -14,38 +14,37 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
 from robattr.pages import chapters as book
 from snakemake.exceptions import WorkflowError
 
 ROOT = Path(workflow.basedir)
 PROFILE = str(config.get("profile", "quick"))
-THREADS = int(config.get("threads", 2))
+THREADS = int(config.get("threads", 1))
 # What runs a chapter and what draws the command line decide nothing about its results.
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("robattr/**/*.py"), *ROOT.glob("results/**/*.json*")]
-    if path.stem not in {"chapters", "cli"}
+    if path.stem not in {"chapters", "cli", "execution", "schemas"}
 )
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That
 # is a third of an attack's time on the CPU.
 ALLOCATOR = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184"
+# The docstrings of the core and of the studies are pages, too.
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("book/**/*"), *ROOT.glob("_*.yml")]
+    for pattern in ("book/**/*", "_*.yml", "CONTRIBUTING.md", "robattr/**/*.py")
+    for path in set(ROOT.glob(pattern)).difference(ROOT.glob("robattr/pages/**/*.py"), ROOT.glob("robattr/cli.py"))
     if path.is_file() and "__pycache__" not in path.parts
 )
 
 
 def chapters_of_the_book():
     """Names of the chapters in _toc.yml, in its order; their parameters in this profile are checked here, before any runs."""
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    sections = [contents, *contents.get("parts", [])]
-    files = [entry["file"] for section in sections for entry in section.get("chapters", [])]
-    names = [Path(file).name for file in files if Path(file).parent.name == "notebooks"]
     try:
         values = book.profile_parameters(ROOT, PROFILE)
-        return {name: book.check_parameters(book.chapter(ROOT, name), values.get(name, {})) for name in names}
+        return {
+            name: book.check_parameters(book.chapter(ROOT, name), values.get(name, {})) for name in book.contents(ROOT)
+        }
     except book.ChapterError as error:
         raise WorkflowError(str(error)) from None
 

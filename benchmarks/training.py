@@ -20,9 +20,9 @@ from unittest import mock
 import torch
 
 from robattr import _second_order
-from robattr.studies import alignment
-from robattr.studies.alignment import OBJECTIVES, Training
+from robattr.studies import trainings
 from robattr.studies.runs import environment
+from robattr.studies.trainings import OBJECTIVES, Training
 
 
 class _Plain(_second_order.SecondOrder):
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     configs = [Training(model=options.model, objective=objective) for objective in OBJECTIVES]
     common = {"batch_size": options.batch, "repeats": options.rounds, "device": options.device}
-    seconds = alignment.step_seconds(configs, **common)
+    seconds = trainings.step_seconds(configs, **common)
     base = seconds["cross-entropy"]
     print(json.dumps({"n": options.rounds, "device": options.device, **environment()}))
     print(f"{'objective':24} {'ratio':>6} {'ms':>8}")
@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{name:24} {value / base:6.2f} {value * 1000:8.1f}")
     if options.plain:
         with mock.patch("robattr.regularizers.SecondOrder", _Plain):
-            plain = alignment.step_seconds(configs, **common)
+            plain = trainings.step_seconds(configs, **common)
         print("\nwith PyTorch's own double backward")
         for name, value in plain.items():
             print(f"{name:24} {value / base:6.2f} {value * 1000:8.1f}")

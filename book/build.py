@@ -1,4 +1,7 @@
-"""Build the book's pages from its executed notebooks; the result replaces ``--output`` once it is whole."""
+"""Build the book's pages from its executed notebooks; the result replaces ``--output`` once it is whole.
+
+The reference of the package has a page for each module of :func:`plan.documented`, made of its docstrings.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import plan
 
+from robattr import _yaml
 from robattr.studies import claims, records
 from robattr.studies.records import Measurement
 
@@ -54,7 +59,15 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     """
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "_toc.yml"):
+        try:
+            _yaml.read(ROOT / name, name)  # Jupyter Book takes the last of two equal keys without a word
+        except _yaml.YamlError as error:
+            sys.exit(str(error))
         shutil.copy(ROOT / name, folder / name)
+    if (ROOT / "CONTRIBUTING.md").exists():
+        shutil.copy(ROOT / "CONTRIBUTING.md", folder)
+    for module in plan.documented(plan.imports(ROOT / "robattr")):
+        (folder / plan.page(module)).with_suffix(".md").write_text(api_page(module), encoding="utf-8")
     generated = folder / "book" / "generated"
     generated.mkdir()
     (folder / "notebooks").mkdir()
@@ -71,6 +84,13 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         nbformat.write(notebook, folder / "notebooks" / path.name)
     measured = stage_records(folder / "records")
     (generated / "status.md").write_text(status(profile, notebooks) + reference(measured), encoding="utf-8")
+
+
+def api_page(module: str) -> str:
+    """The page of a module's public names: what its docstrings say, in the order of the source."""
+    package, _, name = f"robattr.{module}".rpartition(".")
+    head = f"# {module}\n\n```python\nfrom {package} import {name}\n```\n\n"
+    return f"{head}```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
 
 
 def stage_records(folder: Path) -> list[Measurement]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["file_digest", "free", "locked", "store", "write_text"]
+__all__ = ["file_digest", "free", "intact", "locked", "store", "write_text"]
+
+_DIGESTS = "digests.json"
 
 
 def file_digest(path: Path) -> str:
@@ -44,15 +48,37 @@ def free(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def store(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder and put it in place of ``folder`` when it is whole."""
+    """Let ``write`` fill a temporary folder and put it in place of ``folder`` when it is whole.
+
+    Beside what is written stands ``digests.json``, which :func:`intact` compares it with.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         write(temporary)
+        (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def intact(folder: Path) -> bool:
+    """Whether a folder holds what :func:`store` put there, to the last bit; a warning is logged where it does not."""
+    try:
+        noted = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        noted = None
+    if noted is not None and noted == _digests(folder):
+        return True
+    if folder.is_dir():
+        logging.getLogger("robattr").warning("%s does not match its digests: it is made again", folder)
+    return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _DIGESTS)
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def write_text(path: Path, text: str) -> None:

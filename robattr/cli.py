@@ -17,7 +17,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from robattr.pages import chapters as book
+from robattr import _yaml
+from robattr.pages import chapters as book, execution
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +57,7 @@ def main() -> None:
 @click.argument("name", required=False)
 @_refusals
 def chapters(name: str | None) -> None:
-    """List the chapters, or the parameters of the one called NAME."""
+    """List the chapters, or the parameters of the one called NAME (its number, its name or a part of it)."""
     root = book.find_root()
     if name is None:
         table = Table("chapter", "title", "claim")
@@ -88,7 +89,7 @@ def run(
     output: Path | None,
     errors: Path | None,
 ) -> None:
-    """Execute CHAPTER (a name or its number) and print where the executed notebook is.
+    """Execute CHAPTER (its number, its name or a part of it) and print where the executed notebook is.
 
     Values given with -p win over those of the file, and those over the profile's.
     """
@@ -96,21 +97,21 @@ def run(
     chosen = book.chapter(root, chapter)
     values: dict[str, Any] = dict(book.profile_parameters(root, profile).get(chosen.name, {})) if profile else {}
     if file is not None:
-        content = book.parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        content = _yaml.read(file)
         if not isinstance(content, dict):
             raise book.ChapterError(f"{file}: must map parameters to values")
         values |= content
-    values |= {name: book.parse_yaml(value, f"parameter {name!r}") for name, value in pairs}
+    values |= {name: _yaml.parse(value, f"parameter {name!r}") for name, value in pairs}
     values = book.check_parameters(chosen, values)
     try:
-        done = book.execute(
+        done = execution.execute(
             chosen,
-            output or book.custom_output(root, chosen, values),
+            output or execution.custom_output(root, chosen, values),
             values,
             root=root,
             profile=profile or "custom",
         )
-    except book.ExecutionError as error:
+    except execution.ExecutionError as error:
         report = f"{error.traceback}\nrobattr: {error}\n"
         if errors is None:
             sys.stderr.write(report)
@@ -134,24 +135,23 @@ def reference(
     grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
-    from robattr.studies import alignment
-    from robattr.studies import reference as references
+    from robattr.studies import grids
     from robattr.training import Compute, TrainingError
 
-    loaded = references.load_grid(grid)
+    loaded = grids.load_grid(grid)
     folder = grid.with_suffix("")
     if run is None:
         table = Table("run", "recorded", "options", title=loaded.description)
-        for name, config in loaded.runs():
+        for name, network in loaded.networks.items():
             here = "yes" if (folder / f"{name}.json").exists() else "no"
-            options = config.options if isinstance(config, alignment.Training) else {}
+            options = {} if network.training is None else network.training.options
             table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in options.items()))
         _show(table)
         return
     path = output or folder / f"{run}.json"
     compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
     try:
-        if not references.run(loaded, run, path, root=root, compute=compute):
+        if grids.run_record(loaded, run, path, root=root, compute=compute) is None:
             return
     except TrainingError as error:
         _refuse(error)

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robattr._rows import parts_of
 from robattr.attributions import (
     Attribution,
     Target,
@@ -37,7 +38,6 @@ from robattr.attributions import (
     frozen,
     gradient,
     heatmap,
-    parts_of,
     target_logits,
 )
 from robattr.data import check_images
@@ -344,8 +344,7 @@ def random_perturbation_similarity(
     check_images(x)
     check_maps_size(x)
     labels = check_target(x, target)
-    if not 0 < epsilon <= 1:
-        raise ValueError(f"epsilon is {epsilon}; accepted is 0 < epsilon <= 1 in units of a [0, 1] image, e.g. 8 / 255")
+    check_epsilon(epsilon)
     if draws < 1:
         raise ValueError(f"draws is {draws}; a mean takes at least 1 perturbed copy of each image")
     x, model = x.detach(), frozen(model)
@@ -556,6 +555,12 @@ def generators_of(images: Tensor, seed: int) -> list[torch.Generator]:
     """A random generator for each image, which depends on the seed and on the image alone."""
     pixels = images.detach().cpu().contiguous().numpy()
     return [torch.Generator().manual_seed(zlib.crc32(image, seed)) for image in pixels]
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse an l-infinity radius that is none in units of a [0, 1] image, with a ValueError of one line."""
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon is {epsilon}; accepted is 0 < epsilon <= 1 in units of a [0, 1] image, e.g. 8 / 255")
 
 
 def check_maps_size(x: Tensor) -> None:

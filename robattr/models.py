@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "fold_batchnorm",
     "is_smooth",
+    "known",
     "load_images",
     "rescale_output",
     "set_beta",
@@ -414,6 +415,11 @@ def available() -> list[str]:
 
     theirs = list_models(module=torchvision.models)
     return ["efficientnet-lite0", *_OWN, *theirs, *(f"torchvision/{name}" for name in theirs)]
+
+
+def known(name: str) -> bool:
+    """Whether :func:`build` takes a name. torchvision takes seconds to import; it is asked about no name of ours."""
+    return name == "efficientnet-lite0" or takes_input_size(name) or name in available()
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from robattr import training
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+PATIENCE_S = 1800
+"""Until a process or a page is given up: what hangs is an error, what waits for a busy machine is not."""
 
 WriteChapter = Callable[..., Path]
 
@@ -72,3 +77,24 @@ def write_chapter(project: Path) -> WriteChapter:
         return path
 
     return write
+
+
+class Counter:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls = 0
+        functools.update_wrapper(self, function)  # it is known by the name of what it stands for
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.function(*args, **kwargs)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Counts the trainings."""
+    counter = Counter(training.train)
+    monkeypatch.setattr(training, "train", counter)
+    return counter

@@ -37,7 +37,7 @@ from robattr.attributions import (
     integrated_gradients,
     smoothgrad,
 )
-from robattr.studies.experiments import interval
+from robattr.studies.intervals import interval
 
 EPSILON = 8 / 255
 SHORT = {"step": 2 / 255, "iterations": 5}
@@ -418,7 +418,7 @@ def test_logits_from_the_pass_of_the_attribution_change_nothing(method: Attribut
     assert (ours.loss.min(0).values < ours.loss[0]).all()
 
 
-def test_manipulation_moves_the_map_of_a_network_and_keeps_its_logits(images: Tensor) -> None:
+def test_manipulation_moves_the_map_of_a_network(images: Tensor) -> None:
     model = models.build("lenet", activation="softplus", beta=3, seed=3)
     goal = frame(32, 32, 5)
     state = torch.random.get_rng_state()
@@ -429,11 +429,24 @@ def test_manipulation_moves_the_map_of_a_network_and_keeps_its_logits(images: Te
     assert (result.target.pearson > metrics.pearson(before, goal.expand_as(before)) + 0.05).all()
     assert (result.original.cosine < 0.99).all()
     assert torch.equal(result.loss.min(0).values, result.loss.gather(0, result.best[None])[0])
-    # Without the logits' term they move further.
-    free = manipulate(model, images, target_map=goal, epsilon=EPSILON, iterations=15, gamma=1.0)
+
+
+def test_the_term_of_the_logits_holds_them(images: Tensor) -> None:
+    """Logits a thousand times as large have the same map, over its maximum, and a million times the distance."""
+    model = models.build("lenet", activation="softplus", beta=3, seed=3)
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():
-        clean, held, moved = model(images), model(result.images), model(free.images)
-    assert (held - clean).square().sum() < (moved - clean).square().sum()
+        for p in last.parameters():
+            p *= 1e3
+    goal = frame(32, 32, 5)
+    run = partial(manipulate, model, images, target_map=goal, epsilon=EPSILON, iterations=15)
+    held, free = run(gamma=0.5), run(gamma=1.0)
+    with torch.no_grad():
+        distances = [(model(result.images) - model(images)).square().sum(1) for result in (held, free)]
+    assert (distances[0] < distances[1] / 4).all()
+    before = heatmap(gradient(model, images, held.prediction), "max")
+    for result in (held, free):  # neither stands still
+        assert (result.target.pearson > metrics.pearson(before, goal.expand_as(before)) + 0.05).all()
 
 
 def test_the_smooth_copy_gives_a_relu_network_its_direction(images: Tensor) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import yaml
-from conftest import REPOSITORY
+from conftest import PATIENCE_S, REPOSITORY
+
+from robattr import _yaml
+from robattr.pages import chapters
 
 pytestmark = pytest.mark.browser
 
@@ -20,9 +22,10 @@ DESK = {"width": 1280, "height": 900}
 
 def pages() -> list[str]:
     """Pages of the table of contents, without their suffix."""
-    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text(encoding="utf-8"))
+    contents = _yaml.read(REPOSITORY / "_toc.yml")
     parts = [contents, *contents.get("parts", [])]
-    return [contents["root"], *(entry["file"] for part in parts for entry in part.get("chapters", []))]
+    entries = [entry for part in parts for entry in part.get("chapters", [])]
+    return [contents["root"], *(page["file"] for entry in entries for page in (entry, *entry.get("sections", [])))]
 
 
 @dataclass
@@ -41,9 +44,15 @@ def browser(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("chromium")
 
 
+def new_context(browser: Any, **options: Any) -> Any:
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_S * 1000)
+    return context
+
+
 def visit(browser: Any, name: str, size: dict[str, int], theme: str) -> Visit:
     """Open a page from the disk and let its scripts finish."""
-    context = browser.new_context(viewport=size)
+    context = new_context(browser, viewport=size)
     context.add_init_script(
         f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}');"
         "document.documentElement && (document.documentElement.dataset.mode = '" + theme + "');"
@@ -102,24 +111,33 @@ def test_a_page_fits_a_phone(browser: Any, name: str) -> None:
 
 
 def test_from_a_row_of_the_ledger_to_the_executed_cell_in_two_clicks(browser: Any) -> None:
-    claims = yaml.safe_load((REPOSITORY / "results" / "claims.yaml").read_text(encoding="utf-8"))
+    """Every row links to its anchor; of each chapter one link is clicked, and all its anchors are looked at there."""
+    claims = _yaml.read(REPOSITORY / "results" / "claims.yaml")
+    rows: dict[str, list[int]] = {}
     for row, claim in enumerate(claims):
+        rows.setdefault(claim["chapter"], []).append(row)
+    for chapter, places in rows.items():
         page = visit(browser, "notebooks/ledger", DESK, "light").page
-        link = page.locator("article table").first.locator("tbody tr").nth(row).locator("a")
+        table = page.locator("article table").first.locator("tbody tr")
+        assert table.count() == len(claims)
+        for row in places:
+            link = table.nth(row).locator("a")
+            assert link.evaluate("each => each.href").endswith(f"/notebooks/{chapter}.html#{claims[row]['anchor']}")
         link.click()
-        page.wait_for_url(f"**/notebooks/{claim['chapter']}.html#{claim['anchor']}")
-        target = page.locator(f"[id='{claim['anchor']}']")
-        assert target.count() == 1, claim["id"]
-        # The figure's own cell, or the first one of the section.
-        cell = target.locator("xpath=ancestor-or-self::*[contains(concat(' ', @class, ' '), ' cell ')]")
-        if cell.count() == 0:
-            cell = target.locator(
-                "xpath=(following::div | descendant::div)[contains(concat(' ', @class, ' '), ' cell ')]"
-            )
-        source = cell.first.locator(".cell_input").first
-        if not source.locator("pre").first.is_visible():
-            cell.first.locator("summary").first.click()
-        assert source.locator("pre").first.is_visible(), claim["id"]
+        page.wait_for_url(f"**/notebooks/{chapter}.html#{claims[places[-1]]['anchor']}")
+        for claim in (claims[row] for row in places):
+            target = page.locator(f"[id='{claim['anchor']}']")
+            assert target.count() == 1, claim["id"]
+            # The figure's own cell, or the first one of the section.
+            cell = target.locator("xpath=ancestor-or-self::*[contains(concat(' ', @class, ' '), ' cell ')]")
+            if cell.count() == 0:
+                cell = target.locator(
+                    "xpath=(following::div | descendant::div)[contains(concat(' ', @class, ' '), ' cell ')]"
+                )
+            source = cell.first.locator(".cell_input").first
+            if not source.locator("pre").first.is_visible():
+                cell.first.locator("summary").first.click()
+            assert source.locator("pre").first.is_visible(), claim["id"]
         page.context.close()
 
 
@@ -135,8 +153,17 @@ def test_the_ledger_links_to_the_records_of_every_verdict(browser: Any) -> None:
     page.context.close()
 
 
+def test_chapters_have_the_numbers_of_their_files(browser: Any) -> None:
+    page = visit(browser, pages()[0], DESK, "light").page
+    for name, number in chapters.contents(REPOSITORY).items():
+        shown = page.locator(f"nav a[href$='notebooks/{name}.html']").first.text_content()
+        found = re.match(r"(\d+)\. ", shown.strip())
+        assert (int(found[1]) if found else None) == number == chapters.number_of(name), shown
+    page.context.close()
+
+
 def test_the_front_door_leads_to_the_first_page(browser: Any) -> None:
-    context = browser.new_context()
+    context = new_context(browser)
     page = context.new_page()
     page.goto((HTML / "index.html").as_uri())
     page.wait_for_url(f"**/{pages()[0]}.html")
@@ -144,7 +171,7 @@ def test_the_front_door_leads_to_the_first_page(browser: Any) -> None:
 
 
 def test_the_search_finds_words_offline(browser: Any) -> None:
-    context = browser.new_context()
+    context = new_context(browser)
     page = context.new_page()
     page.goto(f"{(HTML / 'search.html').as_uri()}?q=attribution")
     page.locator("#search-results ul.search li").first.wait_for()

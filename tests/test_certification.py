@@ -12,9 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from robattr import models, smoothing
-from robattr.studies import certification, networks, reference
+from robattr.studies import certification, grids
 from robattr.studies.certification import KIND, Certification
-from robattr.studies.networks import Grid, Network, Record
+from robattr.studies.grids import Network, Record
+from robattr.training import Compute
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Certification(
@@ -135,30 +136,30 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> None:
     path = tmp_path / "small.json"
-    networks.save_record(record, path)
-    found = networks.load_record(path, KIND)
+    grids.save_record(record, path)
+    found = grids.load_record(path)
     assert (found.name, found.network, found.config, found.dimension) == ("small", NETWORK, SMALL, 64)
     assert found.provenance == record.provenance
     for name, column in record.values.items():
         np.testing.assert_allclose(found.values[name], column, rtol=1e-6)
-    assert [r.name for r in certification.load_records(tmp_path)] == ["small"]
+    assert [r.name for r in grids.load_records(tmp_path)] == ["small"]
     content = json.loads(path.read_text())
     for damage in ({"experiment": "alignment"}, {"network": None}, {"config": {"images": 0}}):
         path.write_text(json.dumps(content | damage))
-        with pytest.raises(ValueError, match=r"small\.json: not a record of the kind certification") as error:
-            networks.load_record(path, KIND)
+        with pytest.raises(ValueError, match=r"small\.json: not a record") as error:
+            grids.load_record(path)
         assert "\n" not in str(error.value)
     path.write_text(json.dumps(content))
     lines = path.with_suffix(".jsonl").read_text().splitlines()
     path.with_suffix(".jsonl").write_text("\n".join([lines[0], "{}", *lines[1:]]))
     with pytest.raises(ValueError, match=r"small\.jsonl, line 2"):
-        networks.load_record(path, KIND)
+        grids.load_record(path)
     with pytest.raises(ValueError, match="has no records"):
-        certification.load_records(tmp_path / "nowhere")
+        grids.load_records(tmp_path / "nowhere")
 
 
 def test_numbers_say_all_that_they_depend_on(record: Record) -> None:
-    found = {m.quantity: m for m in networks.measurements(record, "grid/small")}
+    found = {m.quantity: m for m in grids.measurements(record, "grid/small")}
     assert found.keys() == record.values.keys()
     reached = found["attacked/gaussian/1/0.1/adaptive"]
     assert (reached.epsilon, reached.norm, reached.n, reached.unit) == (0.1, "l2", 2, "1")
@@ -245,12 +246,13 @@ but:
   other: {samples: 30}
 """
     )
-    grid = reference.load_grid(path)
-    assert isinstance(grid, Grid)
+    grid = grids.load_grid(path)
     assert {name: config.samples for name, config in grid.runs()} == {"trained": 20, "other": 30}
     output = tmp_path / "out" / "trained.json"
-    made = networks.run_record(grid, "trained", output, root=tmp_path / "runs", device="cpu", progress=False)
-    found = networks.load_record(output, KIND)
+    made = grids.run_record(
+        grid, "trained", output, root=tmp_path / "runs", compute=Compute(accelerator="cpu"), progress=False
+    )
+    found = grids.load_record(output)
     assert found.network == grid.networks["trained"]
     assert found.values.keys() == made.values.keys()
     assert found.provenance["network"]["training"]["images"] == 64
@@ -276,8 +278,7 @@ but:
   "*-1": {choose: 6}
 """
     path.write_text(text)
-    grid = reference.load_grid(path)
-    assert isinstance(grid, Grid)
+    grid = grids.load_grid(path)
     configs = dict(grid.runs())
     assert list(configs) == ["16px-l2-0", "16px-l2-1", "soft-l2-0", "soft-l2-1"]
     assert [(c.samples, c.choose) for c in configs.values()] == [(30, 5), (30, 6), (20, 5), (20, 6)]
@@ -287,10 +288,10 @@ but:
     ]  # fmt: skip
     path.write_text(text.replace("{of: base, objectives: [l2], changed: {16px: {size: 16}, soft: {beta: 1}}}", "base"))
     with pytest.raises(ValueError, match=r"but has 16px-\*, which is no network"):
-        reference.load_grid(path)
+        grids.load_grid(path)
     path.write_text(text.replace("[l2]", "[l3]"))
     with pytest.raises(ValueError, match="objectives has l3; base has cross-entropy, l2"):
-        reference.load_grid(path)
+        grids.load_grid(path)
 
 
 def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match="not a grid") as error:
-            reference.load_grid(path)
+            grids.load_grid(path)
         assert "\n" not in str(error.value)
 
 
@@ -310,7 +311,7 @@ def test_every_grid_of_the_repository_is_one() -> None:
     paths = sorted((ROOT / "results" / "reference").glob("*.yaml"))
     assert paths
     for path in paths:
-        grid = reference.load_grid(path)
+        grid = grids.load_grid(path)
         assert all(grid.configuration(name) for name, _ in grid.runs())
 
 
@@ -331,8 +332,8 @@ RECORDS = sorted(
 
 @pytest.mark.parametrize("path", RECORDS, ids=str)
 def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) -> None:
-    record = networks.load_record(REFERENCE / path, KIND)
-    grid = certification.load_grid(REFERENCE / f"{path.parent}.yaml")
+    record = grids.load_record(REFERENCE / path)
+    grid = grids.load_grid(REFERENCE / f"{path.parent}.yaml")
     assert dict(grid.runs())[path.stem] == record.config
     assert grid.networks[path.stem] == record.network
     assert "with changes" not in record.provenance["commit"]

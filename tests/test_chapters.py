@@ -9,9 +9,10 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import WriteChapter
+from conftest import REPOSITORY, WriteChapter
 
-from robattr.pages import chapters as book
+from robattr import _yaml
+from robattr.pages import chapters as book, execution
 
 SCHEMAS = """
     epsilons: {type: array, items: {type: number, exclusiveMinimum: 0, maximum: 255}, minItems: 1}
@@ -136,7 +137,7 @@ def test_bad_values_are_refused_in_one_line_before_anything_runs(
     project: Path, stub: book.Chapter, values: dict[str, Any], said: list[str]
 ) -> None:
     with pytest.raises(book.ChapterError) as refusal:
-        book.execute(stub, project / "out.ipynb", values)
+        execution.execute(stub, project / "out.ipynb", values)
     message = str(refusal.value)
     assert "\n" not in message
     assert len(message) < 300
@@ -161,6 +162,8 @@ def test_bad_values_are_refused_in_one_line_before_anything_runs(
         ({"defaults": "a = b = 1"}, "may only hold lines"),
         ({"defaults": "count ="}, "not Python"),
         ({"schemas": "{count: {type: integr}}"}, "schema of parameter 'count' is not JSON Schema"),
+        ({"schemas": "{count: {type: integer, type: number}}"}, "line 5: the key 'type' is there twice"),
+        ({"defaults": ":tags: [remove-cell]\ncount = 3"}, "line 11: the key 'tags' is there twice, first in line 10"),
         ({"schemas": "{count: 3}"}, "schema of parameter 'count' must be a mapping"),
     ],
 )
@@ -193,6 +196,99 @@ def test_a_chapter_without_a_title_is_refused(project: Path, write_chapter: Writ
 def test_an_unknown_chapter_is_refused_with_the_nearest(project: Path, stub: book.Chapter) -> None:
     with pytest.raises(book.ChapterError, match=r"did you mean '02_stub'\? \(there are 02_stub\)"):
         book.chapter(project, "02_stup")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("5", "05_not_invariant"),
+        ("05", "05_not_invariant"),
+        ("10", "10_more"),
+        ("05_not_invariant", "05_not_invariant"),
+        ("not_invariant", "05_not_invariant"),
+        ("aligned", "07_aligned_gradients"),
+        ("cross", "cross_table"),
+        ("more", "10_more"),  # the whole of one name, a part of the other
+        ("more_still", "11_more_still"),
+    ],
+)
+def test_a_chapter_goes_by_number_name_or_a_part_of_it(
+    project: Path, write_chapter: WriteChapter, asked: str, found: str
+) -> None:
+    for name in ("05_not_invariant", "07_aligned_gradients", "10_more", "11_more_still", "cross_table"):
+        write_chapter(name)
+    assert book.chapter(project, asked).name == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("1", "no chapter '1' (there are 05_one, 05_two, 10_more, cross_table)"),  # not 10
+        ("7", "no chapter '7' (there are"),
+        ("5", "'5' may be 05_one or 05_two; give more of the name"),
+        ("o", "'o' may be 05_one or 05_two or 10_more or cross_table; give more of the name"),
+        ("tabel", "no chapter 'tabel'; did you mean 'cross_table'? (there are"),
+        ("onne", "no chapter 'onne'; did you mean '05_one'? (there are"),
+        ("", "no chapter '' (there are"),
+    ],
+)
+def test_a_name_of_no_chapter_or_of_several_is_refused_in_one_line(
+    project: Path, write_chapter: WriteChapter, asked: str, said: str
+) -> None:
+    for name in ("05_one", "05_two", "10_more", "cross_table"):
+        write_chapter(name)
+    with pytest.raises(book.ChapterError) as refusal:
+        book.chapter(project, asked)
+    assert str(refusal.value).startswith(said)
+    assert "\n" not in str(refusal.value)
+
+
+def test_chapters_come_in_the_order_of_the_book_then_of_their_numbers(
+    project: Path, write_chapter: WriteChapter
+) -> None:
+    for name in ("02_two", "01_one", "10_ten", "ledger", "appendix"):
+        write_chapter(name)
+    assert book.chapter_names(project) == ["01_one", "02_two", "10_ten", "appendix", "ledger"]
+    assert book.contents(project) == {}
+    (project / "_toc.yml").write_text(TOC)
+    assert book.chapter_names(project) == ["ledger", "01_one", "02_two", "10_ten", "appendix"]
+    assert book.contents(project) == {"ledger": None, "01_one": 1, "02_two": 3}
+
+
+TOC = """
+root: book/introduction
+parts:
+  - chapters: [{file: notebooks/ledger}]
+  - numbered: true
+    chapters: [{file: notebooks/01_one}, {file: book/page}]
+  - numbered: true
+    chapters: [{file: notebooks/02_two}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("toc", "said"),
+    [
+        ("root: a\nchapters: [{file: notebooks/01_won}]", "_toc.yml: no chapter '01_won'; did you mean '01_one'?"),
+        ("- file: a", "_toc.yml: must hold 'root' and 'parts'"),
+        ("root: a\nroot: b", "_toc.yml: not valid YAML: line 2: the key 'root' is there twice, first in line 1"),
+    ],
+)
+def test_a_wrong_table_of_contents_is_refused(project: Path, write_chapter: WriteChapter, toc: str, said: str) -> None:
+    write_chapter("01_one")
+    (project / "_toc.yml").write_text(toc)
+    with pytest.raises(book.ChapterError) as refusal:
+        book.contents(project)
+    assert str(refusal.value).startswith(said)
+
+
+def test_files_bear_the_numbers_that_the_book_shows() -> None:
+    """Where they part, ``robattr run 5`` runs another chapter than the one a reader sees as 5."""
+    shown = book.contents(REPOSITORY)
+    assert [number for number in shown.values() if number] == list(range(1, 10))
+    assert {name: book.number_of(name) for name in shown} == shown
+    config = _yaml.read(REPOSITORY / "_config.yml")
+    assert config["html"]["use_multitoc_numbering"] is True  # else each part would begin at 1 again
 
 
 def test_yaml_spells_numbers_as_people_do() -> None:
@@ -240,7 +336,7 @@ def test_the_root_is_found_from_below(project: Path) -> None:
 def test_execution_injects_values_and_records_the_run(project: Path, write_chapter: WriteChapter) -> None:
     write_chapter(code="import sys, os\nprint(sys.executable)\nprint(os.getcwd())\nprint(count)")
     output = project / "out" / "01.ipynb"
-    assert book.execute(book.chapter(project, "01_stub"), output, {"count": 7}, profile="quick") == output
+    assert execution.execute(book.chapter(project, "01_stub"), output, {"count": 7}, profile="quick") == output
     notebook = nbformat.read(output, as_version=4)
     injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
     assert "count = 7" in injected.source
@@ -266,13 +362,13 @@ def test_the_kernel_is_ours_whatever_the_user_installed(
     spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "broken", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(project / "jupyter"))
     write_chapter()
-    book.execute(book.chapter(project, "01_stub"), project / "out.ipynb")
+    execution.execute(book.chapter(project, "01_stub"), project / "out.ipynb")
     assert (project / "ran.txt").read_text() == "01_stub 3\n"
 
 
 def test_tqdm_asks_for_no_widgets(project: Path, write_chapter: WriteChapter) -> None:
     write_chapter(code="import tqdm.auto")
-    book.execute(book.chapter(project, "01_stub"), project / "out.ipynb")
+    execution.execute(book.chapter(project, "01_stub"), project / "out.ipynb")
     notebook = nbformat.read(project / "out.ipynb", as_version=4)
     assert [cell.outputs for cell in notebook.cells if cell.get("outputs")] == []
 
@@ -280,11 +376,11 @@ def test_tqdm_asks_for_no_widgets(project: Path, write_chapter: WriteChapter) ->
 def test_a_failure_keeps_the_last_good_notebook(project: Path, write_chapter: WriteChapter) -> None:
     write_chapter()
     output = project / "out" / "01.ipynb"
-    book.execute(book.chapter(project, "01_stub"), output)
+    execution.execute(book.chapter(project, "01_stub"), output)
     good = output.read_bytes()
     write_chapter(code="def deep():\n    raise KeyError('the\\nreason')\n\ndeep()")
-    with pytest.raises(book.ExecutionError) as failure:
-        book.execute(book.chapter(project, "01_stub"), output)
+    with pytest.raises(execution.ExecutionError) as failure:
+        execution.execute(book.chapter(project, "01_stub"), output)
     assert "01_stub failed in cell [2]: KeyError: 'the\\nreason'" in str(failure.value)
     assert "\n" not in str(failure.value)
     assert "raise KeyError('the\\nreason')" in failure.value.traceback
@@ -295,14 +391,14 @@ def test_a_failure_keeps_the_last_good_notebook(project: Path, write_chapter: Wr
 
 def test_a_kernel_that_dies_is_a_failure(project: Path, write_chapter: WriteChapter) -> None:
     write_chapter(code="import os\nos._exit(3)")
-    with pytest.raises(book.ExecutionError, match="01_stub failed: Kernel died"):
-        book.execute(book.chapter(project, "01_stub"), project / "out" / "01.ipynb")
+    with pytest.raises(execution.ExecutionError, match="01_stub failed: Kernel died"):
+        execution.execute(book.chapter(project, "01_stub"), project / "out" / "01.ipynb")
     assert list((project / "out").iterdir()) == []
 
 
 def test_runs_of_ones_own_have_a_name_for_each_set_of_values(project: Path, stub: book.Chapter) -> None:
-    one = book.custom_output(project, stub, {"images": 1, "rate": 0.5})
-    assert one == book.custom_output(project, stub, {"rate": 0.5, "images": 1})
-    assert one != book.custom_output(project, stub, {"images": 2, "rate": 0.5})
+    one = execution.custom_output(project, stub, {"images": 1, "rate": 0.5})
+    assert one == execution.custom_output(project, stub, {"rate": 0.5, "images": 1})
+    assert one != execution.custom_output(project, stub, {"images": 2, "rate": 0.5})
     assert one.parent == project / "_build" / "executed" / "custom"
     assert one.name.startswith("02_stub-")

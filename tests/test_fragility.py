@@ -1,9 +1,8 @@
-"""Networks under every attack: what is measured, what is kept, and grids of both kinds of networks."""
+"""Networks under every attack: what is measured, what is kept, and grids of both kinds of grids."""
 
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE_S
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from robattr import attacks, data, metrics, models
 from robattr.attributions import gradient, heatmap
-from robattr.studies import fragility, networks, reference
-from robattr.studies.alignment import Training
-from robattr.studies.fragility import ATTACKS, Fragility
+from robattr.studies import fragility, grids
+from robattr.studies.fragility import ATTACKS, Fragility, attacked, every_attack
+from robattr.studies.grids import Network
+from robattr.studies.trainings import Training
 
 SMALL = Fragility(
     dataset="digits",
@@ -40,12 +42,13 @@ def model() -> models.Classifier:
 
 
 @pytest.fixture(scope="module")
-def measured(model: models.Classifier) -> networks.Measured:
+def measured(model: models.Classifier) -> grids.Measured:
     return fragility.measure(model, SMALL, device="cpu")
 
 
-def test_every_attack_is_measured_on_every_image(measured: networks.Measured, model: models.Classifier) -> None:
+def test_every_attack_is_measured_on_every_image(measured: grids.Measured, model: models.Classifier) -> None:
     per_image = {"success", "topk_intersection", "rank_correlation", "cosine", "center_shift"}
+    per_image |= {"probability", "attacked_probability", "iterate"}
     for method in SMALL.attributions:
         for attack in ATTACKS:
             for epsilon in ("4", "16"):
@@ -96,7 +99,7 @@ def test_attacks_do_more_than_chance() -> None:
     assert (found["gradient/targeted/32/mass_after"] - found["gradient/targeted/32/mass_before"]).mean() > 0.01
 
 
-def test_doubled_logits_double_the_distance_and_keep_the_cosine(measured: networks.Measured) -> None:
+def test_doubled_logits_double_the_distance_and_keep_the_cosine(measured: grids.Measured) -> None:
     v = measured.values
     assert len(v["plain/cosine"]) == 4
     # Powers of two are exact in floating point.
@@ -141,7 +144,7 @@ def _trained(model: models.Classifier) -> models.Classifier:
 
 
 def test_a_stopped_measurement_goes_on(
-    model: models.Classifier, measured: networks.Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: models.Classifier, measured: grids.Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = SMALL.model_copy(update={"adversarial_images": 0, "rescaled": 0})
     first = fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
@@ -168,10 +171,13 @@ def test_two_processes_share_the_work(
     alone = fragility.measure(model, config, device="cpu", max_batch=4).values
     done: list[int] = []
     real = fragility._attacked
+    both_are_at_work = threading.Barrier(2, timeout=PATIENCE_S)
 
-    def counted(*args: Any) -> dict[str, list[float]]:
+    def counted(*args: Any) -> Any:
+        first = threading.get_ident() not in done
         done.append(threading.get_ident())
-        time.sleep(0.02)
+        if first:
+            both_are_at_work.wait()
         return real(*args)
 
     monkeypatch.setattr(fragility, "_attacked", counted)
@@ -181,7 +187,7 @@ def test_two_processes_share_the_work(
         return fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
 
     with ThreadPoolExecutor(2) as pool:
-        both = [each.result(timeout=120) for each in [pool.submit(measure), pool.submit(measure)]]
+        both = [each.result(timeout=PATIENCE_S) for each in [pool.submit(measure), pool.submit(measure)]]
     assert len(done) == 4 * 2 * (2 + 3)  # every part once
     assert len(set(done)) == 2
     for found in both:
@@ -248,24 +254,126 @@ fragility: {dataset: digits, images: 2, attacks: [random-sign], k: 5, cost: true
 but: {published: {images: 3}}
 """
     )
-    grid = reference.load_grid(path)
-    assert isinstance(grid, networks.Grid)
+    grid = grids.load_grid(path)
     names = ["cross-entropy-0", "cosine-0", "cross-entropy-1", "cosine-1", "published"]
     assert [name for name, _ in grid.runs()] == names
     assert [config.images for _, config in grid.runs()] == [2, 2, 2, 2, 3]
     output = tmp_path / "attacks" / "cosine-1.json"
-    assert reference.run(grid, "cosine-1", output, root=tmp_path / "runs")
-    (found,) = fragility.load_records(tmp_path / "attacks")
+    assert grids.run_record(grid, "cosine-1", output, root=tmp_path / "runs")
+    (found,) = grids.load_records(tmp_path / "attacks")
     assert isinstance(found.training, Training)
     assert (found.training.objective, found.training.seed, found.config.images) == ("cosine", 1, 2)
     assert found.values["cost/step"].shape == (5,)
-    lines = {m.quantity: m for m in networks.measurements(found, "attacks/cosine-1")}
+    lines = {m.quantity: m for m in grids.measurements(found, "attacks/cosine-1")}
     signs = lines["gradient/random-sign/8/cosine"]
     assert (signs.epsilon, signs.norm, signs.n, signs.seed, signs.objective) == (8 / 255, "linf", 2, 1, "cosine")
     assert signs.model == "digits-mlp, softplus(3)"
     assert lines["cost/step"].unit == "times that of cross-entropy"
     with pytest.raises(ValueError, match="no run 'cosine-7'"):
-        reference.run(grid, "cosine-7", output)
+        grids.run_record(grid, "cosine-7", output)
     path.write_text("fragility: {}\ndescription: x\ntrainings: nowhere")
     with pytest.raises((ValueError, OSError), match="nowhere"):
-        reference.load_grid(path)
+        grids.load_grid(path)
+
+
+# --- one attack at a time, kept ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A digits network, trained for a moment: most of the images have to be classified correctly."""
+    train = data.load("digits", "train")
+    model = models.build("digits-cnn").train()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        i = torch.randint(len(train), (128,), generator=order)
+        loss = torch.nn.functional.cross_entropy(model(train.images[i]), train.labels[i])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
+    save_file(model.state_dict(), path)
+    return str(path)
+
+
+OWN = Fragility(
+    dataset="digits", images=12, correct_only=True, attacks=("top-k", "targeted"), epsilons=(24.0,), k=10, step=6,
+    iterations=8, beta="auto", region=(0.0, 0.0, 0.5, 0.5), keep_images=True,
+)  # fmt: skip
+
+
+def test_an_attack_of_a_run_is_what_the_definitions_say(weights: str, tmp_path: Path) -> None:
+    network = Network(model="digits-cnn", weights=weights)
+    run = grids.run(fragility.KIND, network, OWN, root=tmp_path, device="cpu", progress=False)
+    assert [found.attack for found in every_attack(run)] == ["top-k", "targeted"]
+    result = attacked(run, "gradient", "top-k", 24)
+    images = data.load("digits", limit=12)
+    model = models.build("digits-cnn", weights=weights)
+    with torch.no_grad():
+        correct = model(images.images).argmax(1) == images.labels
+    assert result.started == 12
+    assert result.wrong == int((~correct).sum())
+    assert len(result) == int(correct.sum()) >= 8
+    assert result.index.tolist() == correct.nonzero().flatten().tolist()
+    clean, labels = images.images[correct], images.labels[correct]
+    assert result.images is not None
+    before, after = (heatmap(gradient(model, x, labels)) for x in (clean, result.images))
+    found = result.values
+    np.testing.assert_allclose(found["topk_intersection"], metrics.topk_intersection(before, after, 10))
+    # A stored run keeps five digits; this one was just measured.
+    np.testing.assert_allclose(found["rank_correlation"], metrics.spearman(before, after), rtol=1e-5)
+    np.testing.assert_allclose(found["center_shift"], metrics.center_shift(before, after), rtol=1e-4)
+    with torch.no_grad():
+        attacked_probability = model(result.images).softmax(1).gather(1, labels[:, None]).squeeze(1)
+    np.testing.assert_allclose(found["attacked_probability"], attacked_probability, rtol=1e-5)
+    assert ((result.images.double() - clean.double()).abs() <= 24 / 255).all()
+    np.testing.assert_array_equal(found["success"], found["iterate"] > 0)
+    assert result.failed == int((found["iterate"] == 0).sum())
+    targeted = attacked(run, "gradient", "targeted", 24).values
+    assert targeted["mass_after"].mean() > targeted["mass_before"].mean() + 0.05
+    with pytest.raises(ValueError, match=r"no attack lrp/top-k/24 in .* \(there are gradient/top-k/24, gradient/targ"):
+        attacked(run, "lrp", "top-k", 24)
+
+
+def test_an_interrupted_run_goes_on_and_leaves_nothing_half_written(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, options = Network(model="digits-cnn", weights=weights), {"device": "cpu", "progress": False}
+    whole = grids.run(fragility.KIND, network, OWN, root=tmp_path / "whole", **options)
+    real, calls = fragility._attacked, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args[-2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(fragility, "_attacked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grids.run(fragility.KIND, network, OWN, root=tmp_path / "parts", **options)
+    assert not [path for path in (tmp_path / "parts").iterdir() if not path.name.startswith(".")]
+    found = grids.run(fragility.KIND, network, OWN, root=tmp_path / "parts", **options)
+    assert calls == ["top-k", "targeted", "targeted"]
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(found.values[name], values, err_msg=name)
+    for name, images in whole.tensors.items():
+        assert torch.equal(found.tensors[name], images)
+    (folder,) = [path for path in (tmp_path / "parts").iterdir() if path.is_dir()]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "digests.json", "record.json", "record.jsonl", "tensors.safetensors",
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_run_is_refused_in_one_line(weights: str, tmp_path: Path) -> None:
+    cases = [
+        (Network(model="efficientnet-lite0"), {"dataset": "cifar10-samples", "images": None}, "1000"),
+        (Network(model="digits-cnn", weights=weights), {"k": 65}, "64 pixels"),
+    ]
+    for network, change, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            grids.run(
+                fragility.KIND, network, OWN.model_copy(update=change), root=tmp_path, device="cpu", progress=False
+            )
+        assert "\n" not in str(error.value)
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]

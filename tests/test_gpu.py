@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from robattr.studies import alignment, fragility, gpu, networks
+from robattr.studies import gpu
+from robattr.studies.grids import load_grid, load_records
+from robattr.studies.trainings import run_training
 from robattr.training import Compute
 
 CPU = Compute(accelerator="cpu")
@@ -26,7 +28,7 @@ TRAINED: dict[str, Any] = {
     },
     "objectives": {"l2+cosine": None, "cross-entropy": None},
     "seeds": [0, 3],
-    "evaluation": {
+    "alignment": {
         "dataset": "digits", "images": 6, "epsilons": [8], "draws": 1, "methods": ["integrated_gradients"],
         "method_images": 2, "method_draws": 1, "manipulated": 2, "manipulation_iterations": 2, "frame": 1,
         "fractions": 4,
@@ -42,7 +44,7 @@ def grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     trained.write_text(yaml.safe_dump(TRAINED, sort_keys=False))
     content = {
         "description": "attacks",
-        "networks": {"cross-entropy-0": {"record": "trained/cross-entropy-0.json"}},
+        "trainings": {"of": "trained", "objectives": ["cross-entropy"]},
         "fragility": {"dataset": "digits", "images": 2, "attacks": ["random-sign"], "k": 5},
     }
     attacked.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -60,21 +62,19 @@ def packed(folder: str, grids: list[Path]) -> set[str]:
 def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Path]) -> None:
     lines: list[str] = []
     assert gpu.within(grids, 5, workers=1, together=3, compute=CPU, say=lines.append) == []
-    trained = alignment.load_records("trained")
-    assert [(r.training.objective, r.training.seed) for r in trained] == [
-        ("cross-entropy", 0), ("cross-entropy", 3), ("l2+cosine", 0), ("l2+cosine", 3)
-    ]  # fmt: skip
-    grid = alignment.load_grid(grids[0])
+    trained = load_records("trained")
+    assert [r.name for r in trained] == ["cross-entropy-0", "cross-entropy-3", "l2+cosine-0", "l2+cosine-3"]
+    grid = load_grid(grids[0])
     for record in trained:
-        assert record.training == grid.run(record.training.objective, record.training.seed)
-        alignment.load_model(record, "trained")
+        assert record.training is not None
+        assert record.network == grid.networks[record.name]
+        record.load_model("trained")
         assert "cost/step" not in record.values
         # The same training as one alone.
-        alone = alignment.run_training(record.training, root="alone", compute=CPU, progress=False)
+        alone = run_training(record.training, root="alone", compute=CPU, progress=False)
         assert [e.total for e in alone.history] == [e.total for e in record.history]
-    (attacked,) = fragility.load_records("attacked")
-    weights = {r.weights["sha256"] for r in trained if r.training.objective == "cross-entropy"}
-    assert attacked.provenance["network"]["weights"]["sha256"] in weights
+    # What is attacked are the weights that are kept.
+    assert [r.weights for r in load_records("attacked")] == [r.weights for r in trained[:2]]
     # Seeds of the first objective come first, as many at once as asked.
     order = [line.split("] ")[1].split(":")[0] for line in lines if "trained in" in line]
     assert order == ["l2+cosine, seed 0", "l2+cosine, seed 3", "cross-entropy, seed 0", "cross-entropy, seed 3"]
@@ -90,7 +90,8 @@ def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Pa
     # A training whose record is not made yet is not lost.
     Path("trained/l2+cosine-3.json").unlink()
     (added,) = {name.split("/")[1] for name in packed("again", grids) if "training-" in name}
-    assert added == f"training-{grid.run('l2+cosine', 3).key}"
+    assert grid.networks["l2+cosine-3"].training is not None
+    assert added == f"training-{grid.networks['l2+cosine-3'].training.key}"
 
 
 def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:
@@ -99,7 +100,7 @@ def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:
     assert time.monotonic() - began < 30
     assert left == [
         "trained/l2+cosine-0", "trained/cross-entropy-0", "trained/l2+cosine-3", "trained/cross-entropy-3",
-        "attacked/cross-entropy-0",
+        "attacked/cross-entropy-0", "attacked/cross-entropy-3",
     ]  # fmt: skip
 
 
@@ -114,21 +115,9 @@ def test_a_rate_is_chosen_on_validation_images(grids: list[Path], capsys: pytest
 
 
 def test_a_lower_precision_turns_gradients_a_little(grids: list[Path]) -> None:
-    found = gpu.precision(alignment.load_grid(grids[0]), device="cpu", images=32)
+    found = gpu.precision(load_grid(grids[0]), device="cpu", images=32)
     assert set(found) == {"l2+cosine-0", "cross-entropy-0", "l2+cosine-3", "cross-entropy-3"}
     for cosines in found.values():
         # A CPU has no tf32; bfloat16 keeps eight bits of each factor.
         assert cosines["tf32"] == pytest.approx(1, abs=1e-6)
         assert 0.99 < cosines["bf16"] < 1 - 1e-9
-
-
-def test_grids_of_records_name_those_of_a_grid() -> None:
-    """What the grids at full size measure are networks that the grid of trainings makes."""
-    folder = Path(__file__).parents[1] / "results" / "reference"
-    trained = dict(alignment.load_grid(folder / "cifar10-lenet.yaml").runs())
-    for name in ("cifar10-lenet-full-attacks", "certificates-full"):
-        grid = gpu.reference.load_grid(folder / f"{name}.yaml")
-        assert isinstance(grid, networks.Grid)
-        assert set(grid.networks) == set(trained)
-        for run, network in grid.networks.items():
-            assert network.record == f"results/reference/cifar10-lenet/{run}.json"

@@ -12,9 +12,9 @@ import torch
 from pydantic import ValidationError
 
 from robattr import data, influence
-from robattr.studies import alignment, importance, networks, reference
-from robattr.studies.alignment import Training
+from robattr.studies import grids, importance, trainings
 from robattr.studies.importance import ATTACKS, Importance
+from robattr.studies.trainings import Training
 
 TRAINING = Training.model_validate(
     {
@@ -26,16 +26,16 @@ SMALL = Importance(dataset="digits", images=6, points=120, damping=0.1, epsilons
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> alignment.TrainedModel:
-    return alignment.run_training(TRAINING, root=tmp_path_factory.mktemp("runs"), progress=False)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> trainings.TrainedModel:
+    return trainings.run_training(TRAINING, root=tmp_path_factory.mktemp("runs"), progress=False)
 
 
 @pytest.fixture(scope="module")
-def measured(trained: alignment.TrainedModel) -> networks.Measured:
+def measured(trained: trainings.TrainedModel) -> grids.Measured:
     return importance.measure(trained.model, SMALL, training=TRAINING, device="cpu")
 
 
-def test_every_attack_is_measured_on_every_image(measured: networks.Measured, trained: alignment.TrainedModel) -> None:
+def test_every_attack_is_measured_on_every_image(measured: grids.Measured, trained: trainings.TrainedModel) -> None:
     names = {
         f"{attack}/{epsilon}/{quantity}"
         for attack in ATTACKS
@@ -59,13 +59,13 @@ def test_every_attack_is_measured_on_every_image(measured: networks.Measured, tr
     )
 
 
-def test_an_attack_does_more_than_chance(measured: networks.Measured) -> None:
+def test_an_attack_does_more_than_chance(measured: grids.Measured) -> None:
     v = measured.values
     assert v["one-step/32/rank_correlation"].mean() < v["random-sign/32/rank_correlation"].mean() - 0.05
     assert v["one-step/32/rank_correlation"].mean() < v["one-step/4/rank_correlation"].mean()
 
 
-def test_what_cannot_be_measured_is_refused(trained: alignment.TrainedModel) -> None:
+def test_what_cannot_be_measured_is_refused(trained: trainings.TrainedModel) -> None:
     with pytest.raises(ValueError, match="a network with known ones"):
         importance.measure(trained.model, SMALL, device="cpu")
     more = SMALL.model_copy(update={"points": 201})
@@ -82,17 +82,17 @@ def test_a_wrong_configuration_is_refused(change: dict[str, Any], said: str) -> 
         Importance.model_validate(SMALL.model_dump() | change)
 
 
-def test_a_grid_becomes_records(tmp_path: Path, trained: alignment.TrainedModel) -> None:
+def test_a_grid_becomes_records(tmp_path: Path, trained: trainings.TrainedModel) -> None:
     path = tmp_path / "grid.yaml"
     settings = json.dumps(SMALL.model_dump(mode="json"))
     path.write_text(
         f"description: x\nnetworks: {{a: {{training: {TRAINING.model_dump_json()}}}}}\nimportance: {settings}"
     )
-    grid = reference.load_grid(path)
-    assert reference.run(grid, "a", tmp_path / "grid" / "a.json", root=tmp_path / "runs")
-    (found,) = importance.load_records(tmp_path / "grid")
+    grid = grids.load_grid(path)
+    assert grids.run_record(grid, "a", tmp_path / "grid" / "a.json", root=tmp_path / "runs")
+    (found,) = grids.load_records(tmp_path / "grid")
     assert found.config == SMALL
-    lines = {m.quantity: m for m in networks.measurements(found, "grid/a")}
+    lines = {m.quantity: m for m in grids.measurements(found, "grid/a")}
     turnover = lines["one-step/4/turnover-3"]
     assert (turnover.unit, turnover.epsilon, turnover.norm, turnover.n) == ("share of points", 4 / 255, "linf", 6)
     assert lines["correct"].epsilon is None

@@ -16,7 +16,6 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-import robattr.influence as module
 from robattr import data, metrics, models
 from robattr.influence import (
     Influence,
@@ -29,6 +28,7 @@ from robattr.influence import (
     rank_correlation,
     turnover,
 )
+from robattr.influence.solver import _ConjugateGradients
 
 DAMPING = 0.03
 Loss = Literal["cross-entropy", "squared"]
@@ -401,7 +401,7 @@ def test_the_residual_is_that_of_the_solution(condition: float, solved: bool) ->
     q = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=g)).Q
     a = q @ torch.diag(torch.logspace(-math.log10(condition), 0, 40, dtype=torch.float64)) @ q.T
     b = torch.randn(3, 40, dtype=torch.float64, generator=g)
-    solver = module._ConjugateGradients(tolerance=1e-10, max_iterations=800, damping=0.0)
+    solver = _ConjugateGradients(tolerance=1e-10, max_iterations=800, damping=0.0)
     if solved:
         solution = solver.solve(lambda v: v @ a, b)
         true = (solution.s @ a - b).norm(dim=1) / b.norm(dim=1)
@@ -443,7 +443,7 @@ def test_chunks_change_nothing(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(whole[0], whole[1], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(whole[2], whole[3], rtol=1e-12, atol=1e-13)
     for max_batch, numbers in ((1, 2**22), (3, 40), (256, 1)):
-        monkeypatch.setattr(module, "_NUMBERS", numbers)
+        monkeypatch.setattr("robattr.influence.last_layer._NUMBERS", numbers)
         for one, other in zip(whole, runs(max_batch=max_batch), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 

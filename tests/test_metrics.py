@@ -13,8 +13,7 @@ import scipy.ndimage
 import scipy.stats
 import torch
 import torchmetrics.functional
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
@@ -32,11 +31,11 @@ from robattr.metrics import (
     insertion,
     pearson,
     random_perturbation_similarity,
+    similarity as three_measures,
     spearman,
     ssim,
     topk_intersection,
 )
-from robattr.metrics import similarity as three_measures
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 EPS32 = torch.finfo(torch.float32).eps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,21 @@ def test_small_networks(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), models.build(name).parameters(), strict=True))
     other = models.build(name, seed=1, num_classes=7)
     assert other(batch(other)).shape == (2, 7)
+
+
+def test_known_names_are_those_that_are_listed() -> None:
+    assert all(models.known(name) for name in models.available())
+    assert not models.known("resnet5O")
+
+
+def test_torchvision_is_asked_about_no_name_of_ours() -> None:
+    names = [name for name in models.available() if models.takes_input_size(name)] + ["efficientnet-lite0"]
+    assert len(names) > 1
+    program = (
+        "import sys; from robattr import models; "
+        f"assert all(models.known(name) for name in {names}); assert 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from conftest import REPOSITORY
 
 from robattr import cli
-from robattr.pages import chapters
-from robattr.studies.reference import load_grid
+from robattr.pages import chapters, execution
+from robattr.studies.grids import load_grid
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -69,7 +69,7 @@ def test_chapters_accept_the_parameters_of_a_command(
         asked.append(values)
         return output
 
-    monkeypatch.setattr(chapters, "execute", execute)
+    monkeypatch.setattr(execution, "execute", execute)
     monkeypatch.chdir(REPOSITORY)
     words = [word.replace("/path/to/pictures", str(tmp_path)) for word in shlex.split(command)]
     done = CliRunner().invoke(cli.main, [*words, "-o", str(tmp_path / "out.ipynb")])

@@ -19,17 +19,17 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import integrate, optimize, special, stats
 from torch import Tensor, nn
 
-from robattr import _certificates, attributions, smoothing
+from robattr import attributions, smoothing
 from robattr.smoothing import (
     Ball,
     Field,
     Gaussian,
     Noise,
+    certificates,
     certified_cosine,
     certified_cosine_gaussian,
     certify,
@@ -44,6 +44,8 @@ from robattr.smoothing import (
     worst_field,
     worst_field_gaussian,
 )
+from robattr.smoothing.adversaries import _panels
+from robattr.smoothing.sampling import _draws
 
 # Sums of a few hundred float64 products in another order, through a few layers.
 CLOSE: dict[str, float] = {"rtol": 1e-11, "atol": 1e-12}
@@ -175,14 +177,14 @@ def test_gaussian_noise() -> None:
 @pytest.mark.parametrize("noise", [Ball(0.5), Gaussian(0.1)])
 def test_noise_does_not_depend_on_the_size_of_a_pass(noise: Noise, size: int) -> None:
     x = torch.zeros(2, 1, 2, 3, dtype=torch.float64)
-    whole = torch.cat(list(smoothing._draws(noise, 100, x, 5, 32)))
-    parts = list(smoothing._draws(noise, 100, x, 5, size))
+    whole = torch.cat(list(_draws(noise, 100, x, 5, 32)))
+    parts = list(_draws(noise, 100, x, 5, size))
     assert torch.equal(torch.cat(parts), whole)
     assert whole.shape == (100, 1, 2, 3)
     assert whole.dtype == torch.float64
     assert [len(z) for z in parts] == [size] * (100 // size) + [100 % size] * (100 % size > 0)
     assert len(whole.flatten(1).unique(dim=0)) == 100
-    assert not torch.equal(whole, torch.cat(list(smoothing._draws(noise, 100, x, 6, 32))))
+    assert not torch.equal(whole, torch.cat(list(_draws(noise, 100, x, 6, 32))))
 
 
 # --- certificates for uniform noise ---------------------------------------------------------------------------------
@@ -378,11 +380,11 @@ def test_chords_are_above_convex_functions(shift: float) -> None:
         )
 
     for alpha, beta in ((1.0, 1e-3), (1.3, 0.2), (math.exp(shift**2), 5.0)):
-        own = _certificates._nodes(shift, np.array(alpha), np.array(beta), 2049)[0]
+        own = certificates._nodes(shift, np.array(alpha), np.array(beta), 2049)[0]
         kink = math.log(alpha) / shift + shift / 2
         exact = expectation(lambda ratio, a=alpha, b=beta: math.hypot(ratio - a, b), kink)
         for t, above in ((own, 1e-5), (np.linspace(-9, 9 + shift, 4001), 1e-3), (np.linspace(-1, 1, 4), 100.0)):
-            ratio, weights, rest = _certificates._chords(shift, t)
+            ratio, weights, rest = certificates._chords(shift, t)
             assert (weights >= 0).all()
             assert rest >= 0
             # Affine functions exactly: sums of thousands of numbers that add up to 1, and their rounding.
@@ -762,7 +764,7 @@ TARGET = torch.tensor([0, 2, 1])
 
 def one_by_one(model: nn.Module, x: Tensor, target: Tensor, noise: Noise, samples: int, normalize: bool) -> Tensor:
     """Every map [N, samples, ...] by itself."""
-    draws = torch.cat(list(smoothing._draws(noise, samples, x, 3, 32)))
+    draws = torch.cat(list(_draws(noise, samples, x, 3, 32)))
     rows = []
     for image, label in zip(x, target, strict=True):
         maps = []
@@ -840,7 +842,7 @@ def test_other_layouts_and_methods() -> None:
     torch.testing.assert_close(smooth(model, x, TARGET, noise=Ball(1.0), samples=9).mean, plain.mean, **CLOSE)
     method = partial(attributions.integrated_gradients, steps=3)
     found = smooth(model, x, TARGET, noise=Ball(1.0), samples=9, attribution=method, normalize=False)
-    draws = next(smoothing._draws(Ball(1.0), 9, x, 0, 9))
+    draws = next(_draws(Ball(1.0), 9, x, 0, 9))
     maps = torch.stack([method(model, x + z, TARGET) for z in draws])
     torch.testing.assert_close(found.mean, maps.mean(0), **CLOSE)
 
@@ -1069,7 +1071,7 @@ def test_samples_that_choose_do_not_certify(monkeypatch: pytest.MonkeyPatch) -> 
         made.append((options, smooth(*args, **options)))
         return made[-1][1]
 
-    monkeypatch.setattr(smoothing, "smooth", recorded)
+    monkeypatch.setattr("robattr.smoothing.certifying.smooth", recorded)
     found = certify(network(), images(1), 0, noise=Ball(0.5), epsilon=0.01, samples=70, choose=40, alpha=0.06, seed=8)
     (first, chosen), (second, estimate) = made
     assert (first["samples"], second["samples"]) == (40, 70)
@@ -1311,7 +1313,7 @@ def test_fields_take_float32_and_more_values() -> None:
 
 def test_integrals_of_a_function_with_a_sharp_bend() -> None:
     for width in (1e-6, 1e-3, 0.1, 30.0):
-        t, weights = smoothing._panels(-3.0, 4.0, 0.3, width)
+        t, weights = _panels(-3.0, 4.0, 0.3, width)
         assert (np.diff(t) > 0).all()
         exact = width * (math.asinh(3.7 / width) + math.asinh(3.3 / width))
         assert weights @ (width / np.hypot(t - 0.3, width)) == pytest.approx(exact, rel=1e-11)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PATIENCE_S
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -466,8 +467,10 @@ def environment() -> dict[str, str]:
 KILLED = """
 import time
 draw = tests.GradientAlignment.draw
+steps = []
 def slowly(*given):
-    time.sleep(0.05)
+    steps.append(1)
+    time.sleep(0.05 if len(steps) < 45 else 1e6)
     return draw(*given)
 tests.GradientAlignment.draw = slowly
 tests.run(
@@ -485,14 +488,14 @@ def test_a_killed_training_goes_on_to_the_same_bits(
         [*script(tmp_path, KILLED), str(folder)], env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with process:
-        deadline = time.monotonic() + 120
-        while not (folder / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        # Killed wherever it is, in the 45th of 90 steps at the latest: there it waits for it.
+        while not (folder / "checkpoint.pt").exists() and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         said = process.communicate()
     assert (process.returncode, *said) == (-signal.SIGKILL, b"", b"")
     step = torch.load(folder / "checkpoint.pt")["step"]
-    assert 0 < step < 90
+    assert 0 < step <= 45
     steps, draw = [], GradientAlignment.draw
     monkeypatch.setattr(GradientAlignment, "draw", lambda *given: steps.append(1) or draw(*given))
     plan = schedule(epochs=30)
@@ -537,7 +540,7 @@ def test_two_processes_do_what_one_does(sets: tuple[ImageSet, ImageSet], tmp_pat
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -271,6 +271,28 @@ def test_reference_runs_are_made_once(tmp_path: Path) -> None:
     assert "cross-entropy-0: " not in planned.stdout + planned.stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "words", "jobs", "threads"),
+    [
+        ("book", ["CORES=2", "MEMORY=8"], 2, 1),
+        ("chapters", ["CORES=8", "MEMORY=64"], 8, 1),
+        ("book", ["CORES=8", "MEMORY=7"], 2, 4),
+        ("book", ["CORES=2", "MEMORY=2"], 1, 2),
+        ("book", ["CORES=1", "MEMORY=8"], 1, 1),
+        ("book", ["CORES=8", "MEMORY=64", "JOBS=2"], 2, 4),
+        ("reference", ["CORES=8", "MEMORY=64"], 1, 8),
+        ("reference", ["CORES=8", "MEMORY=64", "JOBS=4"], 4, 2),
+    ],
+)
+def test_chapters_share_out_cores_and_memory(target: str, words: list[str], jobs: int, threads: int) -> None:
+    # GNU make's --dry-run prints the command; --assume-old leaves the environment as it is.
+    command = ["make", "--dry-run", "--assume-old=.venv/.installed", target, *words]
+    environment = {name: value for name, value in os.environ.items() if name not in ("JOBS", "THREADS", "MAKEFLAGS")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert f"--cores $(({jobs} * {threads}))" in done.stdout
+    assert re.search(rf"\bthreads={threads}\b", done.stdout)
+
+
 def test_a_grid_that_is_not_there_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "reference"
     folder.mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""What the book's pages need beside Jupyter Book: figures of plotly, and no complaints when read from the disk.
+"""What the book's pages need beside Jupyter Book: figures of plotly, signatures that a reader can use, and no
+complaints when read from the disk.
 
 A notebook emits a figure as HTML that holds its JSON and no script of its own::
 
@@ -11,11 +12,13 @@ The explorer of certificates is such a figure beside sliders, and ``certificate-
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import plotly
+import pydantic
 from sphinx.application import Sphinx
 from sphinx.util.fileutil import copy_asset
 
@@ -45,9 +48,27 @@ def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
             path.write_text(re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text), encoding="utf-8")
 
 
+def sign_model(
+    _app: Sphinx, what: str, _name: str, thing: object, _options: object, _signature: str | None, _returns: str | None
+) -> tuple[str, None] | None:
+    """The signature of a pydantic model as its author wrote the types, or none where the docstring has the fields."""
+    if what != "class" or not isinstance(thing, type) or not issubclass(thing, pydantic.BaseModel):
+        return None
+    if "Attributes:" in (thing.__doc__ or ""):
+        return "", None
+    types = {name: text for each in reversed(thing.__mro__) for name, text in inspect.get_annotations(each).items()}
+    parts = []
+    for name, field in thing.model_fields.items():
+        # Annotated[type, what pydantic checks]
+        text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", str(types[name]))
+        parts.append(f"{name}: {text}" + ("" if field.is_required() else " = ..."))
+    return f"(*, {', '.join(parts)})", None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
+    app.connect("autodoc-process-signature", sign_model)
     app.connect("build-finished", copy_plotly)
     app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

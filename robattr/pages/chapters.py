@@ -1,4 +1,4 @@
-"""Chapters of the book: which there are, what their parameters accept, and how one is executed.
+"""Chapters of the book: which there are, and what their parameters accept.
 
 A chapter is ``notebooks/NN_claim.md``, a notebook in MyST Markdown. Its YAML header says under ``robattr:`` what it
 claims and, as JSON Schema, what each of its parameters accepts; the defaults are plain literals in the one cell tagged
@@ -9,41 +9,22 @@ is one line.
 from __future__ import annotations
 
 import ast
-import contextlib
-import datetime
 import difflib
-import hashlib
-import json
-import math
-import os
+import itertools
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
-from robattr.studies.runs import environment
-
-Schema = Mapping[str, Any]
-
-NO_WIDGETS = "ignore:IProgress not found"
-"""Warning filter: tqdm asks for progress bars as widgets, which no page could show."""
+from robattr._yaml import YamlError, one_line, parse
+from robattr.pages.schemas import Schema, Validator, accepted, reason_against, shown
 
 
 class ChapterError(ValueError):
     """A chapter, a profile or a parameter is refused; the message is one line."""
-
-
-class ExecutionError(RuntimeError):
-    """A chapter failed while it ran; the message is one line and ``traceback`` is what the kernel reported."""
-
-    def __init__(self, message: str, traceback: str) -> None:
-        super().__init__(message)
-        self.traceback = traceback
 
 
 @dataclass(frozen=True)
@@ -75,162 +56,16 @@ class Chapter:
     parameters: Mapping[str, Parameter]
 
 
-# --- YAML ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of numbers and booleans: 1e-3 is a number, and ``on`` is a word."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag.rpartition(":")[2] not in {"bool", "int", "float"}]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), "-+0123456789")
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    "-+.0123456789",
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """The value that ``text`` spells in YAML.
+def parse_yaml(text: str, source: str, *, line: int = 1) -> Any:
+    """:func:`robattr._yaml.parse`, whose refusals are a chapter's.
 
     Raises:
-        ChapterError: it is not YAML; ``source`` says in the message where it comes from.
+        ChapterError: ``text`` is not YAML, or has a key twice.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ChapterError(f"{source}: not valid YAML: {_one_line(error)}") from None
-
-
-def _one_line(value: object, limit: int = 200) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _shown(value: object) -> str:
-    return _one_line(repr(value), 80)
-
-
-# --- schemas ---------------------------------------------------------------------------------------------------------
-
-
-def _is_integer(_: object, value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(_: object, value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# JSON Schema takes 2.0 for an integer and YAML can spell infinities; neither is meant by a chapter's author.
-_Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_integer, "number": _is_number}
-    ),
-)
-
-_FORMATS = {
-    "dataset": ("the name of a data set (robattr data), or folder:PATH with an existing folder", "names of data sets"),
-    "model": ("the name of a model that robattr.models.available() lists", "names of models"),
-}
-_FORMAT_CHECKER = jsonschema.FormatChecker(formats=())
-
-
-@_FORMAT_CHECKER.checks("dataset")
-def _is_dataset(value: object) -> bool:
-    from robattr import data
-
-    if not isinstance(value, str):
-        return True  # the type is for "type" to check
-    kind, _, path = value.partition(":")
-    return Path(path).is_dir() if kind == "folder" and path else value in {each.name for each in data.available()}
-
-
-@_FORMAT_CHECKER.checks("model")
-def _is_model(value: object) -> bool:
-    from robattr import models
-
-    return not isinstance(value, str) or value in models.available()
-
-
-_BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-_NOUNS = {
-    "integer": ("an integer", "integers"),
-    "number": ("a number", "numbers"),
-    "string": ("a string", "strings"),
-    "boolean": ("true or false", "true or false values"),
-    "null": ("null", "nulls"),
-    "array": ("a list", "lists"),
-    "object": ("a mapping", "mappings"),
-}
-
-
-def accepted(schema: Schema, *, plural: bool = False) -> str:
-    """What a parameter's JSON Schema accepts, in words: "an integer >= 1", "a list of numbers > 0 and <= 255"."""
-    if "enum" in schema:
-        choices = ", ".join(repr(choice) for choice in schema["enum"])
-        if len(schema["enum"]) == 1:
-            return choices
-        return f"values out of {choices}" if plural else f"one of {choices}"
-    if "const" in schema:
-        return repr(schema["const"])
-    for union in ("anyOf", "oneOf"):
-        if union in schema:
-            return " or ".join(accepted(option, plural=plural) for option in schema[union])
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return " or ".join(accepted({**schema, "type": one}, plural=plural) for one in kind)
-    if kind not in _NOUNS:
-        return "values of any kind" if plural else "any value"
-    if kind == "string" and schema.get("format") in _FORMATS:
-        return _FORMATS[schema["format"]][plural]
-    words = _NOUNS[kind][plural]
-    if kind == "array":
-        return _list_words(schema, words)
-    if kind in {"integer", "number"}:
-        bounds = [f"{sign} {schema[key]}" for key, sign in _BOUNDS.items() if key in schema]
-        if bounds:
-            words += f" {' and '.join(bounds)}"
-        if "multipleOf" in schema:
-            words += f", a multiple of {schema['multipleOf']}"
-    if kind == "string" and "pattern" in schema:
-        words += f" that matches {schema['pattern']}"
-    return words
-
-
-def _list_words(schema: Schema, words: str) -> str:
-    least, most = schema.get("minItems", 0), schema.get("maxItems")
-    count = ""
-    if most is not None:
-        count = f"exactly {most} " if least == most else f"{least} to {most} "
-    elif least > 1:
-        count = f"at least {least} "
-    elif least == 1:
-        words = "non-empty lists" if words == "lists" else "a non-empty list"
-    distinct = "different " if schema.get("uniqueItems") else ""
-    if "items" in schema:
-        return f"{words} of {count}{distinct}{accepted(schema['items'], plural=True)}"
-    return f"{words} of {count}{distinct}values" if count or distinct else words
-
-
-def _reason(schema: Schema, value: Any) -> str | None:
-    """Why ``value`` does not fit ``schema``: None where it fits, "" where the value as a whole is at fault."""
-    error = next(iter(_Validator(schema, format_checker=_FORMAT_CHECKER).iter_errors(value)), None)
-    if error is None:
-        return None
-    if not error.absolute_path:
-        return ""
-    where = "".join(f"[{step!r}]" for step in error.absolute_path)
-    return f" (its {where} is {_shown(error.instance)})"
+        return parse(text, source, line=line)
+    except YamlError as error:
+        raise ChapterError(str(error)) from None
 
 
 # --- finding and reading chapters ------------------------------------------------------------------------------------
@@ -251,12 +86,61 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def chapter_names(root: Path) -> list[str]:
-    """Names of all chapters, in the order of their numbers."""
-    return sorted(path.stem for path in (root / "notebooks").glob("*.md"))
+    """Names of all chapters: those of the book in its order, then the others, those with numbers first.
+
+    Raises:
+        ChapterError: the table of contents has a mistake.
+    """
+    names = {path.stem for path in (root / "notebooks").glob("*.md")}
+    in_book = [name for name, _ in _contents(root) if name in names]
+    return in_book + sorted(names.difference(in_book), key=lambda name: (number_of(name) is None, name))
+
+
+def contents(root: Path) -> dict[str, int | None]:
+    """Chapters in the book's order, with the number that it shows for each, or None where it shows none.
+
+    Jupyter Book counts the files of numbered parts, through all parts (``use_multitoc_numbering``).
+
+    Raises:
+        ChapterError: ``_toc.yml`` has a mistake or names a chapter that is not there.
+    """
+    found = dict(_contents(root))
+    names = chapter_names(root)
+    for name in found:
+        if name not in names:
+            raise ChapterError(f"_toc.yml: {_unknown(name, names)}")
+    return found
+
+
+def _contents(root: Path) -> Iterator[tuple[str, int | None]]:
+    path = root / "_toc.yml"
+    if not path.exists():
+        return
+    book = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    parts = [book, *book.get("parts", [])] if isinstance(book, Mapping) else []
+    if not parts or not all(isinstance(part, Mapping) for part in parts):
+        raise ChapterError("_toc.yml: must hold 'root' and 'parts', or 'root' and 'chapters'")
+    count = 0
+    for part in parts:
+        for entry in part.get("chapters", []):
+            count += bool(part.get("numbered"))
+            file = Path(str(entry.get("file", "")))
+            if file.parent.name == "notebooks":
+                yield file.name, count if part.get("numbered") else None
+
+
+def number_of(name: str) -> int | None:
+    """The number that a chapter's name begins with: 5 for ``05_not_invariant``, None for ``ledger``."""
+    number = name.partition("_")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def _without_number(name: str) -> str:
+    return name if number_of(name) is None else name.partition("_")[2]
 
 
 def chapters(root: Path) -> list[Chapter]:
-    """All chapters, in the order of their numbers.
+    """All chapters, in the order of :func:`chapter_names`.
 
     Raises:
         ChapterError: one of them has a mistake in its header or its parameters.
@@ -269,17 +153,15 @@ def chapter(root: Path, name: str) -> Chapter:
 
     Args:
         root: the project's folder.
-        name: the chapter's name, or its number alone (``02`` for ``02_fragile``).
+        name: the chapter's name (``02_fragile``), its number (``2`` or ``02``), or a part of its name that no other
+            chapter's has (``fragile``).
 
     Raises:
-        ChapterError: there is no such chapter, or it has a mistake in its header or its parameters.
+        ChapterError: there is no such chapter or more than one, or it has a mistake in its header or its parameters.
     """
-    names = chapter_names(root)
-    matches = [name] if name in names else [each for each in names if each.partition("_")[0] == name]
-    if len(matches) != 1:
-        raise ChapterError(f"no chapter {name!r}{_suggestion(name, names)} (there are {', '.join(names) or 'none'})")
-    path = root / "notebooks" / f"{matches[0]}.md"
-    notebook = _read_notebook(path)
+    name = _find(name, chapter_names(root))
+    path = root / "notebooks" / f"{name}.md"
+    notebook = read_notebook(path)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     heading = re.search(r"^# +(.+)$", prose, re.MULTILINE)
     header = _header(path)
@@ -291,21 +173,63 @@ def chapter(root: Path, name: str) -> Chapter:
     if not isinstance(schemas, Mapping):
         raise ChapterError(f"{path.name}: 'parameters' under 'robattr:' must map names to JSON Schemas")
     defaults = _defaults(notebook, path)
-    return Chapter(matches[0], path, heading[1].strip(), " ".join(claim.split()), _parameters(path, schemas, defaults))
+    return Chapter(name, path, heading[1].strip(), " ".join(claim.split()), _parameters(path, schemas, defaults))
 
 
-def _read_notebook(path: Path) -> Any:
+def _find(name: str, names: list[str]) -> str:
+    """The one of ``names`` that ``name`` means: by its number, else whole, else by a part of it."""
+    if name.isdecimal():
+        matches = [each for each in names if number_of(each) == int(name)]
+    else:
+        whole = [each for each in names if name in (each, _without_number(each))]
+        matches = whole or [each for each in names if name and name in each]
+    if len(matches) > 1:
+        raise ChapterError(f"{name!r} may be {' or '.join(matches)}; give more of the name")
+    if not matches:
+        raise ChapterError(_unknown(name, names))
+    return matches[0]
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    words = {word: each for each in reversed(names) for word in (*each.split("_"), _without_number(each), each)}
+    close = [] if name.isdecimal() else difflib.get_close_matches(name, words, n=1, cutoff=0.5)
+    meant = f"; did you mean {words[close[0]]!r}?" if close else ""
+    return f"no chapter {name!r}{meant} (there are {', '.join(names) or 'none'})"
+
+
+def read_notebook(path: Path) -> Any:
+    """A chapter's source as a notebook.
+
+    Raises:
+        ChapterError: it is not a MyST notebook, or the options of a cell have a mistake.
+    """
     import jupytext
 
+    text = path.read_text(encoding="utf-8")
+    _check_cell_options(text, path.name)
     try:
-        return jupytext.reads(path.read_text(encoding="utf-8"), fmt={"extension": ".md", "format_name": "myst"})
+        return jupytext.reads(text, fmt={"extension": ".md", "format_name": "myst"})
     except Exception as error:  # jupytext lets whatever its parsers raise through
-        raise ChapterError(f"{path.name}: not a MyST notebook: {_one_line(error)}") from None
+        raise ChapterError(f"{path.name}: not a MyST notebook: {one_line(error)}") from None
+
+
+def _check_cell_options(text: str, source: str) -> None:
+    """Read the YAML at the head of each code cell as jupytext does, which keeps the last of two equal keys."""
+    lines = text.split("\n")
+    for start, line in enumerate(lines, 1):
+        if re.match(r"(`{3,}|~{3,})\{code-cell\}", line):
+            cell = lines[start:]
+            if cell and cell[0].startswith("---"):
+                options = list(itertools.takewhile(lambda each: not each.startswith("---"), cell[1:]))
+                start += 1
+            else:
+                options = [each[1:] for each in itertools.takewhile(lambda each: each.startswith(":"), cell)]
+            parse_yaml("\n".join(options), source, line=start + 1)
 
 
 def _header(path: Path) -> Mapping[str, Any]:
     match = re.match(r"---\n(.*?\n)---\n", path.read_text(encoding="utf-8"), re.DOTALL)
-    header = parse_yaml(match[1], path.name) if match else None
+    header = parse_yaml(match[1], path.name, line=2) if match else None
     section = header.get("robattr") if isinstance(header, Mapping) else None
     if not isinstance(section, Mapping):
         raise ChapterError(f"{path.name}: the YAML header has no 'robattr:' section with 'claim' and 'parameters'")
@@ -322,21 +246,21 @@ def _defaults(notebook: Any, path: Path) -> dict[str, Any]:
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise ChapterError(f"{path.name}: the parameters cell is not Python: {_one_line(error)}") from None
+        raise ChapterError(f"{path.name}: the parameters cell is not Python: {one_line(error)}") from None
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
         if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not isinstance(value, ast.expr):
             raise ChapterError(
                 f"{path.name}: the parameters cell may only hold lines 'name = literal', "
-                f"not {_shown(ast.unparse(statement))}"
+                f"not {shown(ast.unparse(statement))}"
             )
         try:
             defaults[targets[0].id] = ast.literal_eval(value)
         except ValueError:
             raise ChapterError(
                 f"{path.name}: the default of parameter {targets[0].id!r} must be a plain literal, "
-                f"not {_shown(ast.unparse(value))}"
+                f"not {shown(ast.unparse(value))}"
             ) from None
     return defaults
 
@@ -350,17 +274,17 @@ def _parameters(path: Path, schemas: Mapping[str, Any], defaults: Mapping[str, A
             raise ChapterError(f"{path.name}: parameter {name!r} has no schema under 'robattr: parameters:'")
     for name, schema in schemas.items():
         if not isinstance(schema, Mapping):
-            raise ChapterError(f"{path.name}: the schema of parameter {name!r} must be a mapping, not {_shown(schema)}")
+            raise ChapterError(f"{path.name}: the schema of parameter {name!r} must be a mapping, not {shown(schema)}")
         try:
-            _Validator.check_schema(schema)
+            Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             raise ChapterError(
-                f"{path.name}: the schema of parameter {name!r} is not JSON Schema: {_one_line(error.message)}"
+                f"{path.name}: the schema of parameter {name!r} is not JSON Schema: {one_line(error.message)}"
             ) from None
-        reason = _reason(schema, defaults[name])
+        reason = reason_against(schema, defaults[name])
         if reason is not None:
             raise ChapterError(
-                f"{path.name}: the default of parameter {name!r} is {_shown(defaults[name])}{reason}; "
+                f"{path.name}: the default of parameter {name!r} is {shown(defaults[name])}{reason}; "
                 f"its schema accepts {accepted(schema)}"
             )
     return {name: Parameter(name, schema, defaults[name]) for name, schema in schemas.items()}
@@ -385,10 +309,10 @@ def check_parameters(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, A
         if name not in chapter.parameters:
             known = f"it takes {', '.join(names)}" if names else "it takes none"
             raise ChapterError(f"{chapter.name} has no parameter {name!r}{_suggestion(str(name), names)} ({known})")
-        reason = _reason(chapter.parameters[name].schema, value)
+        reason = reason_against(chapter.parameters[name].schema, value)
         if reason is not None:
             raise ChapterError(
-                f"{chapter.name}: parameter {name!r} cannot be {_shown(value)}{reason}; "
+                f"{chapter.name}: parameter {name!r} cannot be {shown(value)}{reason}; "
                 f"it accepts {chapter.parameters[name].accepts}"
             )
     return dict(values)
@@ -423,133 +347,5 @@ def profile_parameters(root: Path, profile: str) -> dict[str, dict[str, Any]]:
         if name not in names:
             raise ChapterError(f"profiles/{path.name}: no chapter {name!r}{_suggestion(str(name), names)}")
         if not isinstance(values, Mapping):
-            raise ChapterError(f"profiles/{path.name}: {name} must map parameters to values, not {_shown(values)}")
+            raise ChapterError(f"profiles/{path.name}: {name} must map parameters to values, not {shown(values)}")
     return {name: dict(values) for name, values in parameters.items()}
-
-
-# --- execution -------------------------------------------------------------------------------------------------------
-
-
-def custom_output(root: Path, chapter: Chapter, values: Mapping[str, Any]) -> Path:
-    """Where a run outside the book goes: one file for each set of values."""
-    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
-    return root / "_build" / "executed" / "custom" / f"{chapter.name}-{key}.ipynb"
-
-
-def execute(
-    chapter: Chapter,
-    output: Path,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    root: Path | None = None,
-    profile: str = "custom",
-) -> Path:
-    """Execute a chapter in a kernel of its own, with the interpreter that runs this and in the project's folder.
-
-    Args:
-        chapter: the chapter.
-        output: the executed notebook; replaced as a whole once everything ran, and left as it is otherwise.
-        parameters: values other than the defaults; checked before anything runs.
-        root: the project's folder, and the kernel's working directory; by default the one that the chapter is in.
-        profile: what the run is called in the notebook's metadata.
-
-    Returns:
-        ``output``.
-
-    Raises:
-        ChapterError: a parameter is refused.
-        ExecutionError: a cell failed, or the kernel did.
-    """
-    import nbformat
-
-    from robattr import data
-
-    values = check_parameters(chapter, parameters or {})
-    root = root or chapter.path.parents[1]
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run = {
-        "profile": profile,
-        "started": started,
-        **environment(root),
-        "data": [each.name for each in data.available() if each.present],
-    }
-    source = _read_notebook(chapter.path)
-    source.metadata.pop("jupytext", None)
-    source.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with _working_copy(output) as temporary:
-        notebook = _run(chapter, source, temporary, values, root)
-        notebook.metadata["robattr"] = {"claim": chapter.claim, "run": run}
-        _tidy(notebook, chapter, root, output)
-        nbformat.write(notebook, temporary)  # type: ignore[no-untyped-call]
-        temporary.replace(output)
-    return output
-
-
-def _run(chapter: Chapter, source: Any, temporary: Path, values: Mapping[str, Any], root: Path) -> Any:
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        return papermill.execute_notebook(
-            source,
-            temporary,
-            dict(values),
-            kernel_name="python3",
-            kernel_manager_class=_kernel_manager(),
-            cwd=root,
-            progress_bar=sys.stderr.isatty(),
-            request_save_on_cell_execute=False,
-        )
-    except PapermillExecutionError as error:
-        message = f"{chapter.name} failed in cell [{error.exec_count}]: {error.ename}: {_one_line(error.evalue)}"
-        raise ExecutionError(message, str(error).strip()) from None
-    except (DeadKernelError, CellTimeoutError) as error:
-        message = f"{chapter.name} failed: {_one_line(error)}"
-        raise ExecutionError(message, f"{type(error).__name__}: {error}") from error
-
-
-def _kernel_manager() -> type:
-    """Kernels of the interpreter that runs this, whatever a user's own kernel specs say ``python3`` is."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    class ThisInterpreter(AsyncKernelManager):
-        transport_encryption = "auto"  # ipykernel warns of unencrypted connections
-
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(
-                argv=command,
-                display_name="Python 3",
-                language="python",
-                metadata={"supported_encryption": ["curve"]},
-                env={"PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS]))},
-            )
-
-    return ThisInterpreter
-
-
-@contextlib.contextmanager
-def _working_copy(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to before renaming, gone afterwards whatever happens."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.ipynb")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _tidy(notebook: Any, chapter: Chapter, root: Path, output: Path) -> None:
-    """Leave in the notebook what a reader can use: no temporary or absolute paths, no timings of single cells."""
-    record = notebook.metadata["papermill"]
-    record["input_path"] = chapter.path.relative_to(root).as_posix() if chapter.path.is_relative_to(root) else None
-    record["output_path"] = output.relative_to(root).as_posix() if output.is_relative_to(root) else output.name
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace("# Parameters\n", "# Values of this run, not the defaults above\n", 1)

@@ -25,10 +25,9 @@ from robattr import attacks, metrics, models, smoothing
 from robattr.attributions import gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
-from robattr.studies import networks
-from robattr.studies.alignment import Training
-from robattr.studies.networks import Measured, Record
+from robattr.studies.grids import Kind, Measured, Record
 from robattr.studies.runs import public_name
+from robattr.studies.trainings import Training
 
 __all__ = [
     "ADVERSARIES",
@@ -40,8 +39,6 @@ __all__ = [
     "certified",
     "check",
     "inverses",
-    "load_grid",
-    "load_records",
     "measure",
     "noise_of",
     "violated",
@@ -376,32 +373,5 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
     return {"unit": _UNITS.get(kind, "1"), **perturbed}
 
 
-KIND = networks.Kind(
-    "certification",
-    Certification,
-    measure,
-    _describe,
-    digits=7,
-    code=(
-        "data",
-        "models",
-        "_second_order",
-        "attributions",
-        "metrics",
-        "attacks",
-        "_certificates",
-        "smoothing",
-        "studies/certification",
-    ),
-)
-"""What :mod:`robattr.studies.networks` needs to know."""
-
-
-def load_grid(path: Path | str) -> networks.Grid:
-    """Read and check a grid of certifications; see :func:`robattr.studies.networks.load_grid`."""
-    return networks.load_grid(path, KIND)
-
-
-def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name; see :func:`robattr.studies.networks.load_records`."""
-    return networks.load_records(folder, KIND)
+KIND = Kind("certification", Certification, measure, _describe, digits=7)
+"""What :mod:`robattr.studies.grids` needs to know."""

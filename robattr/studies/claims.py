@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
 
-from robattr.studies.experiments import Interval, interval
+from robattr import _yaml
+from robattr.studies.intervals import Interval, two_way_interval
 from robattr.studies.records import Measurement
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "rank_agreement",
     "summary",
     "table",
-    "two_way_interval",
     "used",
 ]
 
@@ -191,10 +190,7 @@ def load_claims(path: Path | str) -> list[Claim]:
     Raises:
         ValueError: it is not one, or an id occurs twice; one line names the file and the claim.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    content = _yaml.read(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: accepted is a list of claims")
     claims: list[Claim] = []
@@ -588,57 +584,3 @@ def rank_agreement(
 def _are_shares(first: Sequence[Measurement], second: Sequence[Measurement] | None, table: Array) -> bool:
     """Whether a table says of each image if something happened; not what was averaged, nor a difference."""
     return second is None and all(m.unit == "share of images" for m in first) and bool(np.isin(table, (0, 1)).all())
-
-
-def two_way_interval(table: Array, *, shares: bool = False, level: float = 0.95, seed: int = 0) -> Interval:
-    """The mean of a table of runs by images, with an interval over both: other seeds, and other images.
-
-    The runs of a grid are measured on the same images, so runs and images are two crossed factors and not images nested
-    in runs: resampling images within each run by itself would miss what is common to them. The bootstrap (SciPy's)
-    gives the standard error over runs, corrected for its bias with few runs, and over images, less what is in both.
-    Each has a half-length by Student's t, and the interval's is the root of the sum of their squares; simulated, it
-    covers in 94 to 98 % at a level of 95 %. Percentiles of the bootstrap itself cannot be used: the truth is outside of
-    the range of three runs every fourth time.
-
-    Args:
-        table: [runs, images].
-        shares: each number is 0 or 1, whether something happened to an image. One run of them, and runs in which it
-            happened always or never, have the exact interval of Clopper and Pearson over images: twelve of twelve is
-            no proof of always, and a bootstrap of twelve ones has no width.
-        level: of confidence.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: the table is not two-dimensional, or has numbers that are not finite, or only one number; or shares
-            are something else than 0 and 1.
-    """
-    x = np.asarray(table, dtype=np.float64)
-    if x.ndim != 2 or x.size < 2 or not np.isfinite(x).all():
-        raise ValueError(
-            f"table has shape {x.shape}; an interval takes a table [runs, images] of several finite numbers"
-        )
-    if shares and not np.isin(x, (0, 1)).all():
-        raise ValueError("shares are other numbers than 0 and 1; accepted is whether something happened to an image")
-    mean, (runs, images) = float(x.mean()), x.shape
-    if shares and (runs == 1 or np.ptp(x) == 0):
-        exact = stats.binomtest(round(mean * images), images).proportion_ci(level, method="exact")
-        return Interval(mean, float(exact.low), float(exact.high), x.size)
-    if runs == 1:
-        return interval(x[0], level=level, seed=seed)
-    over_runs = _standard_error(x.mean(1), seed) ** 2 * runs / (runs - 1)
-    over_images = 0.0
-    if images > 1:
-        rest = x - x.mean(0) - x.mean(1, keepdims=True) + mean
-        in_both = float((rest**2).sum()) / ((runs - 1) * (images - 1)) / x.size
-        over_images = max(_standard_error(x.mean(0), seed) ** 2 - in_both, 0.0)
-    quantile = stats.t.ppf((1 + level) / 2, [runs - 1, max(images - 1, 1)])
-    half = float(np.sqrt(quantile**2 @ [over_runs, over_images]))
-    return Interval(mean, mean - half, mean + half, x.size)
-
-
-def _standard_error(values: Array, seed: int) -> float:
-    if np.ptp(values) == 0:
-        return 0.0
-    resample: Any = stats.bootstrap
-    rng = np.random.default_rng(seed)
-    return float(resample((values,), np.mean, n_resamples=2000, method="percentile", rng=rng).standard_error)

@@ -2,9 +2,7 @@
 
 Explanations of one network are attacked with several methods, attacks and epsilons. Beside them stand the accuracy
 under attacks on the prediction (by foolbox), how the two criteria of Joo et al. 2023 react to a rescaling of the
-logits, and the cost of a training step. Compare
-:mod:`robattr.studies.experiments`, which runs one attack at a time for a
-chapter.
+logits, and the cost of a training step.
 """
 
 from __future__ import annotations
@@ -13,28 +11,89 @@ import itertools
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr import attacks, metrics, models, regularizers
+from robattr import attacks, metrics, regularizers
 from robattr._files import free, write_text
-from robattr.attributions import METHODS, Attribution, gradient, heatmap
+from robattr.attributions import METHODS, Attribution, gradient, heatmap, integrated_gradients, smoothgrad
 from robattr.models import Classifier
-from robattr.studies import alignment, networks
-from robattr.studies.alignment import Training
-from robattr.studies.experiments import AttackName, Region, attack_objective, bound_method, check_region, region_mask
-from robattr.studies.networks import Measured, Record
+from robattr.studies.grids import Kind, Measured, Record
 from robattr.studies.runs import public_name
+from robattr.studies.subjects import subject_of
+from robattr.studies.trainings import Training, step_cost
 
-__all__ = ["ATTACKS", "KIND", "Fragility", "load_grid", "load_records", "measure"]
+__all__ = ["ATTACKS", "KIND", "Attacked", "Fragility", "attacked", "every_attack", "measure"]
+
+AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
+ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
 
 _PATHS = ("integrated_gradients", "smoothgrad")  # methods that take many points for one image
-ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
+_POINTS = 50  # of them, at most, where their own number is left to them
+
+Region = tuple[float, float, float, float]
+"""Top, left, bottom and right of a target, as fractions of the image."""
+
+
+def check_region(region: Region) -> None:
+    """Refuse what is no region.
+
+    Raises:
+        ValueError: it is not top < bottom and left < right, all from 0 to 1.
+    """
+    top, left, bottom, right = region
+    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ValueError(f"region is {region}; accepted is top < bottom and left < right, all from 0 to 1")
+
+
+def region_mask(region: Region, height: int, width: int) -> Tensor:
+    """A region as bool [height, width]; at least one pixel."""
+    top, left, bottom, right = region
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    rows = slice(int(top * height), max(int(top * height) + 1, round(bottom * height)))
+    columns = slice(int(left * width), max(int(left * width) + 1, round(right * width)))
+    mask[rows, columns] = True
+    return mask
+
+
+def bound_method(name: str, steps: int | None) -> Attribution:
+    """An attribution method with its number of points bound.
+
+    Args:
+        name: of :data:`robattr.attributions.METHODS`.
+        steps: points of integrated gradients and SmoothGrad; None for the method's default.
+
+    Raises:
+        ValueError: steps are given to a method that has none.
+    """
+    if steps is None:
+        return METHODS[name]
+    if name == "integrated_gradients":
+        return partial(integrated_gradients, steps=steps)
+    if name == "smoothgrad":
+        return partial(smoothgrad, samples=steps)
+    raise ValueError(f"attribution_steps is {steps}; {name} has no steps: leave it out")
+
+
+def attack_objective(attack: AttackName, k: int, mask: Tensor | None) -> attacks.Objective:
+    """The objective of an attack by its name; that of top-k for random signs, which choose by nothing else."""
+    if attack == "mass-center":
+        return attacks.MassCenter()
+    if attack == "targeted":
+        assert mask is not None
+        return attacks.Targeted(mask)
+    return attacks.TopK(k)
 
 
 class Fragility(BaseModel):
@@ -46,35 +105,39 @@ class Fragility(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str = "cifar10"
-    images: int = Field(100, ge=1)
+    split: str = "test"
+    images: int | None = Field(100, ge=1, description="number of images drawn; None for all")
     correct_only: bool = Field(False, description="leave out images whose prediction is not the label")
     attributions: tuple[str, ...] = Field(("gradient",), min_length=1)
-    attribution_steps: int = Field(16, ge=1, description="integrated gradients, SmoothGrad: points")
+    attribution_steps: int | None = Field(
+        16, ge=1, description="integrated gradients, SmoothGrad: points; None for the method's own number"
+    )
     attacks: tuple[AttackName, ...] = ATTACKS
     epsilons: tuple[float, ...] = (8.0,)
     k: int = Field(100, ge=1, description="number of top pixels")
     region: Region = Field(
         (0.0, 0.0, 0.25, 0.25), description="top, left, bottom, right of the target, as fractions of the image"
     )
-    step: float = Field(0.5, gt=0)
+    step: float = Field(0.5, gt=0, le=255, description="alpha, in 1/255")
     iterations: int = Field(50, ge=1)
-    beta: float | tuple[float, float] | None = Field(
-        None, description="sharpness of the smooth copy that directs an attack, for networks of ReLUs"
+    beta: float | tuple[float, float] | Literal["auto"] | None = Field(
+        None, description="sharpness of the smooth copy that directs an attack, as in attacks.iterative_attack"
     )
     adversarial_images: int = Field(0, ge=0, description="for the accuracy under attacks on the prediction; 0 for none")
     adversarial_epsilon: float = Field(2.0, gt=0)
     adversarial_steps: int = Field(20, ge=1)
     rescaled: int = Field(0, ge=0, description="images on which both criteria see the logits doubled; 0 for none")
     cost: bool = Field(False, description="time a training step against one of cross-entropy")
+    keep_images: bool = Field(False, description="keep the attacked images, in a run; a record has none")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Fragility:
         if unknown := set(self.attributions) - set(METHODS):
             raise ValueError(f"attributions has {', '.join(sorted(unknown))}; accepted are {', '.join(METHODS)}")
-        if min(self.epsilons, default=1) <= 0:
-            raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0, in 1/255")
-        if self.rescaled > self.images:
+        if not all(0 < epsilon <= 255 for epsilon in self.epsilons):
+            raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0 and <= 255, in 1/255")
+        if self.images is not None and self.rescaled > self.images:
             raise ValueError(f"rescaled is {self.rescaled}; it is at most images, {self.images}")
         check_region(self.region)
         return self
@@ -104,15 +167,16 @@ def measure(
     The values are, an entry an image:
 
     - ``<attribution>/<attack>/<epsilon>/<quantity>``: ``success`` (the prediction was kept), ``topk_intersection``,
-      ``rank_correlation``, ``cosine`` and ``center_shift`` of the map before and after; with the targeted attack also
-      ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean image. With the
-      gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and ``first_order``, what its
-      Hessian predicts of that: ``||H delta|| / ||g||``;
+      ``rank_correlation``, ``cosine`` and ``center_shift`` of the map before and after, ``probability`` and
+      ``attacked_probability`` of the class, and ``iterate``, the step whose image is returned; with the targeted
+      attack also ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean
+      image. With the gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and
+      ``first_order``, what its Hessian predicts of that: ``||H delta|| / ||g||``;
     - ``correct``; ``accuracy/clean``, ``accuracy/adversarial``: whether the label is predicted, without an attack and
       under the strongest of two;
     - ``plain/l2_distance``, ``plain/cosine``, ``rescaled/...``: of the gradients at the image and at the image with
       uniform noise of the largest epsilon, before and after the logits are doubled;
-    - ``cost/step``, an entry a round: see :func:`robattr.studies.alignment.step_cost`.
+    - ``cost/step``, an entry a round: see :func:`robattr.studies.trainings.step_cost`.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -122,8 +186,7 @@ def measure(
         device: where to compute; a GPU when there is one by default.
         folder: where finished parts are kept, so that a stopped run goes on; several processes may share it.
         max_batch: images attacked at once, also the part that is kept; fewer with methods that take many points for
-            one image. By default 50; on a GPU as many small images as have the pixels of 50 of 224 x 224, 1,000 at
-            most.
+            one image.
         progress: show a bar with the time left.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -131,40 +194,50 @@ def measure(
     if max_batch is None:
         side = 224**2 / (model.input_size[1] * model.input_size[2])
         max_batch = 50 if device.type == "cpu" else min(1000, max(1, int(50 * side)))
-    wanted = max(config.images, config.adversarial_images)
-    drawn = models.load_images(model, config.dataset, root=data_root, limit=wanted, seed=config.seed)
-    x, labels = drawn.images, drawn.labels
-    with torch.no_grad():
-        prediction = torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(x, max_batch)])
-    correct = prediction == labels
-    values: dict[str, Tensor] = {"correct": correct[: config.images]}
-    rows = torch.arange(min(config.images, len(x)))
+    wanted = None if config.images is None else max(config.images, config.adversarial_images)
+    subject = subject_of(
+        model, config.dataset, split=config.split, images=wanted, seed=config.seed, data_root=data_root,
+        batch_size=max_batch,
+    )  # fmt: skip
+    x, labels, prediction = subject.images.images, subject.images.labels, subject.prediction
+    n = len(x) if config.images is None else config.images
+    values: dict[str, Tensor] = {"correct": subject.correct[:n]}
+    tensors: dict[str, Tensor] = {}
+    chosen = x[:n]
     if config.correct_only:
-        rows = rows[correct[: config.images]]
-        if not len(rows):
-            raise ValueError(f"none of {len(x)} images of {config.dataset} is classified correctly")
-    chosen = x[rows]
+        chosen = chosen[subject.correct[:n]]
+        if not len(chosen):
+            raise ValueError(f"none of {n} images of {config.dataset} is classified correctly")
     for (method, attack, epsilon), part in _parts(model, config, chosen, device, folder, max_batch, progress):
-        for name, found in part.items():
-            values[f"{method}/{attack}/{epsilon:g}/{name}"] = torch.tensor(found, dtype=torch.float64)
+        place = f"{method}/{attack}/{epsilon:g}"
+        for name, found in part.values.items():
+            values[f"{place}/{name}"] = torch.tensor(found, dtype=torch.float64)
+        if part.images is not None:
+            tensors[place] = part.images
     if config.adversarial_images:
         n = config.adversarial_images
-        values["accuracy/clean"] = correct[:n]
+        values["accuracy/clean"] = subject.correct[:n]
         values["accuracy/adversarial"] = _withstood(model, config, x[:n], labels[:n], device)
     if config.rescaled:
         values |= _rescaled(model, config, x[: config.rescaled].to(device), prediction[: config.rescaled].to(device))
     if config.cost and training is not None:
-        cost = alignment.step_cost(training, device=device)
+        cost = step_cost(training, device=device)
         values |= {} if cost is None else {"cost/step": torch.from_numpy(cost)}
     return Measured(
         dimension=x[0].numel(),
         values={name: v.double().cpu().numpy() for name, v in values.items()},
-        dataset={"name": public_name(config.dataset), "split": "test", **drawn.provenance},
+        dataset={"name": public_name(config.dataset), "split": config.split, **subject.images.provenance},
+        tensors=tensors,
     )
 
 
 _Combination = tuple[str, AttackName, float]
-_Part = dict[str, list[float]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    values: dict[str, list[float]]
+    images: Tensor | None
 
 
 def _parts(
@@ -184,7 +257,7 @@ def _parts(
 
     def starts(combination: _Combination) -> range:
         # A path of points takes the memory of as many images.
-        points = config.attribution_steps if combination[0] in _PATHS else 1
+        points = (config.attribution_steps or _POINTS) if combination[0] in _PATHS else 1
         return range(0, len(x), max(1, max_batch // points))
 
     def take(combination: _Combination, start: int, wait: bool) -> _Part | None:
@@ -198,14 +271,14 @@ def _parts(
             return measured()
         method, attack, epsilon = combination
         path = Path(folder) / f"{method}-{attack}-{epsilon:g}-{start}.json"
-        if (part := _kept(path)) is not None:
+        if (part := _kept(path, config.keep_images)) is not None:
             return part
         with free(path, wait=wait) as mine:
             if not mine:
                 return None
-            if (part := _kept(path)) is None:  # still, now that nobody else has it
+            if (part := _kept(path, config.keep_images)) is None:  # still, now that nobody else has it
                 part = measured()
-                write_text(path, json.dumps(part))
+                _keep(path, part)
             return part
 
     found: dict[tuple[_Combination, int], _Part] = {}
@@ -221,16 +294,26 @@ def _parts(
             pending, wait = busy, len(busy) == len(pending)
     for combination in combinations:
         parts = [found[combination, start] for start in starts(combination)]
-        yield combination, {name: [v for part in parts for v in part[name]] for name in parts[0]}
+        images = [part.images for part in parts if part.images is not None]
+        joined = {name: [v for part in parts for v in part.values[name]] for name in parts[0].values}
+        yield combination, _Part(joined, torch.cat(images) if images else None)
 
 
-def _kept(path: Path) -> _Part | None:
+def _keep(path: Path, part: _Part) -> None:
+    if part.images is not None:
+        temporary = path.with_suffix(".new")
+        save_file({"images": part.images.contiguous()}, temporary)
+        temporary.replace(path.with_suffix(".safetensors"))
+    write_text(path, json.dumps(part.values))  # last: where it is, the part is whole
+
+
+def _kept(path: Path, images: bool) -> _Part | None:
     """A part that was measured before; None where there is none, or where it is damaged."""
     try:
-        found: _Part = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return _Part(values, load_file(path.with_suffix(".safetensors"))["images"] if images else None)
+    except (OSError, ValueError, KeyError, SafetensorError):
         return None
-    return found
 
 
 def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float) -> _Part:
@@ -256,6 +339,9 @@ def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attac
         "rank_correlation": metrics.spearman(before, after),
         "cosine": metrics.cosine(before, after),
         "center_shift": metrics.center_shift(before, after),
+        "probability": _probability(model, x, found.prediction),
+        "attacked_probability": _probability(model, found.images, found.prediction),
+        "iterate": found.best,
     }
     if attack == "targeted":
         measured |= {"mass_before": (before * mask).sum((1, 2)), "mass_after": (after * mask).sum((1, 2))}
@@ -263,7 +349,14 @@ def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attac
         bent = metrics.curvature(model, x, found.prediction, found.images - x, max_batch=len(x))
         change = torch.where(bent.l2_distance == 0, 0, bent.l2_distance / bent.gradient_norm)
         measured |= {"first_order": bent.ratio, "relative_change": change}
-    return {name: v.double().tolist() for name, v in measured.items()}
+    values = {name: v.double().tolist() for name, v in measured.items()}
+    return _Part(values, found.images.cpu() if config.keep_images else None)
+
+
+def _probability(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        p: Tensor = model(x).softmax(1).gather(1, labels[:, None]).squeeze(1)
+    return p
 
 
 def _withstood(model: nn.Module, config: Fragility, x: Tensor, labels: Tensor, device: torch.device) -> Tensor:
@@ -328,6 +421,9 @@ _UNITS = {
     "mass_before": "share of the map",
     "mass_after": "share of the map",
     "center_shift": "pixels",
+    "probability": "probability",
+    "attacked_probability": "probability",
+    "iterate": "steps",
     "l2_distance": "logits per pixel value",
     "step": "times that of cross-entropy",
 }
@@ -346,24 +442,90 @@ def _describe(quantity: str, config: Fragility) -> dict[str, Any]:
     return {"unit": _UNITS.get(parts[-1], "1"), **perturbed}
 
 
-KIND = networks.Kind(
-    "fragility",
-    Fragility,
-    measure,
-    _describe,
-    digits=5,
-    code=(
-        "data", "models", "_second_order", "attributions", "metrics", "attacks", "regularizers", "studies/fragility",
-    ),
-)  # fmt: skip
-"""What :mod:`robattr.studies.networks` needs to know."""
+KIND = Kind("fragility", Fragility, measure, _describe)
+"""What :mod:`robattr.studies.grids` needs to know."""
 
 
-def load_grid(path: Path | str) -> networks.Grid:
-    """Read and check a grid of attacks; see :func:`robattr.studies.networks.load_grid`."""
-    return networks.load_grid(path, KIND)
+# --------------------------------------------------------------------------------------------------------------------
+# One attack of a record
 
 
-def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name; see :func:`robattr.studies.networks.load_records`."""
-    return networks.load_records(folder, KIND)
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What one attack did to one attribution method at one epsilon.
+
+    A failed attack returned the clean image, so its similarities are those of an unchanged map.
+
+    Attributes:
+        attribution: the method.
+        attack: by name.
+        epsilon: largest change of a value, in 1/255.
+        k: number of top pixels.
+        dataset: the images' true name.
+        values: one array a quantity of :func:`measure`, an entry an attacked image.
+        index: of each attacked image in the draw.
+        started: number of images drawn.
+        images: the attacked images [n, C, H, W]; None where they were not kept.
+    """
+
+    attribution: str
+    attack: AttackName
+    epsilon: float
+    k: int
+    dataset: str
+    values: dict[str, NDArray[np.float64]]
+    index: NDArray[np.int64]
+    started: int
+    images: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def wrong(self) -> int:
+        """How many images were left out because their prediction was wrong."""
+        return self.started - len(self)
+
+    @property
+    def failed(self) -> int:
+        """How many attacks never kept the prediction; they count as unchanged maps."""
+        return int((self.values["success"] == 0).sum())
+
+
+def attacked(record: Record, attribution: str, attack: AttackName, epsilon: float) -> Attacked:
+    """One attack of a record.
+
+    Raises:
+        ValueError: the record has no such attack; those that it has are named.
+    """
+    place = f"{attribution}/{attack}/{epsilon:g}"
+    values = {name.rpartition("/")[2]: v for name, v in record.values.items() if name.startswith(f"{place}/")}
+    if not values:
+        raise ValueError(f"no attack {place} in {record.name} (there are {', '.join(_places(record))})")
+    correct = record.values["correct"]
+    index = np.flatnonzero(correct) if record.config.correct_only else np.arange(len(correct))
+    return Attacked(
+        attribution=attribution,
+        attack=attack,
+        epsilon=epsilon,
+        k=record.config.k,
+        dataset=record.provenance["dataset"]["name"],
+        values=values,
+        index=index,
+        started=len(correct),
+        images=record.tensors.get(place),
+    )
+
+
+def every_attack(record: Record) -> list[Attacked]:
+    """All attacks of a record, in its order."""
+    return [attacked(record, *_split(place)) for place in _places(record)]
+
+
+def _places(record: Record) -> list[str]:
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in record.values if name.count("/") == 3))
+
+
+def _split(place: str) -> tuple[str, Any, float]:
+    method, attack, epsilon = place.split("/")
+    return method, attack, float(epsilon)

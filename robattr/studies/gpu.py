@@ -13,6 +13,7 @@ and a second call goes on. What has to be there: this package, the grids, and th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -31,9 +32,9 @@ from torch import Tensor, nn
 from robattr._files import free, write_text
 from robattr.data import ImageSet
 from robattr.regularizers import Losses
-from robattr.studies import alignment, networks, reference
-from robattr.studies.alignment import Training
+from robattr.studies.grids import Grid, load_grid, run_record
 from robattr.studies.runs import environment
+from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
 
 __all__ = ["main", "pack", "precision", "rates", "within"]
@@ -88,7 +89,7 @@ def within(
     began = time.monotonic()
     compute = compute or Compute()
     files = [Path(path) for path in paths]
-    grids = {file: reference.load_grid(file) for file in files}
+    grids = {file: load_grid(file) for file in files}
     deadline = began + 60 * minutes
 
     def stamped(line: str) -> None:
@@ -108,20 +109,19 @@ def within(
         process.start()
     sets: dict[str, tuple[ImageSet, ImageSet]] = {}
     for grid in grids.values():
-        if isinstance(grid, alignment.Grid):
-            for wave in _waves(grid, together):
-                if time.monotonic() < deadline:
-                    failed = alignment.run_trainings(
-                        wave,
-                        root=root,
-                        data_root=data_root,
-                        compute=compute,
-                        stop=lambda: time.monotonic() > deadline,
-                        say=stamped,
-                        sets=sets,
-                    )
-                    for error in failed.values():
-                        stamped(f"a training failed: {error}")
+        for wave in _waves(grid, together):
+            if time.monotonic() < deadline:
+                failed = run_trainings(
+                    wave,
+                    root=root,
+                    data_root=data_root,
+                    compute=compute,
+                    stop=lambda: time.monotonic() > deadline,
+                    say=stamped,
+                    sets=sets,
+                )
+                for error in failed.values():
+                    stamped(f"a training failed: {error}")
     trained.set()
     stamped("trained")
     for process in measuring:
@@ -134,10 +134,20 @@ def within(
     return left
 
 
-def _waves(grid: alignment.Grid, together: int) -> Iterator[list[Training]]:
-    """Trainings that share the device, those of the first objectives first."""
-    ordered = [grid.run(objective, seed) for objective in grid.objectives for seed in grid.seeds]
-    return (ordered[i : i + together] for i in range(0, len(ordered), together))
+def _trainings(grid: Grid) -> dict[str, Training]:
+    """What a grid trains itself: not the networks whose weights another one's records keep."""
+    found = {name: network.training for name, network in grid.networks.items() if name not in grid.recorded}
+    return {name: training for name, training in found.items() if training is not None}
+
+
+def _waves(grid: Grid, together: int) -> Iterator[list[Training]]:
+    """Trainings of one precision that share the device, those of the first objectives first."""
+    ordered = list(_trainings(grid).values())
+    objectives = list(dict.fromkeys(training.objective for training in ordered))
+    ordered.sort(key=lambda training: (training.precision, objectives.index(training.objective)))
+    for _, same in itertools.groupby(ordered, key=lambda training: training.precision):
+        each = list(same)
+        yield from (each[i : i + together] for i in range(0, len(each), together))
 
 
 def _path(file: Path, name: str) -> Path:
@@ -148,14 +158,14 @@ def _record(file: Path, name: str) -> bool:
     return _path(file, name).exists()
 
 
-def _needed(grid: alignment.Grid | networks.Grid, name: str, root: Path) -> Path | None:
+def _needed(grid: Grid, name: str, root: Path) -> Path | None:
     """The file that is there once there is a network to measure; None where it is there from the start."""
-    training = dict(grid.runs())[name] if isinstance(grid, alignment.Grid) else grid.networks[name].training
-    if training is not None:
-        return root / f"training-{training.key}" / "training.json"
-    assert isinstance(grid, networks.Grid)
-    record = grid.networks[name].record
-    return None if record is None else Path(record)
+    network = grid.networks[name]
+    if name in grid.recorded:
+        return grid.recorded[name]
+    if network.training is not None:
+        return root / f"training-{network.training.key}" / "training.json"
+    return None if network.record is None else Path(network.record)
 
 
 def _measure(
@@ -173,8 +183,9 @@ def _measure(
     # What is measured is float32, and so are its products.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    grids = {file: reference.load_grid(file) for file in files}
+    grids = {file: load_grid(file) for file in files}
     runs = [(file, name) for file, grid in grids.items() for name, _ in grid.runs()]
+    own = {file: _trainings(grid) for file, grid in grids.items()}
     needed = {(file, name): _needed(grids[file], name, root) for file, name in runs}
     failed: set[tuple[Path, str]] = set()
     while time.monotonic() - began < seconds:
@@ -184,7 +195,7 @@ def _measure(
         for file, name in left:
             # What shares the device with trainings delays them: until they are done, only their own records are made.
             network = needed[file, name]
-            if (not last and isinstance(grids[file], networks.Grid)) or (network is not None and not network.exists()):
+            if (not last and name not in own[file]) or (network is not None and not network.exists()):
                 continue
             with free(_path(file, name)) as mine:
                 if not mine or _record(file, name):
@@ -203,24 +214,11 @@ def _measure(
             time.sleep(0.2)
 
 
-def _make(
-    grid: alignment.Grid | networks.Grid, name: str, path: Path, root: Path, data_root: Path | str | None, device: str
-) -> None:
-    if isinstance(grid, alignment.Grid):
-        c = dict(grid.runs())[name]
-        alignment.run_record(
-            grid,
-            c.objective,
-            c.seed,
-            path,
-            root=root,
-            data_root=data_root,
-            compute=Compute(accelerator=device),
-            timed=False,  # other work goes on beside it
-            progress=False,
-        )
-    else:
-        networks.run_record(grid, name, path, root=root, data_root=data_root, device=device, progress=False)
+def _make(grid: Grid, name: str, path: Path, root: Path, data_root: Path | str | None, device: str) -> None:
+    compute = Compute(accelerator=device)
+    # Steps are not timed: other work goes on beside them.
+    options = {"timed": False} if grid.kind.name == "alignment" else {}
+    run_record(grid, name, path, root=root, data_root=data_root, compute=compute, progress=False, **options)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ def _make(
 
 
 def rates(
-    grid: alignment.Grid,
+    grid: Grid,
     candidates: Sequence[float],
     *,
     seed: int = 0,
@@ -248,8 +246,14 @@ def rates(
     Returns:
         ``training``, ``rates``: for each its history's last and best validation accuracy; ``best``: the rate with the
         highest last one.
+
+    Raises:
+        ValueError: the grid has no such training.
     """
-    base = grid.run("cross-entropy", seed)
+    trained = _trainings(grid).values()
+    base = next((each for each in trained if (each.objective, each.seed) == ("cross-entropy", seed)), None)
+    if base is None:
+        raise ValueError(f"the grid trains nothing with cross-entropy and seed {seed}")
     config = Training.model_validate(base.model_dump() | (changed or {}))
     images, validation = config.sets(data_root)
     jobs = [
@@ -288,7 +292,7 @@ def rates(
 
 
 def precision(
-    grid: alignment.Grid, *, data_root: Path | str | None = None, device: str = "cuda", images: int = 128
+    grid: Grid, *, data_root: Path | str | None = None, device: str = "cuda", images: int = 128
 ) -> dict[str, dict[str, float]]:
     """How far gradients of the loss turn in a lower precision: cosines with those in float32, by objective.
 
@@ -300,7 +304,7 @@ def precision(
     before = cudnn.allow_tf32, matmul.allow_tf32
     batches: dict[int, Any] = {}
     try:
-        for name, config in grid.runs():
+        for name, config in _trainings(grid).items():
             if config.seed not in batches:
                 batches[config.seed] = config.sets(data_root)[0].select(torch.arange(images))
             batch = batches[config.seed].to(device)
@@ -349,10 +353,8 @@ def pack(
     files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
     files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
     for path in map(Path, paths):
-        grid = reference.load_grid(path)
-        if isinstance(grid, alignment.Grid):
-            waiting = [training for name, training in grid.runs() if not _record(path, name)]
-            files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
+        waiting = [training for name, training in _trainings(load_grid(path)).items() if not _record(path, name)]
+        files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
     files = [file for file in files if not file.name.startswith(".")]
     groups: list[list[Path]] = []
     room = 0
@@ -413,9 +415,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for path in pack(chosen.folder, chosen.grids, root=chosen.root):
             _say(str(path))
         return 0
-    grid = reference.load_grid(chosen.grid)
-    if not isinstance(grid, alignment.Grid):
-        parser.error(f"{chosen.grid} is no grid of trainings")
+    grid = load_grid(chosen.grid)
     found: dict[str, Any]
     if chosen.command == "rates":
         changed = {"images": chosen.images, "validation": chosen.validation}

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from robattr import influence, models
 from robattr.models import Classifier
-from robattr.studies import networks
-from robattr.studies.alignment import Training
-from robattr.studies.networks import Measured, Record
+from robattr.studies.grids import Kind, Measured
 from robattr.studies.runs import public_name
+from robattr.studies.trainings import Training
 
-__all__ = ["ATTACKS", "KIND", "Importance", "load_grid", "load_records", "measure"]
+__all__ = ["ATTACKS", "KIND", "Importance", "measure"]
 
 ATTACKS = ("one-step", "iterated", "random-sign")
 """One step of epsilon, as in the paper; several smaller ones for the same objective; random signs, one draw."""
@@ -140,22 +139,5 @@ def _describe(quantity: str, config: Importance) -> dict[str, Any]:
     return {"unit": unit, "epsilon": float(rest[0]) / 255, "norm": "linf"}
 
 
-KIND = networks.Kind(
-    "importance",
-    Importance,
-    measure,
-    _describe,
-    digits=5,
-    code=("data", "models", "_second_order", "metrics", "attacks", "influence", "studies/importance"),
-)
-"""What :mod:`robattr.studies.networks` needs to know."""
-
-
-def load_grid(path: Path | str) -> networks.Grid:
-    """Read and check a grid of this kind; see :func:`robattr.studies.networks.load_grid`."""
-    return networks.load_grid(path, KIND)
-
-
-def load_records(folder: Path | str) -> list[Record]:
-    """Every record of a folder, by name; see :func:`robattr.studies.networks.load_records`."""
-    return networks.load_records(folder, KIND)
+KIND = Kind("importance", Importance, measure, _describe)
+"""What :mod:`robattr.studies.grids` needs to know."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -12,45 +11,59 @@ import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from robattr._files import file_digest
+from robattr.studies._code import code_digest
+
 __all__ = ["code_digest", "environment", "files_digest", "public_name", "state_digest"]
 
 
-def code_digest(*modules: str) -> str:
-    """Twelve hexadecimal digits of what these modules of robattr do: comments, docstrings and layout do not count."""
-    digest = hashlib.sha256()
-    for name in modules:
-        tree = ast.parse((Path(__file__).parents[1] / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                # Docstrings, and the strings below attributes that document them.
-                node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
+def files_digest(dataset: str, weights: str | None = None) -> str:
+    """A digest of what names only point to: the contents of pictures of a ``folder:`` and of a weights file.
 
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def files_digest(dataset: str, weights: str | None) -> str:
-    """A digest of what names only point to: pictures of a ``folder:`` and a weights file, as they are now."""
+    Links are followed, ``~`` is the reader's home, and where a folder stands does not count.
+    """
     digest = hashlib.sha256()
     kind, _, path = dataset.partition(":")
-    files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if kind == "folder" else []
+    files = _files_below(Path(path).expanduser()) if kind == "folder" else {}
     if weights not in (None, "random"):
-        files.append(Path(str(weights)))
-    for file in files:
+        files["weights"] = Path(str(weights)).expanduser()
+    for name, file in files.items():
         if file.is_file():
-            stat = file.stat()
-            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(f"{name} {_digest_now(file)}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _files_below(root: Path) -> dict[str, Path]:
+    """Files by their names below a folder, in order; folders that links lead back to are left out."""
+    found: dict[str, Path] = {}
+    seen: set[Path] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner.sort()
+        found |= {(Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name for name in sorted(names)}
+    return found
+
+
+def _digest_now(file: Path) -> str:
+    stat = file.stat()
+    return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@cache
+def _digest_of(file: Path, *_state: int) -> str:
+    """Of a file's contents, read once in a process."""
+    return file_digest(file)
 
 
 def public_name(dataset: str) -> str:

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robattr.pages.figures.style import COLORS, MARKERS, METHODS, closed, tidy
-from robattr.studies.experiments import FragilityResult, Interval, interval
+from robattr.studies.fragility import Attacked
+from robattr.studies.intervals import Interval, interval
 
 QUANTITIES = {
     "topk_intersection": "top-{k} intersection (fraction)",
@@ -53,12 +54,12 @@ class Published:
         return cls(label, curves)
 
 
-def curves_of(results: Sequence[FragilityResult]) -> AttackCurves:
+def curves_of(results: Sequence[Attacked]) -> AttackCurves:
     """Experiments that differ in attack and epsilon, as :func:`fragility_curves` takes them, with 95 % intervals."""
-    attacks = dict.fromkeys(result.config.attack for result in results)
+    attacks = dict.fromkeys(result.attack for result in results)
     return {
         quantity: {
-            attack: {r.config.epsilon: interval(r.values(quantity)) for r in results if r.config.attack == attack}
+            attack: {r.epsilon: interval(r.values[quantity]) for r in results if r.attack == attack}
             for attack in attacks
         }
         for quantity in QUANTITIES
@@ -137,16 +138,16 @@ def _legend_of_attacks(figure: Figure, ax: Axes, attacks: Sequence[str]) -> None
     )  # fmt: skip
 
 
-def fragility_table(results: Sequence[FragilityResult]) -> str:
+def fragility_table(results: Sequence[Attacked]) -> str:
     """Markdown: what became of the images, then a line for each experiment with means and 95 % bootstrap intervals."""
     head = ["attack", "ε (1/255)", "prediction changed"]
-    lines = [[*head, *(label.format(k=results[0].config.k) for label in QUANTITIES.values())]]
+    lines = [[*head, *(label.format(k=results[0].k) for label in QUANTITIES.values())]]
     lines.append(["---"] * len(lines[0]))
     for r in results:
-        cells = [r.config.attack, f"{r.config.epsilon:g}", f"{r.failed} of {len(r.rows)}"]
-        lines.append([*cells, *(interval_text(interval(r.values(q))) for q in QUANTITIES)])
+        cells = [r.attack, f"{r.epsilon:g}", f"{r.failed} of {len(r)}"]
+        lines.append([*cells, *(interval_text(interval(r.values[q])) for q in QUANTITIES)])
     first = results[0]
-    people = population(first.config.dataset, first.started, first.wrong)
+    people = population(first.dataset, first.started, first.wrong)
     return people + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

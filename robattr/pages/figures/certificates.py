@@ -17,7 +17,7 @@ from scipy import special
 from robattr import smoothing
 from robattr.pages.figures.style import COLORS, MARKERS, Numbers, closed, tidy
 from robattr.studies import certification
-from robattr.studies.networks import Record as NetworkRecord
+from robattr.studies.grids import Record
 
 CERTIFICATES = {
     "ball": "uniform noise, ball",
@@ -154,7 +154,7 @@ def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: st
     return closed(figure)
 
 
-def certified_and_attacked(records: Mapping[str, NetworkRecord], *, title: str) -> Figure:
+def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figure:
     """What is certified and what attacks reach, over epsilon: a panel a law of the noise, a color a network.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from robattr.pages.figures.style import closed
-from robattr.studies.experiments import Interval
+from robattr.studies.intervals import Interval
 
 
 def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], *, title: str, label: str) -> Figure:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from robattr.pages.figures.style import COLORS, MARKERS, closed, tidy
-from robattr.studies.alignment import Record, Spread
+from robattr.studies.alignment import Spread
+from robattr.studies.grids import Record
 
 
 def rescaling(factors: Sequence[float], l2: Sequence[float], cosine: Sequence[float], *, title: str) -> Figure:
@@ -176,7 +177,7 @@ def histories(records: Sequence[Record], *, title: str) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.9), layout="constrained")
     named: set[str] = set()
     for record in records:
-        name = record.training.objective
+        name = "" if record.training is None else record.training.objective
         style: dict[str, Any] = {"color": COLORS[name], "lw": 1.3, "alpha": 0.9}
         label = None if name in named else name
         named.add(name)

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import interpolate, optimize, special
 
+from robattr._rows import parts_of
+
 Method = Literal["tight", "ball"]
 Array = NDArray[np.float64]
 
@@ -154,7 +156,7 @@ def _gaussian(h: Array, a: float) -> Array:
     knots, values = _stationary(a)
     at = np.clip(-np.log1p(-np.minimum(h, 1 - 1e-15))[:, None] - np.log1p(_ROOM), knots[0], knots[-1])
     alpha, beta = np.exp(np.moveaxis(interpolate.PchipInterpolator(knots, values)(at), -1, 0))
-    angle = np.concatenate([_angle(h[i, None], a, alpha[i], beta[i]) for i in _blocks(len(h))])
+    angle = np.concatenate([_angle(h[i, None], a, alpha[i], beta[i]) for i in parts_of(len(h), 32)])
     return np.where(angle < np.inf, np.cos(np.minimum(angle, np.pi / 2)), NONE)
 
 
@@ -165,10 +167,6 @@ def _angle(h: Array, a: float, alpha: Array, beta: Array) -> Array:
     needed = value / (h * np.hypot(alpha, beta))
     phi = np.arctan2(alpha, beta) - np.arccos(np.minimum(needed, 1))
     return np.asarray(np.where((needed <= 1) & (phi < np.pi / 2), np.maximum(phi, 0), np.inf).min(-1))
-
-
-def _blocks(n: int, size: int = 32) -> list[slice]:
-    return [slice(i, i + size) for i in range(0, n, size)]
 
 
 def _stationary(a: float) -> tuple[Array, Array]:

@@ -1,0 +1,38 @@
+"""From an attribution to a heatmap: one number a pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robattr.attributions.protocol import Normalization
+
+
+def heatmap(attribution: Tensor, normalize: Normalization | None = "sum") -> Tensor:
+    """One number a pixel: the sum over channels of absolute values, divided by its sum, maximum or l2 norm.
+
+    Args:
+        attribution: [N, C, H, W].
+        normalize: ``sum`` (Ghorbani et al. 2019), ``max`` (Joo et al. 2023), ``l2`` or None.
+
+    Returns:
+        [N, H, W], not negative; a map that is zero everywhere stays zero.
+    """
+    if attribution.ndim != 4:
+        raise ValueError(f"attribution has shape {tuple(attribution.shape)}; a heatmap takes [N, C, H, W]")
+    h = attribution.abs().sum(1)
+    if normalize is None:
+        return h
+    peak = h.amax((1, 2), keepdim=True)
+    peak = torch.where(peak > 0, peak, 1)
+    if normalize == "max":
+        return h / peak
+    # First by the maximum, as a constant: sums and squares of very small or very large values stay in range.
+    h = h / peak.detach()
+    if normalize == "sum":
+        scale = h.sum((1, 2), keepdim=True)
+    elif normalize == "l2":
+        scale = (h * h).sum((1, 2), keepdim=True).clamp_min(torch.finfo(h.dtype).tiny).sqrt()
+    else:
+        raise ValueError(f"normalize is {normalize!r}; accepted are 'sum', 'max', 'l2' and None")
+    return h / torch.where(scale > 0, scale, 1)

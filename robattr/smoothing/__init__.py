@@ -1,0 +1,51 @@
+"""Smoothed attributions, and how far a perturbation of the image can turn them: a bound that is proven.
+
+The map ``h(x) = E[g(x + noise)]`` is the mean of an attribution over a neighbourhood (Wang & Kong 2024 take the uniform
+law on an l2 ball; Gaussian noise certifies more). When no g is longer than a bound M, the length of h(x) alone bounds
+the angle between h(x) and h(x + delta) for all ``||delta||_2 <= epsilon``. Divided by its own length, every gradient is
+at most 1 long: then M = 1 exactly, and the length of h(x) says how aligned the gradients around x are.
+
+- :class:`Ball` and :class:`Gaussian` are the noise and what it certifies.
+- :func:`smooth` takes the mean over any number of samples in bounded memory; :func:`smoothed` is the same as an
+  attribution method, for attacks.
+- :func:`certify` turns samples into certificates with a stated probability of failure, or abstains.
+- :func:`worst_field` and :func:`worst_field_gaussian` are the adversaries that attain the tight certificates.
+"""
+
+from __future__ import annotations
+
+from robattr.smoothing.adversaries import Field, worst_field, worst_field_gaussian
+from robattr.smoothing.certificates import (
+    Method as Method,
+    certified_cosine,
+    certified_cosine_gaussian,
+    mean_lower_bound,
+    overlap,
+    sampling_error,
+)
+from robattr.smoothing.certifying import Certificate, certify
+from robattr.smoothing.inverse import max_epsilon, min_radius
+from robattr.smoothing.noise import Ball, Gaussian, Noise, sample_ball
+from robattr.smoothing.sampling import Smoothed, smooth, smoothed
+
+__all__ = [
+    "Ball",
+    "Certificate",
+    "Field",
+    "Gaussian",
+    "Noise",
+    "Smoothed",
+    "certified_cosine",
+    "certified_cosine_gaussian",
+    "certify",
+    "max_epsilon",
+    "mean_lower_bound",
+    "min_radius",
+    "overlap",
+    "sample_ball",
+    "sampling_error",
+    "smooth",
+    "smoothed",
+    "worst_field",
+    "worst_field_gaussian",
+]

@@ -1,0 +1,227 @@
+"""From samples to certificates with a stated probability of failure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robattr._files import write_text
+from robattr._rows import parts_of
+from robattr.attributions import Attribution, Target, check_target, frozen, gradient
+from robattr.smoothing.certificates import NONE, Method, mean_lower_bound, sampling_error
+from robattr.smoothing.noise import Noise
+from robattr.smoothing.sampling import smooth
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What is certified of each image, with probability at least 1 - alpha for each.
+
+    Attributes:
+        epsilon: [E]; l2 lengths of the perturbation, in units of a [0, 1] image.
+        norm: [N] float64; length of the estimate of h(x). 0 where all maps that choose a direction were zero.
+        norm_lower: [N] float64; what the length of h(x) is at least.
+        expectation: [N, E] float64; lower bound on cos(h(x), h(x + delta)); -1 where it abstains.
+        estimates: [N, E] float64; lower bound on the cosine of two estimates of ``samples`` samples each, for a delta
+            that was chosen without their noise: what a reader sees. -1 where it abstains.
+        samples: of each estimate.
+        alpha: probability of failure.
+        noise: the law.
+        labels: int64 [N]; the class explained.
+    """
+
+    epsilon: tuple[float, ...]
+    norm: Tensor
+    norm_lower: Tensor
+    expectation: Tensor
+    estimates: Tensor
+    samples: int
+    alpha: float
+    noise: Noise
+    labels: Tensor
+
+    @property
+    def abstains(self) -> Tensor:
+        """bool [N, E]; where nothing can be said of the expectation."""
+        return self.expectation <= NONE
+
+
+def certify(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    noise: Noise,
+    epsilon: float | Sequence[float],
+    samples: int = 10_000,
+    choose: int = 1000,
+    alpha: float = 0.001,
+    attribution: Attribution = gradient,
+    method: Method = "tight",
+    seed: int = 0,
+    max_batch: int = 128,
+    path: Path | str | None = None,
+    progress: bool = False,
+) -> Certificate:
+    """Certify the normalized, smoothed attribution of each image from samples, or abstain.
+
+    Three statements, each wrong with probability at most alpha / 3:
+
+    1. ``choose`` samples give a direction u. The projections on u of other, independent ``samples`` lie in [-1, 1],
+       and their mean is at most ||h(x)||: a lower confidence bound on it (:func:`mean_lower_bound`) is one on the
+       length of h(x). It enters the certificate, at every epsilon alike.
+    2. and 3. The estimates at x and at x + delta are within :func:`sampling_error` of h, which is an angle.
+
+    Args:
+        model: images to logits, in evaluation mode.
+        x: images [N, C, H, W] in [0, 1].
+        target: class explained of each image, int64 [N], or one int for all.
+        noise: :class:`Ball` or :class:`Gaussian`.
+        epsilon: one or several l2 lengths, >= 0.
+        samples: of the estimate, and for the certificate; >= 2.
+        choose: further samples that choose the direction; >= 1.
+        alpha: probability of failure for an image, between 0 and 1.
+        attribution: a method of :mod:`robattr.attributions`; its maps are normalized.
+        method: of the certificate.
+        seed: of the noise.
+        max_batch: largest number of images in one pass.
+        path: a JSON-lines file that gets a row as soon as an image is done. Rows of the same request that are there
+            already are taken from it, so that a stopped run goes on.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        ValueError: an argument is not what is accepted, or the file is of another request; before any work starts.
+    """
+    labels = check_target(x, target)
+    lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
+    if not lengths or any(not e >= 0 for e in lengths):
+        raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
+    if samples < 2 or choose < 1:
+        raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    noise.certified_cosine(0.0, x[0].numel(), lengths, method=method)  # refuses what it does not accept
+    parts_of(len(x), max_batch)
+    model = frozen(model)
+    seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
+    request = {
+        "noise": {"law": type(noise).__name__, "scale": noise.scale}, "epsilon": list(lengths), "samples": samples,
+        "choose": choose, "alpha": alpha, "method": method, "seed": seed, "attribution": _described(attribution),
+    }  # fmt: skip
+    rows = _Rows(path, request, model, x, labels)
+    for i in tqdm(range(len(x)), desc="certify", disable=None if progress else True):
+        if i in rows.found:
+            continue
+        take = partial(
+            smooth, model, x[i : i + 1], labels[i : i + 1], noise=noise, attribution=attribution, max_batch=max_batch
+        )
+        chosen = take(samples=choose, seed=seeds[0])
+        if chosen.norm.item() == 0:  # a gradient that is zero everywhere has no direction, and no certificate
+            rows.add(i, 0.0, 0.0)
+            continue
+        found = take(samples=samples, seed=seeds[1], direction=chosen.mean / chosen.norm)
+        assert found.along is not None
+        along = float(mean_lower_bound(found.along[0].numpy(), alpha / 3))
+        rows.add(i, found.norm.item(), min(max(along, 0.0), 1.0))
+    norm = torch.tensor([rows.found[i][0] for i in range(len(x))], dtype=torch.float64)
+    lower = torch.tensor([rows.found[i][1] for i in range(len(x))], dtype=torch.float64)
+    expectation, estimates = _certified(noise, norm, lower, x[0].numel(), lengths, samples, alpha, method)
+    return Certificate(lengths, norm, lower, expectation, estimates, samples, alpha, noise, labels.cpu())
+
+
+def _certified(
+    noise: Noise,
+    norm: Tensor,
+    lower: Tensor,
+    d: int,
+    epsilon: Sequence[float],
+    samples: int,
+    alpha: float,
+    method: Method,
+) -> tuple[Tensor, Tensor]:
+    """Bounds for the expectations and for the estimates, [N, E] each."""
+    h, e = lower.numpy()[:, None], np.asarray(epsilon)[None]
+    expectation = np.asarray(noise.certified_cosine(h, d, e, method=method))
+    # The estimate at x: seen, so its own length or that of h, whichever is longer, bounds the angle.
+    here = sampling_error(samples, alpha / 3, mean_norm=h)
+    angle = _angle(here, np.maximum(h, norm.numpy()[:, None]))
+    # At x + delta: h is at most 2 p shorter there.
+    there = np.maximum(h - 2 * noise.displaced(d, e), 0.0)
+    angle_there = _angle(sampling_error(samples, alpha / 3, mean_norm=there), there)
+    total = np.arccos(expectation) + angle + angle_there
+    estimates = np.where((expectation > NONE) & (total < np.pi), np.cos(total), NONE)
+    return torch.from_numpy(expectation), torch.from_numpy(estimates)
+
+
+def _angle(error: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The largest angle between a vector of the given length and one within the error of it."""
+    fine = length > error
+    return np.where(fine, np.arcsin(np.where(fine, error / np.where(fine, length, 1), 1)), np.pi)
+
+
+class _Rows:
+    """The rows of a certification, in memory and, with a path, on disk as they come."""
+
+    def __init__(
+        self, path: Path | str | None, request: dict[str, object], model: nn.Module, x: Tensor, labels: Tensor
+    ) -> None:
+        self.found: dict[int, tuple[float, float]] = {}
+        self._path = None if path is None else Path(path)
+        if self._path is None:
+            return
+        # Two models may differ in what is no parameter: the sharpness of an activation.
+        digests = {"images": _digest(x, labels), "model": _digest(repr(model), *model.state_dict().values())}
+        head = json.dumps({**request, **digests}, sort_keys=True)
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        if lines and lines[0] != head:
+            raise ValueError(f"path is {self._path}, which holds another request; name a new file or delete that one")
+        for line in lines[1:]:
+            try:
+                row = json.loads(line)
+                self.found[int(row["image"])] = (float(row["norm"]), float(row["norm_lower"]))
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a process that was killed
+        kept = [json.dumps({"image": i, "norm": a, "norm_lower": b}) for i, (a, b) in self.found.items()]
+        write_text(self._path, "\n".join([head, *kept]) + "\n")
+
+    def add(self, image: int, norm: float, norm_lower: float) -> None:
+        self.found[image] = (norm, norm_lower)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"image": image, "norm": norm, "norm_lower": norm_lower}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _digest(*parts: Tensor | str) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(f"{part.dtype} {list(part.shape)}".encode())
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _described(value: object) -> str:
+    """A method of attribution and its options, in words that are the same in every process."""
+    if isinstance(value, partial):
+        options = [f"{k}={_described(v)}" for k, v in sorted(value.keywords.items())]
+        return f"{_described(value.func)}({', '.join([*map(_described, value.args), *options])})"
+    if isinstance(value, Tensor):
+        return _digest(value)
+    if callable(value):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return repr(value)

@@ -1,0 +1,111 @@
+"""What a wanted cosine takes: certificates solved for the perturbation or for the noise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize
+
+from robattr.smoothing.certificates import Method, largest
+from robattr.smoothing.noise import Ball, Noise
+
+
+def max_epsilon(
+    mean_norm: ArrayLike,
+    cosine: float,
+    *,
+    dimension: int,
+    noise: Noise,
+    bound: float = 1.0,
+    method: Method = "tight",
+) -> np.ndarray:
+    """The largest l2 epsilon for which a cosine is certified, for each mean length; 0 where H = 0.
+
+    The inverse of ``noise.certified_cosine``: at the result it returns ``cosine``.
+
+    Args:
+        mean_norm: H = ||h(x)||, any shape, from 0 to bound.
+        cosine: the wanted bound T, in (0, 1].
+        dimension: number of values of an image.
+        noise: :class:`Ball` or :class:`Gaussian`.
+        bound: M with ||g|| <= M everywhere.
+        method: of the certificate.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+    _check_cosine(cosine)
+    lengths = np.asarray(mean_norm, dtype=np.float64)
+    noise.certified_cosine(lengths, dimension, 0.0, bound=bound, method=method)  # refuses what it does not accept
+    limit = noise.reach(dimension)
+    found = np.zeros(lengths.shape)
+    for place in zip(*np.nonzero(lengths), strict=True) if lengths.ndim else [()]:
+        if lengths[place] == 0:
+            continue
+        certified = partial(_at_epsilon, noise, float(lengths[place]), dimension, bound, method)
+        found[place] = largest(certified, cosine, limit)
+    return found
+
+
+def _at_epsilon(noise: Noise, h: float, dimension: int, bound: float, method: Method, epsilon: float) -> float:
+    return float(noise.certified_cosine(h, dimension, epsilon, bound=bound, method=method))
+
+
+def min_radius(
+    radii: ArrayLike,
+    mean_norms: ArrayLike,
+    cosine: float,
+    *,
+    dimension: int,
+    epsilon: float,
+    law: Callable[[float], Noise] = Ball,
+    bound: float = 1.0,
+    method: Method = "tight",
+) -> float:
+    """The smallest radius (or sigma) at which a cosine is certified for epsilon; NaN where none of the range does.
+
+    H falls as the radius grows, and so does p: between them there may be a best radius, or none. H is known where it
+    was measured, and interpolated linearly between: what is returned has to be measured before it is a certificate.
+
+    Args:
+        radii: increasing, at least 2, > 0.
+        mean_norms: H at each of them.
+        cosine: the wanted bound T, in (0, 1].
+        dimension: number of values of an image.
+        epsilon: l2 length of the shift, >= 0.
+        law: :class:`Ball`, or :class:`Gaussian` for sigmas.
+        bound: M with ||g|| <= M everywhere.
+        method: of the certificate.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+    _check_cosine(cosine)
+    r, h = np.asarray(radii, dtype=np.float64), np.asarray(mean_norms, dtype=np.float64)
+    if r.ndim != 1 or len(r) < 2 or not np.isfinite(r).all() or not (np.diff(r) > 0).all() or r[0] <= 0:
+        raise ValueError(f"radii are {r.tolist()}; accepted are at least 2 increasing radii > 0")
+    if h.shape != r.shape:
+        raise ValueError(f"mean_norms have shape {list(h.shape)}; accepted is one for each radius, {list(r.shape)}")
+
+    def excess(radius: float) -> float:
+        at = float(np.interp(radius, r, h))
+        return float(law(radius).certified_cosine(at, dimension, epsilon, bound=bound, method=method)) - cosine
+
+    grid = np.unique(np.concatenate([np.linspace(a, b, 17) for a, b in itertools.pairwise(r)]))
+    values = np.array([excess(float(v)) for v in grid])
+    enough = np.nonzero(values >= 0)[0]
+    if len(enough) == 0:
+        return float("nan")
+    first = int(enough[0])
+    if first == 0:
+        return float(grid[0])
+    return float(optimize.brentq(excess, grid[first - 1], grid[first], xtol=1e-14, rtol=1e-13))
+
+
+def _check_cosine(cosine: float) -> None:
+    if not 0 < cosine <= 1:
+        raise ValueError(f"cosine is {cosine}; accepted is a wanted cosine in (0, 1]")

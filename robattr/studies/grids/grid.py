@@ -1,0 +1,143 @@
+"""A grid: networks that share one measurement, in a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robattr import _yaml
+from robattr.studies import trainings
+from robattr.studies.grids.kinds import KINDS, Kind, kind_named
+from robattr.studies.grids.measured import Network, said
+from robattr.studies.trainings import Training
+
+__all__ = ["Grid", "Trainings", "load_grid"]
+
+
+class Grid(BaseModel):
+    """Networks, and what is measured on all of them.
+
+    Attributes:
+        kind: of the measurement; in the file, the name of the key that configures it.
+        description: what the grid is and at which scale, in a sentence.
+        networks: by the name of their run. In the file, ``training``, ``objectives`` and ``seeds`` make one of each
+            objective and seed, ``<objective>-<seed>``; ``trainings`` adds those of another grid, see
+            :class:`Trainings`.
+        measurement: fields of its configuration.
+        but: fields that differ, by the name of the run; * in a name stands for anything.
+        recorded: records of the networks by the name of their run, whose weights are taken where they were kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    kind: Kind
+    description: str
+    networks: dict[str, Network]
+    measurement: dict[str, Any]
+    but: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    recorded: dict[str, Path] = Field(default_factory=dict)
+
+    def runs(self) -> Iterator[tuple[str, Any]]:
+        """Name and measurement of every run."""
+        if unknown := [
+            pattern for pattern in self.but if not any(fnmatchcase(name, pattern) for name in self.networks)
+        ]:
+            raise ValueError(f"but has {', '.join(sorted(unknown))}, which is no network of the grid")
+        for name in self.networks:
+            fields = dict(self.measurement)
+            for pattern, change in self.but.items():
+                if fnmatchcase(name, pattern):
+                    fields |= change
+            yield name, self.kind.config.model_validate(fields)
+
+    def configuration(self, run: str) -> list[dict[str, Any]]:
+        """All that a run's record depends on, as JSON."""
+        return [m.model_dump(mode="json") for m in (self.networks[run], dict(self.runs())[run])]
+
+
+class Trainings(BaseModel):
+    """Trainings of another grid, all of them or some, as they are or changed.
+
+    Attributes:
+        of: name of the grid, a file in the same folder.
+        objectives: which of its objectives; None for all.
+        changed: fields of the training that differ, by a name that the runs begin with; ``{8px: {size: 8}}`` makes
+            ``8px-<objective>-<seed>``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    of: str
+    objectives: tuple[str, ...] | None = None
+    changed: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def runs(self, grid: Grid) -> Iterator[tuple[str, Training]]:
+        """Name and configuration of every training."""
+        trained = {name: network.training for name, network in grid.networks.items() if network.training is not None}
+        there = dict.fromkeys(training.objective for training in trained.values())
+        if unknown := set(self.objectives or ()) - there.keys():
+            raise ValueError(f"objectives has {', '.join(sorted(unknown))}; {self.of} has {', '.join(there)}")
+        for prefix, change in self.changed.items() or [("", {})]:
+            for name, training in trained.items():
+                if self.objectives is None or training.objective in self.objectives:
+                    fields = training.model_dump() | change
+                    yield f"{prefix}-{name}".lstrip("-"), Training.model_validate(fields)
+
+
+class _Crossed(BaseModel):
+    """One training that varies in objective and seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: dict[str, Any]
+    objectives: dict[trainings.ObjectiveName, dict[str, float] | None]
+    seeds: tuple[int, ...]
+
+    def networks(self) -> dict[str, Network]:
+        found = {}
+        for seed in self.seeds:
+            for objective, options in self.objectives.items():
+                fields = self.training | {"objective": objective, "options": options or {}, "seed": seed}
+                found[f"{objective}-{seed}"] = Network(training=Training.model_validate(fields))
+        return found
+
+
+def load_grid(path: Path | str) -> Grid:
+    """Read and check a grid, of whatever kind.
+
+    Raises:
+        ValueError: it is not one; one line names the file and the field.
+    """
+    path = Path(path)
+    try:
+        content = _yaml.read(path)
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+        named = [name for name in KINDS if name in content]
+        if not named and "objectives" in content:
+            named = ["alignment"]  # what trainings are for
+        if len(named) != 1:
+            raise ValueError(f"it has the keys of {len(named)} kinds; one of {', '.join(KINDS)} is wanted")
+        fields: dict[str, Any] = {"kind": kind_named(named[0]), "measurement": content.pop(named[0], None) or {}}
+        networks: dict[str, Any] = {}
+        crossed = {key: content.pop(key) for key in _Crossed.model_fields if key in content}
+        if crossed:
+            networks |= _Crossed.model_validate(crossed).networks()
+        if (chosen := content.pop("trainings", None)) is not None:
+            chosen = Trainings.model_validate({"of": chosen} if isinstance(chosen, str) else chosen)
+            trained = dict(chosen.runs(load_grid(path.with_name(f"{chosen.of}.yaml"))))
+            networks |= {name: Network(training=each) for name, each in trained.items()}
+            if not chosen.changed:
+                fields["recorded"] = {name: path.parent / chosen.of / f"{name}.json" for name in trained}
+        grid = Grid.model_validate(content | fields | {"networks": networks | (content.get("networks") or {})})
+        if not grid.networks:
+            raise ValueError("it has no networks")
+        for _ in grid.runs():
+            pass
+    except (ValidationError, ValueError) as error:
+        raise ValueError(f"{path}: not a grid ({said(error)})") from None
+    return grid

@@ -1,0 +1,204 @@
+"""From a network and a measurement to a record: loaded, trained, measured, written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from robattr import models
+from robattr._files import file_digest, intact, locked, store
+from robattr.studies import trainings
+from robattr.studies.grids.grid import Grid
+from robattr.studies.grids.kinds import Kind
+from robattr.studies.grids.measured import Loaded, Network, Record, load_record, save_record
+from robattr.studies.runs import code_digest, environment, files_digest, public_name
+from robattr.studies.trainings import Training
+from robattr.training import Compute
+
+__all__ = ["run", "run_record"]
+
+
+def run_record(
+    grid: Grid,
+    name: str,
+    path: Path | str,
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Record | None:
+    """Load (or train) one network of a grid, measure it, and write its record to ``path``.
+
+    What is measured image by image is kept in ``<root>/<kind>-<name>-<key>`` as it comes; the key is that of the
+    network and the measurement. With several devices the first process measures and writes; the others return None.
+    Options are those of the kind's ``measure`` that change no value, as ``max_batch``.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    path = Path(path)
+    if name not in grid.networks:
+        raise ValueError(f"no run {name!r} (there are {', '.join(grid.networks)})")
+    loaded = grid.networks[name].load(
+        root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress
+    )
+    if not trainings.is_first():
+        return None
+    if grid.kind.keeps_weights and loaded.history:
+        loaded = _rounded(loaded, path)
+    config, device = dict(grid.runs())[name], _device(compute)
+    text = json.dumps([config.model_dump(mode="json"), loaded.source["weights"]["sha256"]], sort_keys=True)
+    text += grid.kind.code + files_digest(config.dataset)
+    parts = Path(root) / f"{grid.kind.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    record = _measured(
+        grid.kind, name, grid.networks[name], loaded, config, parts, data_root, device, progress, options
+    )
+    save_record(record, path)
+    return record
+
+
+def run(
+    kind: Kind,
+    network: Network,
+    config: Any,
+    *,
+    root: Path | str = "runs",
+    data_root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Record:
+    """A grid of one network that is kept in ``runs/``: loaded where it exists, measured and kept where it does not.
+
+    A run is made again where its configuration, what the code does, or the contents of the reader's files changed, or
+    where its own files were altered. Of two processes that ask at once one measures and the other loads.
+
+    Args:
+        kind: of the measurement.
+        network: what is measured.
+        config: the kind's.
+        root: folder of the results, one folder ``<kind>-<key>`` a run.
+        data_root: see :func:`robattr.data.load`.
+        device: where to compute; a GPU when there is one by default.
+        progress: show a bar with the time left.
+        options: of the kind's ``measure`` that change no result, as ``max_batch``.
+    """
+    of_network = network.training.key if network.training is not None else network.model_dump_json()
+    text = json.dumps([config.model_dump(mode="json"), of_network, kind.code, code_digest(models.build)])
+    text += files_digest(config.dataset, network.weights or network.record)
+    folder = Path(root) / f"{kind.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with locked(folder):
+        found = _kept(folder)
+        if found is None:
+            loaded = network.load(root, data_root=data_root, progress=progress)
+            parts = folder.with_name(f".{folder.name}.parts")
+            found = _measured(kind, folder.name, network, loaded, config, parts, data_root, chosen, progress, options)
+            # Paths to a reader's files are nobody else's business.
+            public = config.model_copy(update={"dataset": public_name(config.dataset)})
+            found = replace(found, config=public, network=network.public)
+            _keep(found, folder)
+            shutil.rmtree(parts, ignore_errors=True)
+    return found
+
+
+def _measured(
+    kind: Kind,
+    name: str,
+    network: Network,
+    loaded: Loaded,
+    config: Any,
+    parts: Path,
+    data_root: Path | str | None,
+    device: torch.device,
+    progress: bool,
+    options: Mapping[str, Any] | None = None,
+) -> Record:
+    started = time.monotonic()
+    training = loaded.source.get("training")
+    measured = kind.measure(
+        loaded.model.to(device),
+        config,
+        training=None if training is None else Training.model_validate(training),
+        data_root=data_root,
+        device=device,
+        folder=parts,
+        progress=progress,
+        **(options or {}),
+    )
+    keeps = kind.keeps_weights
+    return Record(
+        kind=kind,
+        name=name,
+        network=network,
+        config=config,
+        dimension=measured.dimension,
+        values=measured.values,
+        totals=measured.totals,
+        provenance={
+            "network": loaded.source,
+            "dataset": measured.dataset,
+            "device": str(device),
+            "code": kind.code,
+            "threads": torch.get_num_threads(),
+            "tf32": device.type != "cpu" and torch.backends.cudnn.allow_tf32,
+            "seconds": round(time.monotonic() - started, 3),
+            **environment(),
+        },
+        history=loaded.history if keeps else (),
+        best=loaded.best if keeps else None,
+        tensors=measured.tensors,
+    )
+
+
+def _rounded(loaded: Loaded, path: Path) -> Loaded:
+    """The network with its weights rounded to float16, which are kept beside the record."""
+    state = {name: v.half() if v.is_floating_point() else v for name, v in loaded.model.state_dict().items()}
+    loaded.model.load_state_dict(state)
+    kept = path.parent / "weights" / f"{path.stem}.safetensors"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_name(f".{kept.name}")
+    save_file({name: v.cpu().contiguous() for name, v in state.items()}, temporary)
+    temporary.replace(kept)
+    weights = {"sha256": file_digest(kept), "file": f"weights/{kept.name}"}
+    return Loaded(loaded.model, loaded.source | {"weights": weights}, loaded.history, loaded.best)
+
+
+def _device(compute: Compute | None) -> torch.device:
+    # "gpu" and "auto" are Fabric's words.
+    if compute is None or compute.accelerator in ("auto", "gpu"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(compute.accelerator)
+
+
+def _keep(record: Record, folder: Path) -> None:
+    def write(temporary: Path) -> None:
+        save_record(record, temporary / "record.json")
+        save_file({name: v.cpu().contiguous() for name, v in record.tensors.items()}, temporary / "tensors.safetensors")
+
+    store(folder, write)
+
+
+def _kept(folder: Path) -> Record | None:
+    """The stored run; None where there is none, or where it has to be made again."""
+    if not intact(folder):
+        return None
+    try:
+        found = load_record(folder / "record.json")
+        tensors = load_file(folder / "tensors.safetensors")
+    except (OSError, ValueError, SafetensorError):
+        return None
+    found.tensors.update(tensors)
+    return found

@@ -1,0 +1,290 @@
+"""A network, from wherever it comes, and the record of what was measured on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from robattr import models
+from robattr._files import file_digest
+from robattr.models import Classifier
+from robattr.studies import records, trainings
+from robattr.studies.grids.kinds import Kind, Total, Values, kind_named
+from robattr.studies.records import Measurement
+from robattr.studies.runs import state_digest
+from robattr.studies.trainings import Training
+from robattr.training import Compute, Epoch
+
+__all__ = [
+    "Loaded", "Network", "Record", "load_record", "load_records", "measurements", "said", "save_record",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A network and where it is from.
+
+    Attributes:
+        model: in evaluation mode, its parameters constants.
+        source: provenance, with the checksum of the weights.
+        history: of its training; empty where that is not at hand.
+        best: the epoch, counted from 1, whose weights these are; None likewise.
+    """
+
+    model: Classifier
+    source: dict[str, Any]
+    history: tuple[Epoch, ...] = ()
+    best: int | None = None
+
+
+class Network(BaseModel):
+    """Which network: a reference record with its weights, a training, or a model with published weights.
+
+    Raises:
+        pydantic.ValidationError: not exactly one of the three is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record: str | None = Field(None, description="a record of a training, with its weights beside it")
+    training: Training | None = Field(None, description="a training, which is run where it is not there")
+    model: str | None = Field(None, description="a model with published weights")
+    weights: str | None = Field(None, description="a .safetensors file for the model, in place of the published ones")
+
+    @model_validator(mode="after")
+    def _one(self) -> Network:
+        if sum(v is not None for v in (self.record, self.training, self.model)) != 1:
+            raise ValueError("a network is one of record, training and model")
+        if self.weights is not None and self.model is None:
+            raise ValueError("weights go with a model; a record and a training have their own")
+        return self
+
+    @property
+    def public(self) -> Network:
+        """Files by their own names: the paths to them are nobody else's business."""
+        return self if self.weights is None else self.model_copy(update={"weights": Path(self.weights).name})
+
+    def load(
+        self,
+        root: Path | str = "runs",
+        *,
+        data_root: Path | str | None = None,
+        compute: Compute | None = None,
+        recorded: Path | None = None,
+        progress: bool = False,
+    ) -> Loaded:
+        """The network in evaluation mode, and where it is from.
+
+        Args:
+            root: folder of the runs.
+            data_root: see :func:`robattr.data.load`.
+            compute: where to train.
+            recorded: a record of the training; where it is there with its weights, those are the network's.
+            progress: show a bar while training.
+
+        Raises:
+            ModelError: weights are missing, or not those that were measured.
+        """
+        if self.record is not None:
+            return _of_record(load_record(self.record), Path(self.record))
+        if self.training is not None:
+            if recorded is not None and recorded.is_file():
+                found = load_record(recorded)
+                if found.training == self.training and "file" in found.weights:
+                    return _of_record(found, recorded)
+            trained = trainings.run_training(
+                self.training, root=root, data_root=data_root, compute=compute, progress=progress
+            )
+            source = {"training": self.training.model_dump(mode="json"), **trained.provenance}
+            source["weights"] = {"sha256": state_digest(trained.model)}
+            return Loaded(trained.model, source, trained.history, trained.best)
+        assert self.model is not None
+        model = models.build(self.model, weights=self.weights).requires_grad_(False)
+        return Loaded(model, {"model": self.model, "weights": {"sha256": state_digest(model)}})
+
+
+def _of_record(found: Record, path: Path) -> Loaded:
+    training = found.training
+    if training is None:
+        raise ValueError(f"{path} is no record of a training; its network is named by its model")
+    source = {"record": path.name, "weights": found.weights, "training": training.model_dump(mode="json")}
+    return Loaded(found.load_model(path.parent), source, found.history, found.best)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What was measured on one network.
+
+    Attributes:
+        kind: of the measurement.
+        name: of the run in its grid.
+        network: what was measured.
+        config: of the measurement.
+        dimension: number of values of an image.
+        values: one array a quantity, an entry an image (of costs, an entry a round).
+        totals: quantities that are means over images whose values are not kept.
+        provenance: network, data, code, versions, hardware, wall time.
+        history: of the training, where the record is the one that keeps its weights.
+        best: the epoch, counted from 1, whose weights were measured, likewise.
+        tensors: of a run in ``runs/``: attacked images and the like.
+    """
+
+    kind: Kind
+    name: str
+    network: Network
+    config: Any
+    dimension: int
+    values: Values
+    provenance: dict[str, Any]
+    totals: dict[str, Total] = field(default_factory=dict)
+    history: tuple[Epoch, ...] = ()
+    best: int | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def training(self) -> Training | None:
+        """Of the network; None for published weights."""
+        found = self.provenance["network"].get("training")
+        return None if found is None else Training.model_validate(found)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of the weights that were measured, and the name of their file where it was kept."""
+        found: dict[str, str] = self.provenance["network"]["weights"]
+        return found
+
+    def load_model(self, folder: Path | str) -> Classifier:
+        """The network that was measured, in evaluation mode, its parameters constants.
+
+        Args:
+            folder: of the record.
+
+        Raises:
+            ModelError: the weights were not kept, or the file is not the one that was measured.
+        """
+        if self.training is None or "file" not in self.weights:
+            raise models.ModelError(f"{self.name}: its weights were not kept; train it again with `make reference`")
+        path = Path(folder) / self.weights["file"]
+        if not path.is_file() or file_digest(path) != self.weights["sha256"]:
+            raise models.ModelError(
+                f"{path} is missing or not the file that was measured; restore it, or train it again"
+            )
+        return self.training.build(weights=path).requires_grad_(False)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Records as files
+
+
+def save_record(record: Record, path: Path | str) -> None:
+    """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
+
+    The lines are :class:`robattr.studies.records.Measurement`. The JSON comes last: where it is, the record is whole.
+    """
+    path = Path(path)
+    records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
+    trained: dict[str, Any] = {}
+    if record.best is not None:
+        trained = {"history": [asdict(epoch) for epoch in record.history], "best": record.best}
+    content = {
+        "experiment": record.kind.name,
+        "name": record.name,
+        "network": record.network.model_dump(mode="json", exclude_none=True),
+        "config": record.config.model_dump(mode="json"),
+        "dimension": record.dimension,
+        **trained,
+        "provenance": record.provenance,
+    }
+    records.write_description(path, content)
+
+
+def measurements(record: Record, run: str) -> list[Measurement]:
+    """The numbers of a record in the format of all records.
+
+    Args:
+        record: of a network.
+        run: its name, ``<grid>/<name>``.
+    """
+    source, dataset, training = record.provenance["network"], record.provenance["dataset"], record.training
+    split = f"{dataset['name']} {dataset['split']}"
+    context = {
+        "run": run,
+        "experiment": record.kind.name,
+        "seed": None if training is None else training.seed,
+        "model": source["model"] if training is None else training.architecture,
+        "objective": None if training is None else training.objective,
+        "weights_sha256": source["weights"].get("sha256"),
+        "profile": run.partition("/")[0],
+        **records.context(record.provenance),
+    }
+    drawn = context | {"dataset": split, "dataset_sha256": dataset["sha256"]}
+    described = {name: record.kind.describe(name, record.config) for name in (*record.totals, *record.values)}
+    return [
+        Measurement(quantity=name, value=each.value, n=each.n, dataset=f"{split}, all", **context, **described[name])
+        for name, each in record.totals.items()
+    ] + [
+        records.of_values(drawn, name, values, digits=record.kind.digits, **described[name])
+        for name, values in record.values.items()
+    ]
+
+
+def load_record(path: Path | str) -> Record:
+    """Read what :func:`save_record` wrote.
+
+    Raises:
+        ValueError: the files hold something else; one line names them.
+    """
+    path = Path(path)
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = kind_named(content["experiment"])
+        lines = records.read(path.with_suffix(".jsonl"))
+        return Record(
+            kind=kind,
+            name=content["name"],
+            network=Network.model_validate(content["network"]),
+            config=kind.config.model_validate(content["config"]),
+            dimension=int(content["dimension"]),
+            values={m.quantity: np.asarray(m.values, dtype=np.float64) for m in lines if m.values is not None},
+            totals={m.quantity: Total(m.value, m.n) for m in lines if m.values is None},
+            provenance=content["provenance"],
+            history=tuple(Epoch(**epoch) for epoch in content.get("history", ())),
+            best=content.get("best"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a record ({said(error)})") from None
+
+
+def load_records(folder: Path | str) -> list[Record]:
+    """Every record of a folder: trained networks by objective, in the order of tables, and seed; then by name.
+
+    Raises:
+        ValueError: there is none, or a file holds something else.
+    """
+    found = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not found:
+        raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
+
+    def place(record: Record) -> tuple[int, int]:
+        training = record.training
+        return (-1, 0) if training is None else (trainings.OBJECTIVES.index(training.objective), training.seed)
+
+    return sorted(found, key=place)
+
+
+def said(error: Exception) -> str:
+    """An error in one line; of several fields that are wrong, the first."""
+    if isinstance(error, ValidationError):
+        first, *rest = error.errors(include_url=False, include_input=False)
+        place = ".".join(map(str, first["loc"])) or "it"
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}" + (f", and {len(rest)} more" if rest else "")
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return " ".join(str(error).split())

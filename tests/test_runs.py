@@ -1,0 +1,208 @@
+"""What results are keyed by: definitions of code, contents of files; and folders that are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from robattr import _files, data, models, regularizers, training
+from robattr.studies import _code, alignment, fragility
+from robattr.studies._code import code_digest
+from robattr.studies.runs import files_digest, public_name, state_digest
+from robattr.studies.trainings import Training
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package's sources that may be changed; digests are of the copy."""
+    package = Path(str(_code.__file__)).parents[1]
+    copy = tmp_path / "robattr"
+    for file in package.rglob("*.py"):
+        target = copy / file.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+
+    def of_copy(module: str) -> Path:
+        path = copy.joinpath(*module.split(".")[1:])
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+    monkeypatch.setattr(_code, "_file", of_copy)
+    return copy
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def home(source: Path, name: str) -> Path:
+    """The file of the copy that defines a name."""
+    (found,) = [file for file in source.rglob("*.py") if f"\ndef {name}(" in file.read_text(encoding="utf-8")]
+    return found
+
+
+def test_the_copy_says_what_the_package_says(source: Path) -> None:
+    here = code_digest(training.train)
+    assert len(here) == 12
+    assert here == code_digest(training.train)
+
+
+def test_a_digest_follows_every_definition_that_is_reached(source: Path) -> None:
+    def aligned() -> str:
+        return Training(objective="l2+cosine").code
+
+    plain, before = Training().code, aligned()
+    assert plain != before
+    # In another module, two calls away, through an imported name and through an imported module's attribute.
+    change(home(source, "cosine_distance"), "def cosine_distance(", "def cosine_distance_(")
+    path = home(source, "l2_distance")
+    change(path, "def cosine_distance_(", "def cosine_distance(")
+    assert aligned() == before
+    change(path, "alpha=self.epsilon", "alpha=2 * self.epsilon")
+    assert aligned() != before
+    change(path, "alpha=2 * self.epsilon", "alpha=self.epsilon")
+    assert aligned() == before
+    change(source / "_second_order.py", "sigmoid_()", "tanh_()")
+    assert aligned() != before
+
+
+def test_what_is_not_reached_does_not_count(source: Path) -> None:
+    before = Training().code
+    change(home(source, "spearman"), "def spearman(", "def spearman(extra: int, ")  # no training ranks anything
+    change(home(source, "ssim"), "sigma: float = 1.5", "sigma: float = 2.5")
+    assert Training().code == before
+    assert code_digest(alignment.measure) != code_digest(fragility.measure)
+
+
+def test_neither_comments_nor_places_count(source: Path) -> None:
+    before = Training(objective="l2").code
+    path = home(source, "l2_distance")
+    text = path.read_text(encoding="utf-8")
+    path.write_text('"""Another text."""\n' + text.split('"""', 2)[2].replace("\n\n\ndef ", "\n\n# A comment.\ndef "))
+    assert Training(objective="l2").code == before
+    # The definition moves to a module of its own, and its old place imports it.
+    text = path.read_text(encoding="utf-8")
+    start = text.index("def l2_distance(")
+    end = text.index("\ndef ", start)
+    module = path.with_name("_moved.py")
+    module.write_text("from torch import Tensor\n\n\n" + text[start:end])
+    name = ".".join(("robattr", *module.relative_to(source).with_suffix("").parts))
+    path.write_text(text[:start] + text[end:].replace("\n", f"\nfrom {name} import l2_distance\n", 1))
+    assert Training(objective="l2").code == before
+    change(module, "return ", "return 2 * ")
+    assert Training(objective="l2").code != before
+
+
+def test_registrations_count_with_their_module(tmp_path: Path, source: Path) -> None:
+    module = source / "toy.py"
+    module.write_text("RULES = {}\n\n\ndef use():\n    return RULES\n\n\nRULES.update(a=1)\n")
+
+    def digest() -> str:
+        use = type("use", (), {})
+        use.__module__, use.__qualname__ = "robattr.toy", "use"
+        return code_digest(use)
+
+    before = digest()
+    change(module, "a=1", "a=2")
+    assert digest() != before
+    now = digest()
+    change(module, "def use", "def rule(f):\n    return f\n\n\ndef use")
+    assert digest() == now
+    change(module, "RULES.update(a=2)", "RULES.update(a=2)\n\n\n@rule\ndef other():\n    return 3\n")
+    with_rule = digest()
+    assert with_rule != now
+    change(module, "return 3", "return 4")
+    assert digest() != with_rule
+
+
+def test_only_definitions_of_the_package_have_a_digest() -> None:
+    with pytest.raises(ValueError, match="is no function or class at the top level of a module of robattr") as error:
+        code_digest(len)
+    assert "\n" not in str(error.value)
+
+
+def test_keys_follow_the_contents_of_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    (pictures / "cat").mkdir(parents=True)
+    elsewhere.mkdir()
+    (pictures / "cat" / "a.png").write_bytes(b"one")
+    (elsewhere / "b.png").write_bytes(b"two")
+    (pictures / "dog").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(pictures)  # a circle
+    name = f"folder:{pictures}"
+    before = files_digest(name)
+    assert before != files_digest("digits")
+    (elsewhere / "b.png").write_bytes(b"tWo")  # behind a link, of the same size
+    assert files_digest(name) != before
+    (elsewhere / "b.png").write_bytes(b"two")
+    assert files_digest(name) == before
+    moved = tmp_path / "moved"
+    pictures.rename(moved)
+    assert files_digest(f"folder:{moved}") == before
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files_digest("folder:~/moved") == before
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"1")
+    one = files_digest("digits", str(weights))
+    weights.write_bytes(b"2")
+    assert files_digest("digits", str(weights)) != one
+    assert files_digest("digits", "random") == files_digest("digits", None)
+
+
+def test_names_of_folders_are_said_without_their_paths() -> None:
+    assert public_name("folder:/home/somebody/pictures") == "folder:pictures"
+    assert public_name("cifar10") == "cifar10"
+
+
+def test_state_digests_follow_every_value() -> None:
+    one, same, other = (models.build("digits-mlp", weights="random", seed=seed) for seed in (0, 0, 1))
+    assert state_digest(one) == state_digest(same) != state_digest(other)
+
+
+def test_locks_stores_and_digests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def half(folder: Path) -> None:
+        (folder / "a").write_text("1")
+        raise KeyboardInterrupt
+
+    def whole(folder: Path) -> None:
+        (folder / "b").write_text("2")
+
+    run = tmp_path / "run"
+    with caplog.at_level(logging.WARNING):
+        assert not _files.intact(run)  # nothing is there, which nobody has to be told
+        assert not caplog.messages
+    with _files.locked(run):
+        _files.store(run, whole)
+        with pytest.raises(KeyboardInterrupt):
+            _files.store(run, half)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["run"]
+    assert sorted(path.name for path in run.iterdir()) == ["b", "digests.json"]
+    assert _files.file_digest(run / "b") == hashlib.sha256(b"2").hexdigest()
+    assert _files.intact(run)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "more", "undigested", "torn"])
+def test_a_folder_that_was_altered_is_not_intact(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "run"
+    _files.store(run, lambda folder: (folder / "b").write_text("2") and None)
+    if damage == "changed":
+        (run / "b").write_text("3")
+    elif damage == "gone":
+        (run / "b").unlink()
+    elif damage == "more":
+        (run / "c").write_text("2")
+    elif damage == "undigested":
+        (run / "digests.json").unlink()
+    else:
+        (run / "digests.json").write_text("{")
+    assert not _files.intact(run)
+    assert caplog.messages == [f"{run} does not match its digests: it is made again"]
+
+
+def test_what_trains_is_what_the_key_of_a_training_covers() -> None:
+    for name, objective in (("hessian", regularizers.HessianPenalty), ("cosine", regularizers.GradientAlignment)):
+        assert Training(objective=name).code == code_digest(training.train, data.load, models.build, objective)
