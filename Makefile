@@ -13,6 +13,8 @@ JOBS ?= 1
 THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
 GRID ?= cifar10-lenet-medium
+GRIDS ?= cifar10-lenet cifar10-lenet-full-attacks photographs-gradient-full photographs-methods-full certificates-full
+MINUTES ?= 12
 
 BIN := $(VENV)/bin
 # uv reads the same lock and checks the same hashes as pip, in a fraction of the time.
@@ -24,10 +26,10 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters reference ledger plan lint test test-isa test-book lock clean
+.PHONY: help env book chapters reference reference-gpu ledger plan lint test test-isa test-book lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=2 (chapters or trainings at once), PYTHON=python3 (3.11 or newer),"
 	@echo "  UV= (install with pip though uv is there)"
 
@@ -49,6 +51,9 @@ chapters: $(INSTALLED)  ## execute what changed, without pages: _build/executed/
 reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
 	@$(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
 		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going
+
+reference-gpu: $(INSTALLED)  ## what is not recorded of GRIDS, the most worth first, on one GPU within MINUTES
+	$(BIN)/python -m robattr.studies.gpu run --minutes $(MINUTES) --workers 6 $(GRIDS:%=results/reference/%.yaml)
 
 ledger: $(INSTALLED)  ## the README's table of verdicts, from the records
 	$(BIN)/robattr ledger --into README.md
