@@ -70,7 +70,7 @@ lint: $(INSTALLED)  ## style and types
 WORKERS ?= $(shell m=$$(($(MEMORY) / 2)); w=$$(($(CORES) < m ? $(CORES) : m)); echo $$((w > 1 ? w : 1)))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # The tests of numbers that networks and images make.
-NUMERICAL := attacks attributions certification experiments fragility importance influence metrics models regularizers \
+NUMERICAL := alignment attacks attributions certification fragility importance influence metrics models regularizers \
 	second_order smoothing training
 
 test: $(INSTALLED)  ## the tests

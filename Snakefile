@@ -83,6 +83,8 @@ rule execute:
     params:
         python=sys.executable,
         values=values,
+    # The chapters that a profile makes smaller are the long ones: one that starts last leaves the other cores idle.
+    priority: lambda wildcards: len(CHAPTERS[wildcards.chapter])
     threads: THREADS
     message:
         "{wildcards.chapter} ({wildcards.profile}): executing"

@@ -49,16 +49,23 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """An empty project: notebooks/ and a profile that sets nothing."""
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "quick.yaml").write_text("description: small\nparameters: {}\n")
-    return tmp_path
+    return empty_project(tmp_path)
+
+
+def empty_project(folder: Path) -> Path:
+    (folder / "notebooks").mkdir()
+    (folder / "profiles").mkdir()
+    (folder / "profiles" / "quick.yaml").write_text("description: small\nparameters: {}\n")
+    return folder
 
 
 @pytest.fixture
 def write_chapter(project: Path) -> WriteChapter:
     """Writes a chapter whose last cell leaves a line in ``ran.txt``, so that a test can see whether it ran."""
+    return chapters_of(project)
 
+
+def chapters_of(project: Path) -> WriteChapter:
     def write(
         name: str = "01_stub",
         schemas: str = "{count: {type: integer, minimum: 1, maximum: 9, description: how many}}",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robattr import data, metrics, models
+from robattr import attacks, data, metrics, models
 from robattr.attacks import (
     AttackResult,
     ManipulationResult,
@@ -95,7 +95,16 @@ def test_random_sign_uses_the_whole_budget(images: Tensor) -> None:
 # --- what is returned ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [TopK(100), MassCenter(), Targeted(torch.arange(1024).view(32, 32) < 100)])
+OBJECTIVES = [TopK(100), MassCenter(), Targeted(torch.arange(1024).view(32, 32) < 100)]
+
+
+def test_every_objective_is_tried() -> None:
+    public = {name: getattr(attacks, name) for name in attacks.__all__}
+    objectives = {name for name, each in public.items() if hasattr(each, "prepare") and each is not Objective}
+    assert {type(each).__name__ for each in OBJECTIVES} == objectives
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: type(each).__name__)
 def test_the_best_iterate_with_the_same_prediction_is_returned(images: Tensor, objective: Objective) -> None:
     model = lenet()
     result = attack(model, images, objective, iterations=8)
@@ -197,9 +206,7 @@ def test_objectives_by_hand() -> None:
 def test_every_objective_grows_under_its_attack(images: Tensor) -> None:
     """Each attack improves every image, and on average beats a random search of as many evaluations."""
     model = lenet()
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[:8, :8] = True
-    for objective in (TopK(100), MassCenter(), Targeted(mask)):
+    for objective in OBJECTIVES:
         ours = attack(model, images, objective, iterations=15)
         search = random_sign(model, images, objective=objective, epsilon=EPSILON, draws=15)
         assert ours.objective.mean() > search.objective.mean()

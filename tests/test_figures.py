@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from robattr import attributions, smoothing
+from robattr.pages import chapters
 from robattr.pages.figures import (
     CERTIFICATES,
+    COLORS,
     METHODS,
     Panel,
     Published,
@@ -53,8 +55,9 @@ from robattr.pages.figures import (
     spread_text,
     two_balls,
 )
+from robattr.pages.figures.style import MARKERS
 from robattr.smoothing import Gaussian
-from robattr.studies import alignment, certification
+from robattr.studies import alignment, certification, fragility, importance
 from robattr.studies.alignment import Alignment, Spread
 from robattr.studies.fragility import Attacked
 from robattr.studies.grids import Network, Record
@@ -224,6 +227,17 @@ def test_a_rank_correlation_below_zero_is_not_cut_off() -> None:
 
 def test_every_method_has_a_name() -> None:
     assert set(METHODS) == set(attributions.METHODS)
+
+
+def test_a_chapter_takes_every_method() -> None:
+    fragile = chapters.chapter(REPOSITORY, "02_fragile")
+    assert set(fragile.parameters["attribution"].schema["enum"]) == set(attributions.METHODS)
+
+
+def test_every_attack_has_a_color_and_a_marker() -> None:
+    names = {*fragility.ATTACKS, *importance.ATTACKS}
+    assert names <= COLORS.keys()
+    assert names <= MARKERS.keys()
 
 
 def test_features_are_those_that_were_largest() -> None:

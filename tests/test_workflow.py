@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import REPOSITORY, WriteChapter
+from conftest import REPOSITORY, chapters_of, empty_project
 
 PAGE = "_build/html/notebooks/{}.html"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -58,8 +58,8 @@ class Workflow:
         (self.root / path).write_text(self.read(path) + text)
 
 
-@pytest.fixture
-def workflow(project: Path, write_chapter: WriteChapter) -> Workflow:
+def lay_out(project: Path) -> Workflow:
+    write_chapter = chapters_of(empty_project(project))
     write_chapter("01_one", code="print('one says', count)")
     write_chapter("02_two", code="print('two says', count)")
     for name in ("Snakefile", "_config.yml"):
@@ -67,6 +67,7 @@ def workflow(project: Path, write_chapter: WriteChapter) -> Workflow:
     for name in ("robattr", "book"):
         shutil.copytree(REPOSITORY / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     # The list of data sets comes with torch, whose import would take longer than all of the rest.
+    shutil.rmtree(project / "robattr" / "data")
     (project / "robattr" / "data.py").write_text("def available():\n    return []\n")
     (project / "book" / "references.bib").write_text("")
     (project / "book" / "introduction.md").write_text("# A book\n\nOf two chapters.\n")
@@ -78,8 +79,27 @@ def workflow(project: Path, write_chapter: WriteChapter) -> Workflow:
     return Workflow(project)
 
 
-def test_only_what_changed_is_executed_again(workflow: Workflow) -> None:
+@pytest.fixture
+def workflow(tmp_path: Path) -> Workflow:
+    """Nothing is built yet."""
+    return lay_out(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workflow = lay_out(tmp_path_factory.mktemp("built"))
     assert sorted(workflow.build()) == ["01_one 3", "02_two 3"]
+    return workflow.root
+
+
+@pytest.fixture
+def built(first_build: Path, tmp_path: Path) -> Workflow:
+    """The book is built: a copy, with all its times, of one build for all tests."""
+    return Workflow(shutil.copytree(first_build, tmp_path / "copy", symlinks=True))
+
+
+def test_only_what_changed_is_executed_again(built: Workflow) -> None:
+    workflow = built
     assert "one says 3" in workflow.read(PAGE.format("01_one"))
     assert "two says 3" in workflow.read(PAGE.format("02_two"))
     status = workflow.read("_build/html/book/status.html")
@@ -108,8 +128,8 @@ def test_only_what_changed_is_executed_again(workflow: Workflow) -> None:
     assert sorted(workflow.build("chapters")) == ["01_one 3", "02_two 5"]
 
 
-def test_profiles_do_not_mix(workflow: Workflow) -> None:
-    workflow.build()
+def test_profiles_do_not_mix(built: Workflow) -> None:
+    workflow = built
     assert sorted(workflow.build("--config", "profile=full")) == ["01_one 9", "02_two 3"]
     assert "one says 9" in workflow.read(PAGE.format("01_one"))
     assert workflow.build() == []
@@ -119,8 +139,8 @@ def test_profiles_do_not_mix(workflow: Workflow) -> None:
         assert any(f"one says {count}" in str(cell.get("outputs")) for cell in notebook.cells)
 
 
-def test_a_chapter_that_fails_stops_the_build_and_keeps_the_last_good_one(workflow: Workflow) -> None:
-    workflow.build()
+def test_a_chapter_that_fails_stops_the_build_and_keeps_the_last_good_one(built: Workflow) -> None:
+    workflow = built
     executed = workflow.read("_build/executed/quick/01_one.ipynb")
     page = workflow.read(PAGE.format("01_one"))
     workflow.change("notebooks/01_one.md", "print('one says', count)", "print(undefined_name)")
@@ -139,8 +159,8 @@ def test_a_chapter_that_fails_stops_the_build_and_keeps_the_last_good_one(workfl
     assert "one again 3" in workflow.read(PAGE.format("01_one"))
 
 
-def test_a_page_with_a_mistake_stops_the_build_and_keeps_the_last_good_book(workflow: Workflow) -> None:
-    workflow.build()
+def test_a_page_with_a_mistake_stops_the_build_and_keeps_the_last_good_book(built: Workflow) -> None:
+    workflow = built
     page = workflow.read("_build/html/book/introduction.html")
     mistakes = "Of two.\n\n[nowhere](no-such-page.md) {cite}`nobody`\n\n### Skips a level"
     workflow.change("book/introduction.md", "Of two chapters.", mistakes)
@@ -201,13 +221,13 @@ def test_a_mistake_in_the_parameters_is_refused_before_any_chapter_runs(
     assert workflow.ran() == []
 
 
-def test_a_chapter_outside_the_book_is_not_executed(workflow: Workflow, write_chapter: WriteChapter) -> None:
-    write_chapter("03_draft", code="raise SystemExit")
+def test_a_chapter_outside_the_book_is_not_executed(workflow: Workflow) -> None:
+    chapters_of(workflow.root)("03_draft", code="raise SystemExit")
     assert sorted(workflow.build("chapters")) == ["01_one 3", "02_two 3"]
 
 
-def test_deleted_outputs_are_made_again(workflow: Workflow) -> None:
-    workflow.build()
+def test_deleted_outputs_are_made_again(built: Workflow) -> None:
+    workflow = built
     shutil.rmtree(workflow.root / "_build" / "html")
     assert workflow.build() == []
     (workflow.root / "_build" / "executed" / "quick" / "01_one.ipynb").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -115,3 +116,14 @@ def test_no_file_has_a_key_twice(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_header_of_a_notebook_or_cell_has_a_key_twice(path: Path) -> None:
     assert chapters.chapter(REPOSITORY, path.stem).path == path
+
+
+def test_there_is_one_reader() -> None:
+    """Another one would keep the last of two equal keys."""
+    code = [path for path in files() if path.suffix == ".py" or path.name == "Snakefile"]
+    code = [path.relative_to(REPOSITORY) for path in code if "tests" not in path.parts]
+    readers = [
+        path for path in code if re.search(r"^ *(import|from) yaml\b", (REPOSITORY / path).read_text("utf-8"), re.M)
+    ]
+    assert len(code) > 30
+    assert readers == [Path("robattr/_yaml.py")]

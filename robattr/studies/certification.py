@@ -344,11 +344,15 @@ def check(runs: Sequence[Record], *, weaken: float = 1.0) -> Check:
     points = covered = wrong = 0
     margin = np.inf
     for record in runs:
+        bounds: dict[tuple[str, ...], NDArray[np.float64]] = {}  # adversaries share them
         for name, cosines in record.values.items():
             if not name.startswith("attacked/"):
                 continue
-            _, law, radius, epsilon, _ = name.split("/")
-            bound = certified(record, law, float(radius), weaken * float(epsilon))[: len(cosines)]
+            _, *place, _ = name.split("/")
+            law, radius, epsilon = place
+            if (where := tuple(place)) not in bounds:
+                bounds[where] = certified(record, law, float(radius), weaken * float(epsilon))
+            bound = bounds[where][: len(cosines)]
             said = bound > -1
             points, covered = points + len(cosines), covered + int(said.sum())
             wrong += int((cosines < bound)[said].sum())
