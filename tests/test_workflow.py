@@ -247,7 +247,7 @@ objectives:
   cross-entropy:
   l2+cosine: {epsilon: 8}
 seeds: [0]
-evaluation:
+alignment:
   dataset: digits
   images: 10
   epsilons: [8]
