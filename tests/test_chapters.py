@@ -285,7 +285,9 @@ def test_a_wrong_table_of_contents_is_refused(project: Path, write_chapter: Writ
 def test_files_bear_the_numbers_that_the_book_shows() -> None:
     """Where they part, ``robattr run 5`` runs another chapter than the one a reader sees as 5."""
     shown = book.contents(REPOSITORY)
-    assert [number for number in shown.values() if number] == list(range(1, 10))
+    assert list(shown) == book.chapter_names(REPOSITORY), "a chapter is not in _toc.yml"
+    numbers = [number for number in shown.values() if number]
+    assert numbers == list(range(1, len(numbers) + 1))
     assert {name: book.number_of(name) for name in shown} == shown
     config = _yaml.read(REPOSITORY / "_config.yml")
     assert config["html"]["use_multitoc_numbering"] is True  # else each part would begin at 1 again

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -235,7 +235,7 @@ def test_a_chapter_takes_every_method() -> None:
 
 
 def test_every_attack_has_a_color_and_a_marker() -> None:
-    names = {*fragility.ATTACKS, *importance.ATTACKS}
+    names = {*get_args(fragility.AttackName), *importance.ATTACKS}
     assert names <= COLORS.keys()
     assert names <= MARKERS.keys()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -44,6 +44,13 @@ def model() -> models.Classifier:
 @pytest.fixture(scope="module")
 def measured(model: models.Classifier) -> grids.Measured:
     return fragility.measure(model, SMALL, device="cpu")
+
+
+def test_every_attack_has_an_objective_of_its_own() -> None:
+    """Random signs have none: what they choose by is that of top-k."""
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    names = [name for name in get_args(fragility.AttackName) if name != "random-sign"]
+    assert len({type(fragility.attack_objective(name, 5, mask)) for name in names}) == len(names)
 
 
 def test_every_attack_is_measured_on_every_image(measured: grids.Measured, model: models.Classifier) -> None:

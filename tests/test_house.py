@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -63,6 +65,11 @@ def test_the_book_has_a_page_for_each_module() -> None:
     assert text == plan.contents(text, plan.imports(REPOSITORY / "robattr")), "modules have changed: make plan"
 
 
+def test_the_readme_names_every_module() -> None:
+    rows = re.findall(r"^\| `robattr\.([\w.]+)` \|", (REPOSITORY / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(plan.drawn(plan.imports(REPOSITORY / "robattr")))
+
+
 def test_a_table_of_contents_without_marks_is_refused(house: Path) -> None:
     found = plan.imports(house)
     listed = plan.contents("# make plan\n- old\n# end\n- rest\n", found)
@@ -72,6 +79,47 @@ def test_a_table_of_contents_without_marks_is_refused(house: Path) -> None:
     assert listed.endswith("# end\n- rest\n")
     with pytest.raises(ValueError, match="has no line '# make plan'"):
         plan.contents("- old\n# end\n", found)
+
+
+CONTRIBUTING = [REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "book" / "contributing").glob("*.md"))]
+
+
+def places(page: Path) -> Iterator[str]:
+    """Paths, names of the package and tests that a page spells as code."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`\n]+)`", prose):
+        is_file = re.fullmatch(r"[\w./-]+(::\w+)?", code) and ("/" in code or code.endswith((".py", ".md", ".yml")))
+        if (is_file or re.fullmatch(r"robattr(\.\w+)+|test_\w+", code)) and not re.search(r"\bNN_|my-grid", code):
+            yield code
+
+
+@pytest.mark.parametrize("page", CONTRIBUTING, ids=lambda page: page.stem)
+def test_what_a_page_for_newcomers_names_is_there(page: Path) -> None:
+    found = list(places(page))
+    assert len(found) > 3
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for name in found:
+        path, _, test = name.partition("::")
+        if name.startswith("robattr."):
+            assert pkgutil.resolve_name(name)
+        elif name.startswith("test_"):
+            assert f"def {name}(" in tests, f"{page.name}: {name}"
+        else:
+            assert (REPOSITORY / path).exists(), f"{page.name}: {name}"
+            assert not test or f"def {test}(" in (REPOSITORY / path).read_text(encoding="utf-8"), f"{page.name}: {name}"
+
+
+def test_a_newcomer_finds_a_page_for_each_thing_to_add() -> None:
+    text = CONTRIBUTING[0].read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((book/contributing/\w+)\.md\)", text))
+    assert linked == {page.relative_to(REPOSITORY).with_suffix("").as_posix() for page in CONTRIBUTING[1:]}
+    contents = plan.CONTENTS.read_text(encoding="utf-8")
+    for page in ("CONTRIBUTING", *linked):
+        assert f"- file: {page}\n" in contents
+    for page in CONTRIBUTING[1:]:
+        text = page.read_text(encoding="utf-8")
+        assert "Copy from:" in text
+        assert "**Fails first:**" in text
 
 
 def test_imports_are_read(house: Path) -> None:

@@ -12,6 +12,7 @@ The explorer of certificates is such a figure beside sliders, and ``certificate-
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -48,27 +49,41 @@ def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
             path.write_text(re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text), encoding="utf-8")
 
 
-def sign_model(
+def sign_fields(
     _app: Sphinx, what: str, _name: str, thing: object, _options: object, _signature: str | None, _returns: str | None
 ) -> tuple[str, None] | None:
-    """The signature of a pydantic model as its author wrote the types, or none where the docstring has the fields."""
-    if what != "class" or not isinstance(thing, type) or not issubclass(thing, pydantic.BaseModel):
+    """The signature of a dataclass or pydantic model with the types that its author wrote.
+
+    Of a model it is left out where the docstring has the fields.
+    """
+    if what != "class" or not isinstance(thing, type):
         return None
-    if "Attributes:" in (thing.__doc__ or ""):
-        return "", None
     types = {name: text for each in reversed(thing.__mro__) for name, text in inspect.get_annotations(each).items()}
+    if issubclass(thing, pydantic.BaseModel):
+        if "Attributes:" in (thing.__doc__ or ""):
+            return "", None
+        start, given = ["*"], {name: not field.is_required() for name, field in thing.model_fields.items()}
+    elif dataclasses.is_dataclass(thing):
+        start = []
+        given = {
+            each.name: not each.default is each.default_factory is dataclasses.MISSING
+            for each in dataclasses.fields(thing)
+            if each.init
+        }
+    else:
+        return None
     parts = []
-    for name, field in thing.model_fields.items():
+    for name, has_default in given.items():
         # Annotated[type, what pydantic checks]
-        text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", str(types[name]))
-        parts.append(f"{name}: {text}" + ("" if field.is_required() else " = ..."))
-    return f"(*, {', '.join(parts)})", None
+        text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", inspect.formatannotation(types[name]).strip("'"))
+        parts.append(f"{name}: {text}" + (" = ..." if has_default else ""))
+    return f"({', '.join(start + parts)})", None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
-    app.connect("autodoc-process-signature", sign_model)
+    app.connect("autodoc-process-signature", sign_fields)
     app.connect("build-finished", copy_plotly)
     app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
