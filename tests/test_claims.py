@@ -434,6 +434,15 @@ def test_a_mean_is_over_runs_and_images() -> None:
         claims.mean_of(everything, "rps", grid="grid", runs="old-*")
 
 
+def test_an_effect_is_that_of_a_claim() -> None:
+    new, old = measured("new", 0.85), measured("old", 0.8)
+    everything = [*new, *old]
+    found = claims.effect(everything, "rps", of="new-*", against="old-*")
+    table = np.array([m.values for m in new]) - np.array([m.values for m in old])
+    assert found == two_way_interval(table)
+    assert claims.effect(everything, "rps", of="new-*", against="other-*") is None
+
+
 def test_one_changed_record_changes_its_cell_of_a_table_and_no_other() -> None:
     columns = [
         claims.Column("steadiness", "grid", "rps", higher=True),

@@ -37,6 +37,7 @@ from robattr.pages.figures import (
     cross_table,
     curves_of,
     distributions,
+    effects_by_scale,
     feature_bars,
     fragility_curves,
     fragility_table,
@@ -183,6 +184,21 @@ def test_curves_of_intervals_show_every_point() -> None:
     ends = np.array([segment[:, 1] for segment in bars.get_segments()], dtype=np.float64)
     np.testing.assert_allclose(ends, [[0.85, 0.95], [0.3, 0.6]])
     assert [t.get_text() for t in left.get_xticklabels()] == ["1", "8"]
+
+
+def test_effects_stand_at_their_scale_with_their_intervals() -> None:
+    found = {"a": Interval(0.1, 0.05, 0.2, 3), "b": None, "c": Interval(-0.3, -0.4, -0.25, 3)}
+    scales = {"a": "1k x 8", "b": "4k x 32", "c": "45k x 15"}
+    figure = effects_by_scale({"RPS": {"hessian": found}, "accuracy": {"hessian": found}}, scales, title="the finding")
+    assert figure.get_suptitle() == "the finding"
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("RPS", "accuracy")
+    assert [tick.get_text() for tick in left.get_xticklabels()] == list(scales.values())
+    line, _, (bars,) = left.containers[0]
+    np.testing.assert_allclose(np.array(line.get_xdata(), float), [0, 2])
+    np.testing.assert_allclose(np.array(line.get_ydata(), float), [0.1, -0.3])
+    ends = [[float(y) for _, y in segment] for segment in bars.get_segments()]
+    np.testing.assert_allclose(np.sort(ends, axis=1), [[0.05, 0.2], [-0.4, -0.25]])
 
 
 def test_networks_are_points_of_their_objective() -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "as_json",
     "cross_table",
     "details",
+    "effect",
     "effect_text",
     "judge",
     "load_claims",
@@ -518,6 +519,19 @@ def mean_of(measurements: Sequence[Measurement], quantity: str, *, grid: str, ru
         )
     table = _table(Comparison(quantity=quantity, of=runs, direction="greater"), found, None)
     return two_way_interval(table, shares=_are_shares(found, None, table))
+
+
+def effect(measurements: Sequence[Measurement], quantity: str, *, of: str, against: str) -> Interval | None:
+    """How much a quantity of some runs is above that of others, as a claim compares them; None without a pair.
+
+    Args:
+        measurements: of one grid.
+        quantity: by name.
+        of: runs by name, with * for anything.
+        against: runs by name; the partner of a run has its seed.
+    """
+    comparison = Comparison(quantity=quantity, of=of, against=against, direction="greater")
+    return _outcome(comparison, Evidence(), measurements).effect
 
 
 def measured_in(measurements: Iterable[Measurement], column: Column) -> list[Measurement]:

@@ -32,6 +32,7 @@ from robattr.pages.figures.tables import agreement, cross_table, rank_table
 from robattr.pages.figures.training import (
     bound_scatter,
     distributions,
+    effects_by_scale,
     histories,
     network_scatter,
     objective_dots,
@@ -61,6 +62,7 @@ __all__ = [
     "cross_table",
     "curves_of",
     "distributions",
+    "effects_by_scale",
     "feature_bars",
     "fragility_curves",
     "fragility_table",

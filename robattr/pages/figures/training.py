@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from robattr.pages.figures.style import COLORS, MARKERS, closed, tidy
 from robattr.studies.alignment import Spread
 from robattr.studies.grids import Record
+from robattr.studies.intervals import Interval
 
 
 def rescaling(factors: Sequence[float], l2: Sequence[float], cosine: Sequence[float], *, title: str) -> Figure:
@@ -165,6 +166,40 @@ def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) ->
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_xlabel(label, fontsize=9)
         tidy(ax, "x")
+    figure.suptitle(title, fontsize=11)
+    return closed(figure)
+
+
+def effects_by_scale(
+    effects: Mapping[str, Mapping[str, Mapping[str, Interval | None]]], scales: Mapping[str, str], *, title: str
+) -> Figure:
+    """Differences with their intervals against the scale of the runs: a panel a measure, a mark a rival.
+
+    Args:
+        effects: measure -> rival -> name of the scale -> difference; None where there is none.
+        scales: how each scale is written, from the smallest to the largest.
+        title: the finding.
+    """
+    figure, axes = plt.subplots(
+        1, len(effects), figsize=(2.55 * len(effects), 3.6), squeeze=False, layout="constrained"
+    )
+    for ax, (label, by_rival) in zip(axes[0], effects.items(), strict=True):
+        for j, (rival, found) in enumerate(by_rival.items()):
+            places = [(i, found[name]) for i, name in enumerate(scales)]
+            points = [(i + 0.16 * (j - (len(by_rival) - 1) / 2), each) for i, each in places if each is not None]
+            x, mean = [at for at, _ in points], np.array([each.mean for _, each in points])
+            bars = [mean - [each.low for _, each in points], np.array([each.high for _, each in points]) - mean]
+            style = {"color": COLORS[rival], "marker": MARKERS[rival], "ms": 6, "ls": "none", "capsize": 3}
+            ax.errorbar(x, mean, yerr=np.maximum(bars, 0), label=f"against {rival}", **style)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set_xticks(range(len(scales)), list(scales.values()), fontsize=9)
+        ax.set_xlim(-0.5, len(scales) - 0.5)
+        ax.set_title(label, fontsize=10)
+        tidy(ax, "y")
+    axes[0][0].set_ylabel("l2+cosine less the rival")
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
+    )
     figure.suptitle(title, fontsize=11)
     return closed(figure)
 
