@@ -301,10 +301,10 @@ def _ordered(lanes: list[dict[Node, list[Node]]]) -> list[list[Node]]:
         for level in levels:
             near = share(order[level - 1 if turn % 2 == 0 else level + 1])
             own = share(order[level])
-            neighbors = (lanes if turn % 2 == 0 else below)[level]
+            beside = (lanes if turn % 2 == 0 else below)[level]
             middle = {}
             for node in order[level]:
-                around = [near[each] for each in neighbors[node]]
+                around = [near[each] for each in beside[node]]
                 middle[node] = sum(around) / len(around) if around else own[node]
             order[level].sort(key=lambda node: middle[node])
     return order
