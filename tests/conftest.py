@@ -6,12 +6,14 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from reordered import Reordered
 
 from robattr import training
 
@@ -24,6 +26,17 @@ WriteChapter = Callable[..., Path]
 # Every run draws the same examples: who looks for others says --hypothesis-profile=default.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
 settings.load_profile("same")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reorder", type=int, metavar="SEED", help="form sums in another order, drawn with this seed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    seed = item.config.getoption("--reorder")
+    with nullcontext() if seed is None else Reordered(seed):
+        return (yield)
 
 
 def pytest_runtest_setup() -> None:
