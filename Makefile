@@ -76,9 +76,9 @@ NUMERICAL := alignment attacks attributions certification fragility importance i
 test: $(INSTALLED)  ## the tests
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-isa: $(INSTALLED)  ## the numerical tests with an older processor's instructions, whose sums have another order
+test-isa: $(INSTALLED)  ## the numerical tests as on another processor: older instructions, sums in another order
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
-		$(PYTEST) $(NUMERICAL:%=tests/test_%.py) $(PYTEST_ARGS)
+		$(PYTEST) --reorder 1 $(NUMERICAL:%=tests/test_%.py) $(PYTEST_ARGS)
 
 test-book: $(INSTALLED)  ## the built book in a browser
 	$(BIN)/python -m pytest -m browser tests/test_book.py $(PYTEST_ARGS)

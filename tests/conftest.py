@@ -6,10 +6,14 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import settings
+from reordered import Reordered
 
 from robattr import training
 
@@ -18,6 +22,26 @@ PATIENCE_S = 1800
 """Until a process or a page is given up: what hangs is an error, what waits for a busy machine is not."""
 
 WriteChapter = Callable[..., Path]
+
+# Every run draws the same examples: who looks for others says --hypothesis-profile=default.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reorder", type=int, metavar="SEED", help="form sums in another order, drawn with this seed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    seed = item.config.getoption("--reorder")
+    with nullcontext() if seed is None else Reordered(seed):
+        return (yield)
+
+
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed of its own depends on no other test."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

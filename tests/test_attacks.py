@@ -152,9 +152,18 @@ def test_a_prediction_that_cannot_be_kept_is_a_failed_attack(run: Callable[..., 
     assert not result.kept[1:, 0].any()
 
 
-def test_a_batch_is_its_single_images(images: Tensor) -> None:
-    model = lenet().double()
-    x = images.double()
+@pytest.fixture
+def speckled() -> Tensor:
+    """In float64, for what two batches must do alike: black and white values, but no area of one color.
+
+    There windows of max-pooling tie, and rounding, which differs from batch to batch, chooses the pixel with the slope.
+    """
+    draw = torch.rand(2, 5, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.where(draw[1] < 0.1, 0, torch.where(draw[1] > 0.9, 1, draw[0]))
+
+
+def test_a_batch_is_its_single_images(speckled: Tensor) -> None:
+    model, x = lenet().double(), speckled
     for run in (partial(attack, model), lambda x, **o: random_sign(model, x, objective=TopK(9), epsilon=0.1, **o)):
         whole = run(x, batch_size=5)
         for batch_size in (1, 2):
@@ -166,13 +175,14 @@ def test_a_batch_is_its_single_images(images: Tensor) -> None:
         assert torch.equal(alone.images[0], whole.images[3])
 
 
-def test_a_mask_for_each_image_goes_with_its_batch(images: Tensor) -> None:
+def test_a_mask_for_each_image_goes_with_its_batch(speckled: Tensor) -> None:
     masks = torch.zeros(5, 32, 32, dtype=torch.bool)
     for i in range(5):
         masks[i, 5 * i : 5 * i + 5] = True
-    whole = attack(lenet(), images, Targeted(masks), batch_size=5)
-    parts = attack(lenet(), images, Targeted(masks), batch_size=2)
-    torch.testing.assert_close(parts.trace, whole.trace, rtol=1e-3, atol=1e-5)
+    model = lenet().double()
+    whole = attack(model, speckled, Targeted(masks), batch_size=5)
+    parts = attack(model, speckled, Targeted(masks), batch_size=2)
+    torch.testing.assert_close(parts.trace, whole.trace)
 
 
 def test_same_seed_same_result_and_no_global_state(images: Tensor) -> None:
@@ -335,7 +345,7 @@ def test_manipulation_equals_a_loop_with_the_optimizer_of_torch(
 ) -> None:
     """Image by image, the two terms from two plain passes, torch.optim.Adam, and the best iterate by hand."""
     model = soft_digits() if beta is None else models.build("digits-cnn", seed=1).double()
-    gamma, rate, epsilon, steps = 0.3, 2 / 255, 6 / 255, 12
+    gamma, rate, epsilon, steps = 0.3, 2 / 255, 16 / 255, 12
     labels = torch.tensor([3, 1, 4, 1])
     options = {"gamma": gamma, "learning_rate": rate, "epsilon": epsilon, "iterations": steps, "beta": beta}
     result = manipulate(model, digits, target_map=DIGIT_FRAME, labels=labels, **options)  # type: ignore[arg-type]
@@ -362,8 +372,9 @@ def test_manipulation_equals_a_loop_with_the_optimizer_of_torch(
             with torch.no_grad():
                 z.copy_(z.clamp(clean - epsilon, clean + epsilon).clamp(0, 1))
         # Rounding of sums of 1e2 products, which steps of Adam carry on as they are.
-        torch.testing.assert_close(result.loss[:, i], torch.tensor(trace).double(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(result.loss[:, i], torch.tensor(trace, dtype=torch.float64), rtol=1e-7, atol=1e-9)
         best = min(range(steps + 1), key=lambda p: trace[p])
+        assert sorted(trace)[1] - trace[best] > 1e-6  # the premise: not rounding decides which is the best
         assert result.best[i] == best
         torch.testing.assert_close(result.images[i], iterates[best][0], rtol=0, atol=1e-9)
         h = heatmap(gradient(model, iterates[best], y), "max")
@@ -382,7 +393,7 @@ def test_a_manipulated_batch_is_its_single_images(digits: Tensor) -> None:
     """Adam's state and the best iterate belong to an image, as do targets and labels."""
     goals = torch.stack([frame(8, 8, border) for border in (1, 3, 2, 3)])
     labels = torch.tensor([3, 1, 4, 1])
-    run = partial(manipulate, soft_digits(), epsilon=EPSILON, iterations=10)
+    run = partial(manipulate, soft_digits(), epsilon=EPSILON, iterations=6)  # which do not fill the ball: no two tie
     whole = run(digits, target_map=goals, labels=labels)
     parts: list[tuple[ManipulationResult, slice]] = [
         (run(digits, target_map=goals, labels=labels, batch_size=3), slice(0, 4)),
@@ -663,8 +674,10 @@ def test_the_cosine_attack_equals_a_loop_by_hand(
             (g,) = torch.autograd.grad(cosine(reference, slope(network, z, y)), z)
             m = momentum * m + g / g.norm()
             delta = delta - step * m / m.norm()
-        torch.testing.assert_close(result.trace[0, :, i], torch.tensor(trace).double(), rtol=0, atol=1e-7)
+        expected = torch.tensor(trace, dtype=torch.float64)
+        torch.testing.assert_close(result.trace[0, :, i], expected, rtol=0, atol=1e-7)
         best = min(range(steps + 1), key=lambda p: trace[p])
+        assert sorted(trace)[1] - trace[best] > 1e-5  # the premise: not rounding decides which is the best
         assert result.iterate[i] == best
         torch.testing.assert_close(result.images[i], iterates[best][0], rtol=0, atol=1e-7)
 

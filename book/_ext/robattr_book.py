@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,21 @@ def sign_fields(
         return None
     parts = []
     for name, has_default in given.items():
+        text = types[name] if isinstance(types[name], str) else inspect.formatannotation(types[name])
         # Annotated[type, what pydantic checks]
-        text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", inspect.formatannotation(types[name]).strip("'"))
+        text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", text)
+        text = re.sub(r"(?<![\w.'])[A-Z]\w*", lambda match: full_name(match[0], thing), text)
         parts.append(f"{name}: {text}" + (" = ..." if has_default else ""))
     return f"({', '.join(start + parts)})", None
+
+
+def full_name(name: str, thing: type) -> str:
+    """A class of the package by its module, as ``~robattr.module.Name``: several modules have an ``Objective``."""
+    for each in thing.__mro__:
+        found = getattr(sys.modules[each.__module__], name, None)
+        if isinstance(found, type) and found.__module__.startswith("robattr."):
+            return f"~{found.__module__}.{found.__qualname__}"
+    return name
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
