@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import torch
@@ -93,7 +93,9 @@ def attack_objective(attack: AttackName, k: int, mask: Tensor | None) -> attacks
     if attack == "targeted":
         assert mask is not None
         return attacks.Targeted(mask)
-    return attacks.TopK(k)
+    if attack in ("top-k", "random-sign"):
+        return attacks.TopK(k)
+    assert_never(attack)
 
 
 class Fragility(BaseModel):
