@@ -93,7 +93,7 @@ def attack_objective(attack: AttackName, k: int, mask: Tensor | None) -> attacks
     if attack == "targeted":
         assert mask is not None
         return attacks.Targeted(mask)
-    if attack in ("top-k", "random-sign"):
+    if attack == "top-k" or attack == "random-sign":
         return attacks.TopK(k)
     assert_never(attack)
 
