@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robattr import _files, data, models, regularizers, training
+from robattr import _files, models, training
 from robattr.studies import _code, alignment, fragility
 from robattr.studies._code import code_digest
 from robattr.studies.runs import files_digest, public_name, state_digest
@@ -203,6 +203,123 @@ def test_a_folder_that_was_altered_is_not_intact(damage: str, tmp_path: Path, ca
     assert caplog.messages == [f"{run} does not match its digests: it is made again"]
 
 
-def test_what_trains_is_what_the_key_of_a_training_covers() -> None:
-    for name, objective in (("hessian", regularizers.HessianPenalty), ("cosine", regularizers.GradientAlignment)):
-        assert Training(objective=name).code == code_digest(training.train, data.load, models.build, objective)
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("studies/trainings.py", "n = len(loaded) - self.validation", "n = len(loaded) - 1"),  # which images
+        ("studies/trainings.py", "seed=self.seed,\n        )", "seed=0,\n        )"),  # which initial weights
+        ("studies/trainings.py", '["epsilon"] / 255', '["epsilon"] / 256'),  # which radius
+        ("models.py", "def takes_input_size(", "@cache\ndef takes_input_size("),
+        ("regularizers.py", "alpha=self.epsilon", "alpha=2 * self.epsilon"),
+        ("data/cifar10.py", "def _read_cifar10(", "@cache\ndef _read_cifar10("),
+    ],
+)
+def test_what_trains_is_what_the_key_of_a_training_covers(name: str, old: str, new: str, source: Path) -> None:
+    aligned = Training(objective="l2")
+    before, others = aligned.code, Training(objective="hessian").code
+    change(source / name, old, new)
+    assert aligned.code != before
+    # What only one objective does counts for that one.
+    assert (Training(objective="hessian").code == others) == ("epsilon" in old)
+
+
+TOY: dict[str, str] = {
+    "toy": """
+from robattr import other
+from robattr.other import helper as used
+from math import sqrt
+
+
+def use():
+    return used(sqrt(2)), other.shown
+""",
+    "other": """
+def helper(x):
+    return x
+
+
+shown = 1
+""",
+}
+
+
+def toy_digest() -> str:
+    use = type("use", (), {})
+    use.__module__, use.__qualname__ = "robattr.toy", "use"
+    return code_digest(use)
+
+
+@pytest.mark.parametrize(
+    ("files", "change_in", "old", "new"),
+    [
+        # Another package's function under the same name.
+        ({}, "toy", "from math import", "from cmath import"),
+        ({}, "other", "return x", "return -x"),
+        # A module that a function imports.
+        (
+            {"toy": "def use():\n    from robattr import other\n    return other.helper(1)\n"},
+            "other", "return x", "return -x",
+        ),
+        # A module by its whole name, a module in a package, a module as a value.
+        ({"toy": "import robattr.other\n\n\ndef use():\n    return robattr.other.shown\n"}, "other", "= 1", "= 2"),
+        (
+            {"toy": "from robattr import attacks\n\n\ndef use():\n    return attacks.toys.shown\n",
+             "attacks/toys": "shown = 1\n"},
+            "attacks/toys", "= 1", "= 2",
+        ),
+        ({"toy": "from robattr import other\n\n\ndef use(n):\n    return getattr(other, n)\n"}, "other", "= 1", "= 2"),
+        # Definitions in a condition, and the imports in it.
+        (
+            {"other": "try:\n    import numba\nexcept ImportError:\n    shown = 1\n\n    def helper(x): return x\n"},
+            "other", "return x", "return -x",
+        ),
+        (
+            {"toy": "if True:\n    from robattr import other\n\n\ndef use():\n    return other.shown\n"},
+            "other", "= 1", "= 2",
+        ),
+        # A loop that fills a registry, one that is filled by assignment, one through which a name passes.
+        (
+            {"toy": "KNOWN = {}\n\n\ndef use():\n    return KNOWN\n\n\nfor n in range(3):\n    KNOWN[n] = 3 * n\n"},
+            "toy", "3 * n", "4 * n",
+        ),
+        ({"toy": "A = [1]\nA += [2]\n\n\ndef use():\n    return A\n"}, "toy", "[2]", "[3]"),
+        ({"toy": "A: dict = {}\nA[1] = 2\n\n\ndef use():\n    return A\n"}, "toy", "= 2", "= 3"),
+        ({"toy": "a, (b, *c) = 1, (2, 3, 4)\n\n\ndef use():\n    return c\n"}, "toy", "4", "5"),
+        (
+            {"toy": "from robattr.between import shown\n\n\ndef use():\n    return shown\n",
+             "between": "from robattr import other\nfrom robattr.other import shown\n\nshown.append(1)\n",
+             "other": "shown = []\n"},
+            "between", "append(1)", "append(2)",
+        ),
+        # What a class is made of.
+        ({"toy": "def use():\n    return K.a\n\n\nclass K:\n    a = 1\n"}, "toy", "a = 1", "a = 2"),
+        ({"toy": "def use():\n    return K.a\n\n\nclass K:\n    pass\n\n\nK.a = 1\n"}, "toy", "a = 1", "a = 2"),
+        ({"toy": "from .other import helper\n\n\ndef use():\n    return helper\n"}, "other", "return x", "return -x"),
+    ],
+)  # fmt: skip
+def test_every_way_to_reach_a_definition_is_followed(
+    files: dict[str, str], change_in: str, old: str, new: str, source: Path
+) -> None:
+    for name, text in (TOY | files).items():
+        (source / f"{name}.py").write_text(text, encoding="utf-8")
+    before = toy_digest()
+    change(source / f"{change_in}.py", old, new)
+    assert toy_digest() != before
+
+
+def test_definitions_of_one_name_do_not_change_places_unseen(source: Path) -> None:
+    text = "def helper(x):\n    return {}\n\n\ndef {}(x):\n    return helper(x)\n"
+    uses = "from robattr.one import first\nfrom robattr.two import second\n\n\ndef use(x):\n"
+    (source / "toy.py").write_text(uses + "    return first(x), second(x)\n")
+    (source / "one.py").write_text(text.format("x", "first"))
+    (source / "two.py").write_text(text.format("-x", "second"))
+    before = toy_digest()
+    (source / "one.py").write_text(text.format("-x", "first"))
+    (source / "two.py").write_text(text.format("x", "second"))
+    assert toy_digest() != before
+    # But the modules may, as a whole.
+    (source / "one.py").write_text(text.format("-x", "second"))
+    (source / "two.py").write_text(text.format("x", "first"))
+    change(source / "toy.py", "robattr.one import first", "robattr.two import first")
+    change(source / "toy.py", "robattr.two import second", "robattr.one import second")
+    assert toy_digest() == before

@@ -126,8 +126,8 @@ class Training(BaseModel):
 
     @property
     def code(self) -> str:
-        """A digest of what the code does that loads, builds and trains with this objective."""
-        return code_digest(training.train, data.load, models.build, _CLASSES[self.objective])
+        """A digest of what the code does that draws the images, builds the network and trains with this objective."""
+        return code_digest(training.train, Training.sets, Training.build, _OBJECTIVES[self.objective])
 
     @property
     def architecture(self) -> str:
@@ -162,28 +162,44 @@ class Training(BaseModel):
 
     def objective_for(self, model: Classifier) -> Objective:
         """The objective around a model."""
-        o = dict(self.options)
-        epsilon = o.pop("epsilon", 4.0) / 255
-        steps = int(o.pop("steps", 1))
-        if self.objective == "cross-entropy":
-            return regularizers.CrossEntropy(model)
-        if self.objective == "hessian":
-            return regularizers.HessianPenalty(model, weight=o["hessian"])
-        if self.objective == "attribution-adversary":
-            return regularizers.AttributionAdversary(model, weight=o["cosine"], epsilon=epsilon, steps=steps)
-        if self.objective == "adversarial-training":
-            return regularizers.AdversarialTraining(model, epsilon=epsilon, steps=steps)
-        return regularizers.GradientAlignment(model, l2=o.get("l2", 0.0), cosine=o.get("cosine", 0.0), epsilon=epsilon)
+        return _OBJECTIVES[self.objective](model, self.options)
 
 
-_CLASSES: Mapping[str, type[Objective]] = {
-    "cross-entropy": regularizers.CrossEntropy,
-    "hessian": regularizers.HessianPenalty,
-    "l2": regularizers.GradientAlignment,
-    "cosine": regularizers.GradientAlignment,
-    "l2+cosine": regularizers.GradientAlignment,
-    "attribution-adversary": regularizers.AttributionAdversary,
-    "adversarial-training": regularizers.AdversarialTraining,
+# One function an objective: what another one does is none of a training's business, nor of its key's.
+
+
+def _cross_entropy(model: Classifier, options: Mapping[str, float]) -> Objective:
+    return regularizers.CrossEntropy(model)
+
+
+def _hessian(model: Classifier, options: Mapping[str, float]) -> Objective:
+    return regularizers.HessianPenalty(model, weight=options["hessian"])
+
+
+def _alignment(model: Classifier, options: Mapping[str, float]) -> Objective:
+    return regularizers.GradientAlignment(
+        model, l2=options.get("l2", 0.0), cosine=options.get("cosine", 0.0), epsilon=options["epsilon"] / 255
+    )
+
+
+def _attribution_adversary(model: Classifier, options: Mapping[str, float]) -> Objective:
+    return regularizers.AttributionAdversary(
+        model, weight=options["cosine"], epsilon=options["epsilon"] / 255, steps=int(options["steps"])
+    )
+
+
+def _adversarial_training(model: Classifier, options: Mapping[str, float]) -> Objective:
+    return regularizers.AdversarialTraining(model, epsilon=options["epsilon"] / 255, steps=int(options["steps"]))
+
+
+_OBJECTIVES: Mapping[str, Callable[[Classifier, Mapping[str, float]], Objective]] = {
+    "cross-entropy": _cross_entropy,
+    "hessian": _hessian,
+    "l2": _alignment,
+    "cosine": _alignment,
+    "l2+cosine": _alignment,
+    "attribution-adversary": _attribution_adversary,
+    "adversarial-training": _adversarial_training,
 }
 
 
