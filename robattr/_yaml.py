@@ -92,6 +92,8 @@ def parse(text: str, source: str, *, line: int = 1) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + line}: " if mark else ""
         raise YamlError(f"{source}: not valid YAML: {where}{one_line(error.problem or error)}") from None
+    except RecursionError:
+        raise YamlError(f"{source}: not valid YAML: too many collections inside each other") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a day or a number that is none
         raise YamlError(f"{source}: not valid YAML: {one_line(error)}") from None
 

@@ -78,6 +78,23 @@ def test_the_grids_of_the_repository_can_be_read() -> None:
         ({"alignment": {"methods": ["guess"]}}, "methods has guess"),
         ({"alignment": {"images": 50}}, "images is 50; the other numbers of images are at most that"),
         ({"surprise": 1}, "surprise"),
+        ({"kind": "fragility"}, "it has kind; accepted are description"),
+        ({"measurement": {"images": 3}}, "it has measurement"),
+        ({"recorded": {"l2-0": "l2-0.json"}}, "it has recorded"),
+        ({"alignment": []}, "alignment is []; a mapping is wanted"),
+        ({"alignment": 0}, "alignment is 0; a mapping is wanted"),
+        ({"alignment": {"epsilons": [8, -8]}}, "epsilons are [8.0, -8.0]; accepted are numbers > 0"),
+        ({"alignment": {"dataset": "digitz"}}, "dataset is digitz; accepted are"),
+        ({"training": {"dataset": "digitz"}}, "dataset is digitz; accepted are"),
+        ({"networks": [{"model": "lenet"}]}, "a mapping is wanted"),
+        ({"networks": "lenet"}, "networks is 'lenet'; a mapping is wanted"),
+        ({"networks": {"l2+cosine-3": {"model": "resnet18"}}}, "networks has l2+cosine-3 twice"),
+        ({"networks": {"../a": {"model": "resnet18"}}}, "networks has '../a'; accepted are letters"),
+        ({"networks": {"": {"model": "resnet18"}}}, "networks has ''; accepted are letters"),
+        ({"networks": {"a": {"model": "resnet18"}, "b": {"model": "resnet18"}}}, "a and b are one network"),
+        ({"seeds": [0, 0]}, "seeds are [0, 0]; accepted is each of them once"),
+        ({"objectives": {"l2": {"epsilon": -1}}}, "options has epsilon = -1.0; accepted are numbers > 0"),
+        ({"trainings": "bad"}, "its trainings are those of a grid that has them from here"),
     ],
 )
 def test_impossible_grids_are_refused_in_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -89,13 +106,35 @@ def test_impossible_grids_are_refused_in_one_line(change: dict[str, Any], messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "- 1", "just text"])
+@pytest.mark.parametrize("text", ["", "a: [", "- 1", "just text", "a: " + "[" * 3000 + "]" * 3000])
 def test_files_that_are_no_grids_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"bad\.yaml: not a grid") as error:
         load_grid(path)
     assert "\n" not in str(error.value)
+
+
+def test_trainings_that_lead_back_or_to_one_training_are_refused_in_one_line(grid_file: Path, tmp_path: Path) -> None:
+    def write(name: str, **changes: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"description": "a", "fragility": {"dataset": "digits", "k": 5}} | changes))
+        return path
+
+    first = write("first.yaml", trainings="second")
+    write("second.yaml", trainings="first")
+    seven = write("seven.yaml", trainings={"of": "tiny", "changed": {"seven": {"seed": 7}}})
+    one_step = write("one.yaml", trainings="tiny", importance={"points": 2, "turnovers": [], "top": 3})
+    one_step.write_text(one_step.read_text().replace("fragility:\n  dataset: digits\n  k: 5\n", ""))
+    for path, message in (
+        (first, "its trainings are those of a grid that has them from here"),
+        (seven, "seven-cross-entropy-0 and seven-cross-entropy-3 are one network and one measurement"),
+        (one_step, "points is 2; top and turnovers are at most that"),
+    ):
+        with pytest.raises(ValueError, match=r"\.yaml: not a grid") as error:
+            load_grid(path)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 EVALUATED = {

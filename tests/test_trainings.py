@@ -116,6 +116,13 @@ def test_objectives_are_what_their_names_say() -> None:
     [
         ({"objective": "cross-entropy", "options": {"l2": 1}}, "options has l2; cross-entropy takes no options"),
         ({"objective": "l2", "options": {"cosine": 1}}, "options has cosine; l2 takes l2, epsilon"),
+        ({"objective": "l2", "options": {"l2": float("nan")}}, "options has l2 = nan; accepted are numbers >= 0"),
+        ({"objective": "l2", "options": {"l2": -1}}, "options has l2 = -1; accepted are numbers >= 0"),
+        ({"objective": "l2", "options": {"epsilon": 0}}, "options has epsilon = 0; accepted are numbers > 0"),
+        (
+            {"objective": "adversarial-training", "options": {"steps": 2.5}},
+            "options has steps = 2.5; accepted are whole numbers, at least 1",
+        ),
         ({"objective": "l1"}, "'l2'"),
         ({"validation": 0}, "greater than or equal to 1"),
         ({"beta": -1}, "greater than 0"),

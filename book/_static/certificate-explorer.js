@@ -1,4 +1,4 @@
-// Certified cosine against epsilon, with sliders; robattr.figures.certificate_tables says what the tables hold.
+// Certified cosine against epsilon, with sliders; robattr.pages.figures.certificate_tables says what the tables hold.
 (() => {
   const explore = (box) => {
     const figure = box.querySelector(".plotly-figure");

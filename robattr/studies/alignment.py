@@ -61,6 +61,8 @@ class Alignment(BaseModel):
     def _fits(self) -> Alignment:
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"methods has {', '.join(sorted(unknown))}; accepted are {', '.join(METHODS)}")
+        if not all(0 < epsilon <= 255 for epsilon in self.epsilons):
+            raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0 and <= 255, in 1/255")
         if max(self.method_images, self.manipulated) > self.images:
             raise ValueError(f"images is {self.images}; the other numbers of images are at most that")
         return self

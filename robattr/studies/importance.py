@@ -47,7 +47,7 @@ class Importance(BaseModel):
     def _fits(self) -> Importance:
         if min(self.epsilons, default=1) <= 0:
             raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0, in 1/255")
-        if self.points is not None and max(self.top, *self.turnovers) > self.points:
+        if self.points is not None and max((self.top, *self.turnovers)) > self.points:
             raise ValueError(f"points is {self.points}; top and turnovers are at most that")
         return self
 

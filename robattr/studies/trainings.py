@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -67,6 +68,18 @@ OBJECTIVES = tuple(_OPTIONS)
 """Names of the objectives, in the order of tables."""
 
 
+def _fits_option(name: str, value: float) -> bool:
+    if not math.isfinite(value):
+        return False
+    if name == "steps":
+        return value >= 1 and value == int(value)
+    return value > 0 if name == "epsilon" else value >= 0
+
+
+def _accepted(option: str) -> str:
+    return {"steps": "whole numbers, at least 1", "epsilon": "numbers > 0, in 1/255"}.get(option, "numbers >= 0")
+
+
 class Training(BaseModel):
     """What to train, on what, and how.
 
@@ -108,6 +121,9 @@ class Training(BaseModel):
             raise ValueError(
                 f"options has {', '.join(sorted(unknown))}; {name} takes {', '.join(accepted) or 'no options'}"
             )
+        for option, value in given.items():
+            if isinstance(value, (int, float)) and not _fits_option(option, value):
+                raise ValueError(f"options has {option} = {value}; accepted are {_accepted(option)}")
         published = {"epsilon": 4.0, "steps": 2.0} | dict(_WEIGHTS.get(values.get("model", "lenet"), _WEIGHTS["lenet"]))
         return values | {"options": {option: float(given.get(option, published[option])) for option in accepted}}
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from robattr import _yaml
+from robattr import _yaml, data
 from robattr.studies import trainings
 from robattr.studies.grids.kinds import KINDS, Kind, kind_named
 from robattr.studies.grids.measured import Network, said
@@ -97,6 +98,12 @@ class _Crossed(BaseModel):
     objectives: dict[trainings.ObjectiveName, dict[str, float] | None]
     seeds: tuple[int, ...]
 
+    @model_validator(mode="after")
+    def _once(self) -> _Crossed:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {list(self.seeds)}; accepted is each of them once")
+        return self
+
     def networks(self) -> dict[str, Network]:
         found = {}
         for seed in self.seeds:
@@ -112,32 +119,75 @@ def load_grid(path: Path | str) -> Grid:
     Raises:
         ValueError: it is not one; one line names the file and the field.
     """
-    path = Path(path)
+    return _loaded(Path(path), ())
+
+
+def _loaded(path: Path, within: tuple[Path, ...]) -> Grid:
+    """A grid, whose trainings the grids ``within`` want."""
     try:
-        content = _yaml.read(path)
-        if not isinstance(content, dict):
-            raise ValueError("it is no mapping")
-        named = [name for name in KINDS if name in content]
-        if not named and "objectives" in content:
-            named = ["alignment"]  # what trainings are for
-        if len(named) != 1:
-            raise ValueError(f"it has the keys of {len(named)} kinds; one of {', '.join(KINDS)} is wanted")
-        fields: dict[str, Any] = {"kind": kind_named(named[0]), "measurement": content.pop(named[0], None) or {}}
-        networks: dict[str, Any] = {}
-        crossed = {key: content.pop(key) for key in _Crossed.model_fields if key in content}
-        if crossed:
-            networks |= _Crossed.model_validate(crossed).networks()
-        if (chosen := content.pop("trainings", None)) is not None:
-            chosen = Trainings.model_validate({"of": chosen} if isinstance(chosen, str) else chosen)
-            trained = dict(chosen.runs(load_grid(path.with_name(f"{chosen.of}.yaml"))))
-            networks |= {name: Network(training=each) for name, each in trained.items()}
-            if not chosen.changed:
-                fields["recorded"] = {name: path.parent / chosen.of / f"{name}.json" for name in trained}
-        grid = Grid.model_validate(content | fields | {"networks": networks | (content.get("networks") or {})})
-        if not grid.networks:
-            raise ValueError("it has no networks")
-        for _ in grid.runs():
-            pass
+        if path.resolve() in within:
+            raise ValueError("its trainings are those of a grid that has them from here")
+        grid = _grid(_yaml.read(path), path, (*within, path.resolve()))
+        _check(grid)
     except (ValidationError, ValueError) as error:
         raise ValueError(f"{path}: not a grid ({said(error)})") from None
     return grid
+
+
+def _grid(content: Any, path: Path, within: tuple[Path, ...]) -> Grid:
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    named = [name for name in KINDS if name in content]
+    if not named and "objectives" in content:
+        named = ["alignment"]  # what trainings are for
+    if len(named) != 1:
+        raise ValueError(f"it has the keys of {len(named)} kinds; one of {', '.join(KINDS)} is wanted")
+    accepted = ("description", "networks", "but", "trainings", *_Crossed.model_fields, named[0])
+    if unknown := [str(key) for key in content if key not in accepted]:
+        raise ValueError(f"it has {', '.join(unknown)}; accepted are {', '.join(accepted)}")
+    fields: dict[str, Any] = {"kind": kind_named(named[0]), "measurement": _mapping(content, named[0])}
+    networks: list[dict[str, Any]] = []
+    if crossed := {key: content[key] for key in _Crossed.model_fields if key in content}:
+        networks.append(_Crossed.model_validate(crossed).networks())
+    if (chosen := content.get("trainings")) is not None:
+        chosen = Trainings.model_validate({"of": chosen} if isinstance(chosen, str) else chosen)
+        trained = dict(chosen.runs(_loaded(path.with_name(f"{chosen.of}.yaml"), within)))
+        networks.append({name: Network(training=each) for name, each in trained.items()})
+        if not chosen.changed:
+            fields["recorded"] = {name: path.parent / chosen.of / f"{name}.json" for name in trained}
+    networks.append(_mapping(content, "networks"))
+    joined: dict[str, Any] = {}
+    for some in networks:
+        if twice := some.keys() & joined.keys():
+            raise ValueError(f"networks has {', '.join(sorted(twice))} twice; give one of them another name")
+        joined |= some
+    return Grid.model_validate(
+        {key: content[key] for key in ("description", "but") if key in content} | fields | {"networks": joined}
+    )
+
+
+def _mapping(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """A mapping of a file; an empty one where it is left out or left empty."""
+    found = content.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{key} is {found!r}; a mapping is wanted")
+    return found or {}
+
+
+def _check(grid: Grid) -> None:
+    """What would be found out only when trainings are over, or not at all."""
+    if not grid.networks:
+        raise ValueError("it has no networks")
+    known = [each.name for each in data.available()]
+    seen: list[tuple[Network, Any, str]] = []
+    for name, config in grid.runs():
+        network = grid.networks[name]
+        if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes the name of a file
+            raise ValueError(f"networks has {name!r}; accepted are letters, digits and any of _ . + - in a name")
+        for dataset in {config.dataset, *(() if network.training is None else (network.training.dataset,))}:
+            if dataset not in known and not dataset.startswith("folder:"):
+                raise ValueError(f"dataset is {dataset}; accepted are {', '.join(known)} and folder:PATH")
+        for other, its_config, its_name in seen:
+            if (other, its_config) == (network, config):
+                raise ValueError(f"{its_name} and {name} are one network and one measurement; keep one of them")
+        seen.append((network, config, name))
