@@ -247,15 +247,15 @@ SMALL = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_is_single_images_and_chunks_change_nothing(name: str, images: Tensor, labels: Tensor) -> None:
-    model, method = lenet(), SMALL[name]
+    # In float32 a rounding error can carry one of the many inputs of a ReLU over its kink; in float64 none is so near.
+    model, method, images = lenet().double(), SMALL[name], images.double()
     whole = method(model, images, labels)
     single = torch.cat([method(model, images[i : i + 1], labels[i : i + 1]) for i in range(3)])
-    scale = whole.abs().max()
-    # Sums of 1e3 float32 products in another order: 1e3 * 6e-8.
-    torch.testing.assert_close(single / scale, whole / scale, rtol=0, atol=6e-5)
+    bound = SECANTS * whole.abs().max().item()
+    torch.testing.assert_close(single, whole, rtol=0, atol=bound)
     for max_batch in (1, 2, 4):
         chunked = method(model, images, labels, max_batch=max_batch)
-        torch.testing.assert_close(chunked / scale, whole / scale, rtol=0, atol=6e-5)
+        torch.testing.assert_close(chunked, whole, rtol=0, atol=bound)
     assert whole.shape == images.shape
     assert not whole.requires_grad
 

@@ -179,6 +179,7 @@ def test_a_stopped_measurement_goes_on(
         np.testing.assert_allclose(first[name], measured.values[name], rtol=bound, err_msg=name)
 
 
+@pytest.mark.elsewhere
 def test_two_processes_share_the_work(
     model: models.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

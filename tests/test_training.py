@@ -418,6 +418,7 @@ class Stopping(GradientAlignment):
         return super().forward(x, y, noise)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     ("stops", "every", "left"),
     [
@@ -480,6 +481,7 @@ tests.run(
 """
 
 
+@pytest.mark.elsewhere
 def test_a_killed_training_goes_on_to_the_same_bits(
     sets: tuple[ImageSet, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -531,6 +533,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.elsewhere
 def test_two_processes_do_what_one_does(sets: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
     """Double backpropagation under DistributedDataParallel, interrupted once: one process's numbers in float64."""
     folder = tmp_path / "run"
