@@ -189,6 +189,22 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["l2-0.json", "l2-0.jsonl"]
 
 
+def test_a_record_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results" / "l2-0.json"
+    save_record(record(), path)
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_description", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
+    assert not path.exists()  # not the numbers of one measurement with the description of another
+    save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
+    assert load_record(path).totals == {"accuracy": Total(0.5, 500)}
+
+
 def test_numbers_say_all_that_they_depend_on(tmp_path: Path) -> None:
     path = tmp_path / "grid" / "l2-3.json"
     save_record(record(seed=3), path)

@@ -189,6 +189,8 @@ def save_record(record: Record, path: Path | str) -> None:
     The lines are :class:`robattr.studies.records.Measurement`. The JSON comes last: where it is, the record is whole.
     """
     path = Path(path)
+    # Not beside the numbers of another measurement, not even where this process is killed in between.
+    path.unlink(missing_ok=True)
     records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
     trained: dict[str, Any] = {}
     if record.best is not None:
