@@ -389,6 +389,23 @@ def test_a_run_does_not_say_where_files_are(tmp_path: Path, pictures: str) -> No
     assert found.config.dataset == "folder:pictures"
 
 
+def test_a_run_of_a_training_does_not_say_where_its_pictures_are(tmp_path: Path, pictures: str) -> None:
+    for label in ("n01440764", "n01443537"):
+        (tmp_path / "pictures" / "train").mkdir(exist_ok=True)
+        (tmp_path / "pictures" / label).rename(tmp_path / "pictures" / "train" / label)
+    (tmp_path / "pictures" / "test").symlink_to(tmp_path / "pictures" / "train")
+    own = {"dataset": pictures, "size": 8, "images": 1, "validation": 1, "model": "linear"}
+    network = Network(training=small(**own))
+    config = attack(dataset=pictures, images=1, attacks=("random-sign",), k=10)
+    root = tmp_path / "runs"
+    for _ in ("made", "loaded"):
+        found = grids.run(fragility.KIND, network, config, root=root, device="cpu", progress=False)
+        assert found.training is not None
+        assert found.training.dataset == "folder:pictures"
+        (text,) = [path.read_text() for path in root.rglob("record.json")]
+        assert str(tmp_path) not in text
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> str:
     for i, name in enumerate(("n01440764", "n01443537")):

@@ -69,7 +69,9 @@ class Network(BaseModel):
     @property
     def public(self) -> Network:
         """Files by their own names: the paths to them are nobody else's business."""
-        return self if self.weights is None else self.model_copy(update={"weights": Path(self.weights).name})
+        own = {name: Path(path).name for name in ("record", "weights") if (path := getattr(self, name)) is not None}
+        training = {} if self.training is None else {"training": self.training.public}
+        return self.model_copy(update={**own, **training})
 
     def load(
         self,
