@@ -50,10 +50,12 @@ def free(path: Path, *, wait: bool = False) -> Iterator[bool]:
 def store(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary folder and put it in place of ``folder`` when it is whole.
 
-    Beside what is written stands ``digests.json``, which :func:`intact` compares it with.
+    Beside what is written stands ``digests.json``, which :func:`intact` compares it with. The caller has the lock of
+    the folder: what is left of a writer that was killed goes away.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
         write(temporary)
         (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from arithmetic import gamma
 from conftest import PATIENCE_S
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from robattr import attacks, data, metrics, models
 from robattr.attributions import gradient, heatmap
@@ -160,12 +161,15 @@ def test_a_stopped_measurement_goes_on(
     # Attacks, epsilons and parts: of four images, and of two with two points an image.
     assert len(parts) == 4 * 2 * (2 + 3)
     parts[0].unlink()
-    parts[1].write_text("{half")
+    for part, text in zip(parts[1:], ("{half", "{}", "[]", "null", '{"sha256": 1}'), strict=False):
+        part.write_text(text)
+    # One bit of one number.
+    parts[6].write_text(re.sub(r'("cosine": \[)(\d)', lambda m: m[1] + str(int(m[2]) ^ 1), parts[6].read_text()))
     calls = []
     real = fragility._attacked
     monkeypatch.setattr(fragility, "_attacked", lambda *args: calls.append(args) or real(*args))
     second = fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
-    assert len(calls) == 2
+    assert len(calls) == 7
     # The first part is what it is alone, bit by bit. In one batch of all, clean images give the same to rounding, and
     # attacked ones need not: where a slope is nearly zero rounding turns its sign, and the pixel moves by two steps.
     four = fragility.measure(model, config.model_copy(update={"images": 4}), device="cpu", max_batch=4).values
@@ -177,6 +181,25 @@ def test_a_stopped_measurement_goes_on(
     for name in clean:  # logits of size 5 at most, from sums of 9, 144 and 512 products
         bound = 2 * 5 * gamma(9 + 144 + 512, torch.float32)
         np.testing.assert_allclose(first[name], measured.values[name], rtol=bound, err_msg=name)
+
+
+def test_kept_images_that_were_altered_are_made_again(
+    model: models.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"adversarial_images": 0, "rescaled": 0, "images": 2, "attributions": ("gradient",), "keep_images": True}
+    config = SMALL.model_copy(update=changes)
+    first = fragility.measure(model, config, device="cpu", folder=tmp_path).tensors
+    kept = sorted(tmp_path.glob("*.safetensors"))
+    content = load_file(kept[0])
+    save_file({"images": content["images"] + 0.5}, kept[0])
+    kept[1].write_bytes(kept[1].read_bytes()[:-4])
+    kept[2].unlink()
+    calls = []
+    real = fragility._attacked
+    monkeypatch.setattr(fragility, "_attacked", lambda *args: calls.append(args) or real(*args))
+    second = fragility.measure(model, config, device="cpu", folder=tmp_path).tensors
+    assert len(calls) == 3
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.elsewhere

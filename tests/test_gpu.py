@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from robattr.studies import gpu
-from robattr.studies.grids import load_grid, load_records
+from robattr.studies.grids import load_grid, load_records, run_record
 from robattr.studies.trainings import run_training
 from robattr.training import Compute
 
@@ -112,6 +112,27 @@ def test_a_rate_is_chosen_on_validation_images(grids: list[Path], capsys: pytest
     assert found["best"] == 0.02
     assert found["rates"]["0.02"]["last"] > found["rates"]["1e-06"]["last"]
     assert found["training"]["objective"] == "cross-entropy"
+    # What is not said is the grid's.
+    assert gpu.main(["rates", "--accelerator", "cpu", "trained.yaml", "0.02", "--output", "own.json"]) == 0
+    own = json.loads(Path("own.json").read_text())
+    assert (own["training"]["images"], own["training"]["validation"], own["images"]) == (64, 50, 64)
+    assert own["rates"]["0.02"]["last"] == found["rates"]["0.02"]["last"]
+    with pytest.raises(ValueError, match="no rate could be trained with: the loss of CrossEntropy is not finite"):
+        gpu.rates(load_grid(grids[0]), [float("inf")], compute=CPU, say=lambda line: None)
+
+
+def test_a_record_of_another_configuration_is_none(grids: list[Path]) -> None:
+    first = load_grid(grids[0])
+    name = "cross-entropy-0"
+    run_record(first, name, Path("trained") / f"{name}.json", compute=CPU, progress=False, timed=False)
+
+    def missing() -> list[str]:
+        return gpu.within(grids[:1], 0, workers=1, compute=CPU, say=lambda line: None)
+
+    assert f"trained/{name}" not in missing()
+    for change in ({"alignment": TRAINED["alignment"] | {"draws": 2}}, {"training": TRAINED["training"] | {"beta": 4}}):
+        grids[0].write_text(yaml.safe_dump(TRAINED | change, sort_keys=False))
+        assert f"trained/{name}" in missing()
 
 
 def test_a_lower_precision_turns_gradients_a_little(grids: list[Path]) -> None:

@@ -189,6 +189,22 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["l2-0.json", "l2-0.jsonl"]
 
 
+def test_a_record_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results" / "l2-0.json"
+    save_record(record(), path)
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_description", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
+    assert not path.exists()  # not the numbers of one measurement with the description of another
+    save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
+    assert load_record(path).totals == {"accuracy": Total(0.5, 500)}
+
+
 def test_numbers_say_all_that_they_depend_on(tmp_path: Path) -> None:
     path = tmp_path / "grid" / "l2-3.json"
     save_record(record(seed=3), path)
@@ -371,6 +387,23 @@ def test_a_run_does_not_say_where_files_are(tmp_path: Path, pictures: str) -> No
     (text,) = [path.read_text() for path in (tmp_path / "runs").rglob("record.json")]
     assert str(tmp_path) not in text
     assert found.config.dataset == "folder:pictures"
+
+
+def test_a_run_of_a_training_does_not_say_where_its_pictures_are(tmp_path: Path, pictures: str) -> None:
+    for label in ("n01440764", "n01443537"):
+        (tmp_path / "pictures" / "train").mkdir(exist_ok=True)
+        (tmp_path / "pictures" / label).rename(tmp_path / "pictures" / "train" / label)
+    (tmp_path / "pictures" / "test").symlink_to(tmp_path / "pictures" / "train")
+    own = {"dataset": pictures, "size": 8, "images": 1, "validation": 1, "model": "linear"}
+    network = Network(training=small(**own))
+    config = attack(dataset=pictures, images=1, attacks=("random-sign",), k=10)
+    root = tmp_path / "runs"
+    for _ in ("made", "loaded"):
+        found = grids.run(fragility.KIND, network, config, root=root, device="cpu", progress=False)
+        assert found.training is not None
+        assert found.training.dataset == "folder:pictures"
+        (text,) = [path.read_text() for path in root.rglob("record.json")]
+        assert str(tmp_path) not in text
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,6 +148,9 @@ def test_keys_follow_the_contents_of_what_is_read(tmp_path: Path, monkeypatch: p
     assert files_digest(f"folder:{moved}") == before
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files_digest("folder:~/moved") == before
+    # The same pictures again, as a second class.
+    (moved / "eel").symlink_to(elsewhere)
+    assert files_digest("folder:~/moved") != before
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"1")
     one = files_digest("digits", str(weights))
@@ -183,6 +189,29 @@ def test_locks_stores_and_digests(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert sorted(path.name for path in run.iterdir()) == ["b", "digests.json"]
     assert _files.file_digest(run / "b") == hashlib.sha256(b"2").hexdigest()
     assert _files.intact(run)
+
+
+def test_what_a_killed_writer_left_is_neither_stored_nor_kept(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, signal, sys
+from robattr import _files
+
+def write(folder):
+    (folder / "left").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+run = pathlib.Path(sys.argv[1])
+with _files.locked(run):
+    _files.store(run, write)
+"""
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", code, str(run)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not run.exists()
+    with _files.locked(run):  # which nobody holds any more
+        _files.store(run, lambda folder: (folder / "b").write_text("2") and None)
+    assert sorted(path.name for path in run.iterdir()) == ["b", "digests.json"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["run"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone", "more", "undigested", "torn"])

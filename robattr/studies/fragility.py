@@ -7,6 +7,7 @@ logits, and the cost of a training step.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import warnings
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import attacks, metrics, regularizers
-from robattr._files import free, write_text
+from robattr._files import file_digest, free, write_text
 from robattr.attributions import METHODS, Attribution, gradient, heatmap, integrated_gradients, smoothgrad
 from robattr.models import Classifier
 from robattr.studies.grids import Kind, Measured, Record
@@ -302,20 +303,32 @@ def _parts(
 
 
 def _keep(path: Path, part: _Part) -> None:
+    images = path.with_suffix(".safetensors")
     if part.images is not None:
         temporary = path.with_suffix(".new")
         save_file({"images": part.images.contiguous()}, temporary)
-        temporary.replace(path.with_suffix(".safetensors"))
-    write_text(path, json.dumps(part.values))  # last: where it is, the part is whole
+        temporary.replace(images)
+    content = {"values": part.values, "images": None if part.images is None else file_digest(images)}
+    # Last: where it is, the part is whole.
+    write_text(path, json.dumps({"sha256": _digest(content), **content}))
 
 
 def _kept(path: Path, images: bool) -> _Part | None:
-    """A part that was measured before; None where there is none, or where it is damaged."""
+    """A part that was measured before; None where there is none, or where it is not what was kept."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return _Part(values, load_file(path.with_suffix(".safetensors"))["images"] if images else None)
-    except (OSError, ValueError, KeyError, SafetensorError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != _digest(content):
+            return None
+        if not images:
+            return _Part(content["values"], None)
+        kept = path.with_suffix(".safetensors")
+        return _Part(content["values"], load_file(kept)["images"]) if file_digest(kept) == content["images"] else None
+    except (OSError, AttributeError, ValueError, KeyError, TypeError, SafetensorError):
         return None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float) -> _Part:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from robattr._files import free, write_text
 from robattr.data import ImageSet
 from robattr.regularizers import Losses
-from robattr.studies.grids import Grid, load_grid, run_record
+from robattr.studies.grids import Grid, Network, load_grid, run_record
 from robattr.studies.runs import environment
 from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
@@ -67,7 +67,7 @@ def within(
     compute: Compute | None = None,
     say: Say = _say,
 ) -> list[str]:
-    """Make every record of grids that is not there, as far as the minutes go.
+    """Make every record of grids that is not there, or was of another configuration, as far as the minutes go.
 
     Args:
         paths: YAML files, the most worth first. Of a grid of trainings, the objectives come in its own order, each with
@@ -129,7 +129,10 @@ def within(
     for process in measuring:
         if process.is_alive():
             process.terminate()
-    left = [f"{file.stem}/{name}" for file, grid in grids.items() for name, _ in grid.runs() if not _record(file, name)]
+            process.join()
+    left = [
+        f"{file.stem}/{name}" for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)
+    ]
     stamped(f"not reached: {', '.join(left)}" if left else "everything is recorded")
     return left
 
@@ -154,8 +157,18 @@ def _path(file: Path, name: str) -> Path:
     return file.with_suffix("") / f"{name}.json"
 
 
-def _record(file: Path, name: str) -> bool:
-    return _path(file, name).exists()
+def _record(grid: Grid, file: Path, name: str) -> bool:
+    """Whether a run has its record; one that the grid asked for before it was changed is none."""
+    path = _path(file, name)
+    if not path.exists():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        network = Network.model_validate(content["network"])
+        config = grid.kind.config.model_validate(content["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return network == grid.networks[name] and config == dict(grid.runs())[name]
 
 
 def _needed(grid: Grid, name: str, root: Path) -> Path | None:
@@ -190,7 +203,9 @@ def _measure(
     failed: set[tuple[Path, str]] = set()
     while time.monotonic() - began < seconds:
         last = trained.is_set()
-        left = [(file, name) for file, name in runs if not _record(file, name) and (file, name) not in failed]
+        left = [
+            (file, name) for file, name in runs if not _record(grids[file], file, name) and (file, name) not in failed
+        ]
         found = False
         for file, name in left:
             # What shares the device with trainings delays them: until they are done, only their own records are made.
@@ -198,7 +213,7 @@ def _measure(
             if (not last and name not in own[file]) or (network is not None and not network.exists()):
                 continue
             with free(_path(file, name)) as mine:
-                if not mine or _record(file, name):
+                if not mine or _record(grids[file], file, name):
                     continue
                 started, found = time.monotonic(), True
                 try:
@@ -281,6 +296,8 @@ def rates(
             }
         else:
             found[f"{rate:g}"] = {"error": str(result)}
+    if all("last" not in each for each in found.values()):
+        raise ValueError(f"no rate could be trained with: {next(iter(found.values()))['error']}")
     best = max((rate for rate in found if "last" in found[rate]), key=lambda rate: float(found[rate]["last"]))
     return {
         "training": config.model_dump(mode="json"),
@@ -353,7 +370,8 @@ def pack(
     files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
     files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
     for path in map(Path, paths):
-        waiting = [training for name, training in _trainings(load_grid(path)).items() if not _record(path, name)]
+        grid = load_grid(path)
+        waiting = [training for name, training in _trainings(grid).items() if not _record(grid, path, name)]
         files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
     files = [file for file in files if not file.name.startswith(".")]
     groups: list[list[Path]] = []
@@ -396,7 +414,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if name == "rates":
             command.add_argument("rates", type=float, nargs="+")
             command.add_argument("--images", type=int)
-            command.add_argument("--validation", type=int, default=5000)
+            command.add_argument("--validation", type=int)
         if name in ("rates", "precision"):
             command.add_argument("--output", type=Path)
     chosen = parser.parse_args(words)
@@ -418,7 +436,8 @@ def main(words: Sequence[str] | None = None) -> int:
     grid = load_grid(chosen.grid)
     found: dict[str, Any]
     if chosen.command == "rates":
-        changed = {"images": chosen.images, "validation": chosen.validation}
+        asked = {"images": chosen.images, "validation": chosen.validation}
+        changed = {name: value for name, value in asked.items() if value is not None}
         found = rates(grid, chosen.rates, changed=changed, compute=compute)
     else:
         found = precision(grid, device=_device(compute))

@@ -43,15 +43,18 @@ def files_digest(dataset: str, weights: str | None = None) -> str:
 def _files_below(root: Path) -> dict[str, Path]:
     """Files by their names below a folder, in order; folders that links lead back to are left out."""
     found: dict[str, Path] = {}
-    seen: set[Path] = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
-        real = Path(folder).resolve()
-        if real in seen:
-            inner.clear()
+    # Two links to one folder are two folders of pictures: only a folder inside of itself is left out.
+    waiting: list[tuple[Path, tuple[Path, ...]]] = [(root, ())]
+    while waiting:
+        folder, above = waiting.pop(0)
+        real = folder.resolve()
+        if real in above or not folder.is_dir():
             continue
-        seen.add(real)
-        inner.sort()
-        found |= {(Path(folder) / name).relative_to(root).as_posix(): Path(folder) / name for name in sorted(names)}
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                waiting.append((path, (*above, real)))
+            else:
+                found[path.relative_to(root).as_posix()] = path
     return found
 
 

@@ -146,6 +146,11 @@ class Training(BaseModel):
         return code_digest(training.train, Training.sets, Training.build, _OBJECTIVES[self.objective])
 
     @property
+    def public(self) -> Training:
+        """With a ``folder:`` by its own name: the path to it is nobody else's business."""
+        return self.model_copy(update={"dataset": public_name(self.dataset)})
+
+    @property
     def architecture(self) -> str:
         """Model and activation in words: ``lenet, softplus(3)``."""
         if self.model == "linear":

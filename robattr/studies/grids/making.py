@@ -108,7 +108,11 @@ def run(
             found = _measured(kind, folder.name, network, loaded, config, parts, data_root, chosen, progress, options)
             # Paths to a reader's files are nobody else's business.
             public = config.model_copy(update={"dataset": public_name(config.dataset)})
-            found = replace(found, config=public, network=network.public)
+            source = dict(found.provenance["network"])
+            if found.training is not None:
+                source["training"] = found.training.public.model_dump(mode="json")
+            provenance = found.provenance | {"network": source}
+            found = replace(found, config=public, network=network.public, provenance=provenance)
             _keep(found, folder)
             shutil.rmtree(parts, ignore_errors=True)
     return found

@@ -69,7 +69,9 @@ class Network(BaseModel):
     @property
     def public(self) -> Network:
         """Files by their own names: the paths to them are nobody else's business."""
-        return self if self.weights is None else self.model_copy(update={"weights": Path(self.weights).name})
+        own = {name: Path(path).name for name in ("record", "weights") if (path := getattr(self, name)) is not None}
+        training = {} if self.training is None else {"training": self.training.public}
+        return self.model_copy(update={**own, **training})
 
     def load(
         self,
@@ -189,6 +191,8 @@ def save_record(record: Record, path: Path | str) -> None:
     The lines are :class:`robattr.studies.records.Measurement`. The JSON comes last: where it is, the record is whole.
     """
     path = Path(path)
+    # Not beside the numbers of another measurement, not even where this process is killed in between.
+    path.unlink(missing_ok=True)
     records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
     trained: dict[str, Any] = {}
     if record.best is not None:
