@@ -44,8 +44,8 @@ def grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     trained.write_text(yaml.safe_dump(TRAINED, sort_keys=False))
     content = {
         "description": "attacks",
-        "trainings": {"of": "trained", "objectives": ["cross-entropy"]},
-        "fragility": {"dataset": "digits", "images": 2, "attacks": ["random-sign"], "k": 5},
+        "trainings": {"of": "trained", "objectives": ["l2+cosine"]},
+        "fragility": {"dataset": "digits", "images": 2, "attacks": ["random-sign"], "k": 5, "cost": True},
     }
     attacked.write_text(yaml.safe_dump(content, sort_keys=False))
     return [trained, attacked]
@@ -74,7 +74,8 @@ def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Pa
         alone = run_training(record.training, root="alone", compute=CPU, progress=False)
         assert [e.total for e in alone.history] == [e.total for e in record.history]
     # What is attacked are the weights that are kept.
-    assert [r.weights for r in load_records("attacked")] == [r.weights for r in trained[:2]]
+    assert [r.weights for r in load_records("attacked")] == [r.weights for r in trained[2:]]
+    assert not any("cost/step" in r.values for r in load_records("attacked"))
     # Seeds of the first objective come first, as many at once as asked.
     order = [line.split("] ")[1].split(":")[0] for line in lines if "trained in" in line]
     assert order == ["l2+cosine, seed 0", "l2+cosine, seed 3", "cross-entropy, seed 0", "cross-entropy, seed 3"]
@@ -85,7 +86,7 @@ def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Pa
 
     names = packed("out", grids)
     assert {"trained/l2+cosine-3.json", "trained/l2+cosine-3.jsonl", "trained/weights/l2+cosine-3.safetensors"} <= names
-    assert "attacked/cross-entropy-0.jsonl" in names
+    assert "attacked/l2+cosine-0.jsonl" in names
     assert not any("training-" in name or "lock" in name for name in names)
     # A training whose record is not made yet is not lost.
     Path("trained/l2+cosine-3.json").unlink()
@@ -100,7 +101,7 @@ def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:
     assert time.monotonic() - began < 30
     assert left == [
         "trained/l2+cosine-0", "trained/cross-entropy-0", "trained/l2+cosine-3", "trained/cross-entropy-3",
-        "attacked/cross-entropy-0", "attacked/cross-entropy-3",
+        "attacked/l2+cosine-0", "attacked/l2+cosine-3",
     ]  # fmt: skip
 
 

@@ -163,6 +163,7 @@ def measure(
     device: torch.device | str | None = None,
     folder: Path | str | None = None,
     max_batch: int | None = None,
+    timed: bool = True,
     progress: bool = False,
 ) -> Measured:
     """Attack the explanations of one network.
@@ -190,6 +191,7 @@ def measure(
         folder: where finished parts are kept, so that a stopped run goes on; several processes may share it.
         max_batch: images attacked at once, also the part that is kept; fewer with methods that take many points for
             one image.
+        timed: measure the cost, where it is asked for; not where other work goes on beside it.
         progress: show a bar with the time left.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -223,7 +225,7 @@ def measure(
         values["accuracy/adversarial"] = _withstood(model, config, x[:n], labels[:n], device)
     if config.rescaled:
         values |= _rescaled(model, config, x[: config.rescaled].to(device), prediction[: config.rescaled].to(device))
-    if config.cost and training is not None:
+    if config.cost and timed and training is not None:
         cost = step_cost(training, device=device)
         values |= {} if cost is None else {"cost/step": torch.from_numpy(cost)}
     return Measured(

@@ -232,7 +232,7 @@ def _measure(
 def _make(grid: Grid, name: str, path: Path, root: Path, data_root: Path | str | None, device: str) -> None:
     compute = Compute(accelerator=device)
     # Steps are not timed: other work goes on beside them.
-    options = {"timed": False} if grid.kind.name == "alignment" else {}
+    options = {"timed": False} if grid.kind.name in ("alignment", "fragility") else {}
     run_record(grid, name, path, root=root, data_root=data_root, compute=compute, progress=False, **options)
 
 
