@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from robattr import models, smoothing
+from robattr import _files, models, smoothing
 from robattr.studies import certification, grids
 from robattr.studies.certification import KIND, Certification
 from robattr.studies.grids import Network, Record
@@ -123,7 +123,7 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:
     model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
     config = SMALL.model_copy(update={"attacked": 0})
     first = certification.measure(model, config, device="cpu", folder=tmp_path).values
-    assert sorted(f.name for f in tmp_path.iterdir()) == [
+    assert sorted(f.name for f in tmp_path.iterdir() if f.suffix != ".lock") == [
         f"{law}-{radius}.jsonl" for law in ("gaussian", "uniform") for radius in ("0.5", "1")
     ]
     row = (tmp_path / "uniform-1.jsonl").read_text().splitlines()
@@ -132,6 +132,21 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
     np.testing.assert_array_equal(first["norm/uniform/1"], record.values["norm/uniform/1"])
+
+
+def test_of_two_processes_one_certifies_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    config = SMALL.model_copy(update={"attacked": 0})
+    real, alone = smoothing.certify, []
+
+    def certify(*args: Any, **options: Any) -> Any:
+        with _files.free(options["path"]) as free:
+            alone.append(not free)
+        return real(*args, **options)
+
+    monkeypatch.setattr(smoothing, "certify", certify)
+    certification.measure(model, config, device="cpu", folder=tmp_path)
+    assert alone == [True] * 4
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> None:

@@ -96,7 +96,7 @@ def certify(
         seed: of the noise.
         max_batch: largest number of images in one pass.
         path: a JSON-lines file that gets a row as soon as an image is done. Rows of the same request that are there
-            already are taken from it, so that a stopped run goes on.
+            already, each with a digest, are taken from it, so that a stopped run goes on. One writer at a time.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -185,20 +185,27 @@ class _Rows:
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         if lines and lines[0] != head:
             raise ValueError(f"path is {self._path}, which holds another request; name a new file or delete that one")
+        self._head = head
         for line in lines[1:]:
             try:
                 row = json.loads(line)
-                self.found[int(row["image"])] = (float(row["norm"]), float(row["norm_lower"]))
+                image, both = int(row["image"]), (float(row["norm"]), float(row["norm_lower"]))
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a process that was killed
-        kept = [json.dumps({"image": i, "norm": a, "norm_lower": b}) for i, (a, b) in self.found.items()]
+            if line == self._row(image, *both):  # not one that was altered
+                self.found[image] = both
+        kept = [self._row(image, *both) for image, both in self.found.items()]
         write_text(self._path, "\n".join([head, *kept]) + "\n")
+
+    def _row(self, image: int, norm: float, norm_lower: float) -> str:
+        row = {"image": image, "norm": norm, "norm_lower": norm_lower}
+        return json.dumps({**row, "sha256": _digest(self._head, json.dumps(row))})
 
     def add(self, image: int, norm: float, norm_lower: float) -> None:
         self.found[image] = (norm, norm_lower)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"image": image, "norm": norm, "norm_lower": norm_lower}) + "\n")
+                file.write(self._row(image, norm, norm_lower) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -9,6 +9,7 @@ JSON record.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robattr import attacks, metrics, models, smoothing
+from robattr._files import locked
 from robattr.attributions import gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
@@ -160,20 +162,23 @@ def measure(
         for radius in config.radii:
             noise = noise_of(law, radius, dimension)
             place = f"{law}/{radius:g}"
-            found = smoothing.certify(
-                model,
-                x,
-                y,
-                noise=noise,
-                epsilon=config.epsilons,
-                samples=config.samples,
-                choose=config.choose,
-                alpha=config.alpha,
-                seed=config.seed,
-                max_batch=max_batch,
-                path=None if folder is None else Path(folder) / f"{law}-{radius:g}.jsonl",
-                progress=progress,
-            )
+            path = None if folder is None else Path(folder) / f"{law}-{radius:g}.jsonl"
+            # Two processes that ask for one thing would write into one file.
+            with nullcontext() if path is None else locked(path):
+                found = smoothing.certify(
+                    model,
+                    x,
+                    y,
+                    noise=noise,
+                    epsilon=config.epsilons,
+                    samples=config.samples,
+                    choose=config.choose,
+                    alpha=config.alpha,
+                    seed=config.seed,
+                    max_batch=max_batch,
+                    path=path,
+                    progress=progress,
+                )
             values[f"norm/{place}"], values[f"norm_lower/{place}"] = found.norm, found.norm_lower
             values |= {k: torch.from_numpy(v) for k, v in inverses(found.norm_lower.numpy(), dimension, place).items()}
             seen = smoothing.smooth(
