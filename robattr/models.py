@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from robattr import data
 from robattr.data import ImageSet
@@ -124,11 +125,19 @@ class SoftClip(nn.Module):
         self.cap = cap
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _SoftClip.apply(x, self.beta, self.cap)[0]
-        return y.view_as(y)  # a node of its own in the graph, with one output: zennit's rules hook there
+        return softclip(x, self.beta, self.cap)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, cap={self.cap}"
+
+
+def softclip(x: Tensor, beta: float, cap: float = 6.0) -> Tensor:
+    """The function of :class:`SoftClip`, which a ``TorchFunctionMode`` sees as it sees those of PyTorch."""
+    if has_torch_function_unary(x):
+        seen: Tensor = handle_torch_function(softclip, (x,), x, beta, cap)
+        return seen
+    y: Tensor = _SoftClip.apply(x, beta, cap)[0]
+    return y.view_as(y)  # a node of its own in the graph, with one output: zennit's rules hook there
 
 
 class _SoftClip(torch.autograd.Function):

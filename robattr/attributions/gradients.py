@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ def _one_pass(
     return run
 
 
-def _input_gradient(model: nn.Module, x: Tensor, labels: Tensor, create_graph: bool) -> Tensor:
+def _input_gradient(model: Callable[[Tensor], Any], x: Tensor, labels: Tensor, create_graph: bool) -> Tensor:
     """The gradient of each image's logit; the sum over the batch separates because images do not interact."""
     if not (create_graph and x.requires_grad):
         x = x.detach().requires_grad_()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr._rows import parts_of
-from robattr.attributions.activations import _ELEMENTWISE, _hooks
+from robattr.attributions.calls import ELEMENTWISE, Calls, check_calls_are_seen
 from robattr.attributions.gradients import _input_gradient
 from robattr.attributions.protocol import Target, check_target, target_logits
 from robattr.models import Classifier, SoftClip, fold_batchnorm
@@ -35,34 +35,50 @@ def guided_backpropagation(
     Raises:
         ValueError: as for :func:`gradient`, or the model has no activation modules, so that nothing could be guided.
     """
+    check_calls_are_seen(model, "guided backpropagation")
     labels = check_target(x, target)
-    if not any(isinstance(m, _ELEMENTWISE) for m in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} has no activation modules to guide; write its activations as nn.ReLU modules, or "
-            "take the gradient of a linear model"
-        )
+    guided = _Guided()
     parts = []
     for part in parts_of(len(x), max_batch):
-        with _guided(model):
-            parts.append(_input_gradient(model, x[part], labels[part], create_graph))
+
+        def run(z: Tensor) -> Any:
+            with guided:
+                return model(z)
+
+        with guided.guiding():
+            parts.append(_input_gradient(run, x[part], labels[part], create_graph))
+            if not guided.found:
+                raise ValueError(
+                    f"{type(model).__name__} has no activation modules to guide, and calls none as functions; take the "
+                    "gradient of a linear model"
+                )
     return torch.cat(parts)
 
 
-@contextmanager
-def _guided(model: nn.Module) -> Iterator[None]:
-    """Backward passes in here, over graphs made in here, are guided; the graphs are ordinary ones afterwards."""
-    handles = []
+class _Guided(Calls):
+    """Backward passes over graphs made in here are guided while :meth:`guiding`; the graphs are ordinary afterwards."""
 
-    def guide(module: nn.Module, z: Tensor, out: Tensor) -> None:
-        if out.requires_grad and not isinstance(module, nn.MaxPool2d):
-            handles.append(out.register_hook(lambda d: d.clamp(min=0)))  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+        self._handles: list[Any] = []
 
-    try:
-        with _hooks(model, guide):
+    def call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if name in ELEMENTWISE:
+            self.found = True
+            if isinstance(out, Tensor) and out.requires_grad:
+                self._handles.append(out.register_hook(lambda d: d.clamp(min=0)))  # type: ignore[no-untyped-call]
+        return out
+
+    @contextmanager
+    def guiding(self) -> Iterator[None]:
+        try:
             yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
 
 
 def lrp(
