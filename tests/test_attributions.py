@@ -162,7 +162,7 @@ def test_smoothgrad_is_the_mean_over_its_noise() -> None:
 
     x = torch.full((1, 1, 64, 64), 0.5)
     s, n = 0.2, 100
-    result = smoothgrad(Cubic(), x, 0, sigma=s, samples=n).mean()
+    result = smoothgrad(Cubic().eval(), x, 0, sigma=s, samples=n).mean()
     # Per pixel the noise term 6 x s z + 3 s^2 z^2 has variance 36 x^2 s^2 + 18 s^4; 4096 n draws, 5 deviations.
     deviation = ((36 * 0.25 * s**2 + 18 * s**4) / (4096 * n)) ** 0.5
     assert abs(result.item() - 3 * (0.25 + s**2)) < 5 * deviation

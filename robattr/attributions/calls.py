@@ -214,8 +214,11 @@ def check_calls_are_seen(model: nn.Module, method: str) -> None:
         ValueError: naming the part.
     """
     for name, module in model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-        if compiled or isinstance(module, torch.jit.ScriptModule):
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        compiled = not scripted and (
+            module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
+        )
+        if compiled or scripted:
             what, way = ("compiled", "before torch.compile") if compiled else ("scripted", "before torch.jit")
             raise ValueError(
                 f"{name or type(module).__name__} is {what}, so {method} cannot see what it calls; pass the model as "

@@ -27,9 +27,10 @@ from robattr.attributions.calls import (
     of_input,
     place,
 )
-from robattr.attributions.protocol import Target, _baseline, check_target, target_logits
+from robattr.attributions.protocol import Target, _baseline, called, check_target, explains, target_logits
 
 
+@explains
 def deeplift(
     model: nn.Module,
     x: Tensor,
@@ -130,7 +131,7 @@ def _largest(model: nn.Module, x: Tensor) -> float:
             return func(*args, **kwargs)
 
     with Look():
-        model(x.clone())
+        called(model, x)
     return max(found)
 
 
@@ -344,10 +345,10 @@ def _passes(
     try:
         with SecondOrder():
             with starts:
-                logits0 = model(baseline.clone())
+                logits0 = called(model, baseline)
             ends = _Ends(model, copies, starts.seen)
             with ends:
-                logits = model(x.clone())
+                logits = called(model, x)
         if any(output._version != was for output, was in ends.outputs):
             raise _Changed
     except _Changed:
@@ -592,6 +593,6 @@ class _Replaced(Calls):
 def _multipliers(model: nn.Module, x: Tensor, labels: Tensor, calls: list[_Linearized], create_graph: bool) -> Tensor:
     leaf = x.detach().requires_grad_()
     with torch.enable_grad(), SecondOrder(), _Replaced(model, calls):
-        logits = target_logits(model(leaf.clone()), labels)
+        logits = target_logits(called(model, leaf), labels)
     (g,) = torch.autograd.grad(logits.sum(), leaf, create_graph=create_graph)
     return g
