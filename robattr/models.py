@@ -418,7 +418,8 @@ def _traced_folds(model: nn.Module) -> dict[str, str]:
             read.append(source)
         follows = source.op == "call_module" and isinstance(model.get_submodule(source.target), _LAYERS)
         before[node.target] = source.target if follows else None
-        others = {str(user.target) for each in read for user in each.users} - {node.target, *(n.target for n in read)}
+        users = [user.target for each in read for user in each.users]
+        others = {getattr(user, "__name__", str(user)) for user in users} - {node.target, *(n.target for n in read)}
         if follows and others:
             readers[source.target] = others
     return _folds(model, runs, before, readers)

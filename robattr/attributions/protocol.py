@@ -35,18 +35,24 @@ class Attribution(Protocol):
 
 def explains(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """A method that checks the model's mode, runs as if nobody had turned gradients off, and fails in one line."""
-    return _guarded(method, check_evaluation)
+
+    def check(model: object, x: object) -> None:
+        check_evaluation(model)
+        if not isinstance(x, Tensor):
+            raise ValueError(f"x is a {type(x).__name__}; accepted is a floating batch [N, C, H, W], N >= 1")
+
+    return _guarded(method, check)
 
 
 def differentiates(search: Callable[P, R]) -> Callable[P, R]:
     """An attack, or another search, that runs as if nobody had turned gradients off, and fails in one line."""
-    return _guarded(search, lambda model: None)
+    return _guarded(search, lambda model, images: None)
 
 
-def _guarded(function: Callable[P, R], check: Callable[[object], None]) -> Callable[P, R]:
+def _guarded(function: Callable[P, R], check: Callable[[object, object], None]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        check(args[0] if args else kwargs.get("model"))
+        check(args[0] if args else kwargs.get("model"), args[1] if len(args) > 1 else kwargs.get("x"))
         with torch.inference_mode(False), torch.enable_grad():
             given: Any = [_ordinary(value) for value in args]
             options: Any = {key: _ordinary(value) for key, value in kwargs.items()}
@@ -152,10 +158,8 @@ def check_target(x: Tensor, target: Target) -> Tensor:
     A target is one class for all images, or one an image: integers of Python or numpy, a list or tuple of them, an
     array or a tensor of shape [N], or [N, 1] as ``argmax(1, keepdim=True)`` gives.
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
-        is_tensor = isinstance(x, Tensor)
-        what = f"{x.dtype} of shape {tuple(x.shape)}" if is_tensor else f"a {type(x).__name__}"
-        raise ValueError(f"x is {what}; accepted is a floating batch [N, C, H, W], N >= 1")
+    if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
+        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; accepted is a floating batch [N, C, H, W], N >= 1")
     if not torch.isfinite(x).all():
         raise ValueError("x has NaN or infinite values; attributions are defined for finite images")
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
@@ -213,10 +217,11 @@ def target_logits(logits: Tensor, labels: Tensor) -> Tensor:
         wrong = low if low < 0 else high
         raise ValueError(f"target has class {wrong}; the model has classes 0 to {logits.shape[1] - 1}")
     found = logits.gather(1, labels[:, None]).squeeze(1)
-    if not bool(torch.isfinite(found).all()):
-        i = int((~torch.isfinite(found)).nonzero()[0])
+    finite = torch.isfinite(found)
+    if not bool(finite.all()):
+        i = int((~finite).nonzero()[0])
         raise ValueError(
-            f"the model's logit of image {i} is {float(found[i])}; attributions are defined for finite logits: look at "
-            "the model's weights"
+            f"the model's logit of image {i} is {float(found[i].detach())}; attributions are defined "
+            "for finite logits: look at the model's weights"
         )
     return found
