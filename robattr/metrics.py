@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ from robattr.attributions import (
     Attribution,
     Target,
     check_target,
+    differentiates,
     frozen,
     gradient,
     heatmap,
@@ -185,8 +187,8 @@ def topk_intersection(a: Tensor, b: Tensor, k: int) -> Tensor:
     """
     a, b = _flat_pair(a, b)
     pixels = a.shape[1]
-    if not 1 <= k <= pixels:
-        raise ValueError(f"k must be from 1 to {pixels}, the number of pixels of a map; got {k}")
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= pixels:
+        raise ValueError(f"k must be from 1 to {pixels}, an integer up to the number of pixels of a map; got {k}")
     return _divided((_top_mask(a, k) & _top_mask(b, k)).sum(1).to(a.dtype), k)
 
 
@@ -477,6 +479,7 @@ def _fill(x: Tensor, fill: Tensor | float | None) -> Tensor:
         ) from None
 
 
+@differentiates
 def curvature(model: nn.Module, x: Tensor, target: Target, delta: Tensor, *, max_batch: int = 64) -> Curvature:
     """Why a gradient turns: ``||H delta||`` against ``||g||``, and what it did between x and x + delta.
 

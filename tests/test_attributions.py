@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from functools import partial
@@ -162,7 +163,7 @@ def test_smoothgrad_is_the_mean_over_its_noise() -> None:
 
     x = torch.full((1, 1, 64, 64), 0.5)
     s, n = 0.2, 100
-    result = smoothgrad(Cubic(), x, 0, sigma=s, samples=n).mean()
+    result = smoothgrad(Cubic().eval(), x, 0, sigma=s, samples=n).mean()
     # Per pixel the noise term 6 x s z + 3 s^2 z^2 has variance 36 x^2 s^2 + 18 s^4; 4096 n draws, 5 deviations.
     deviation = ((36 * 0.25 * s**2 + 18 * s**4) / (4096 * n)) ** 0.5
     assert abs(result.item() - 3 * (0.25 + s**2)) < 5 * deviation
@@ -613,3 +614,448 @@ def test_impossible_options_are_refused(images: Tensor, labels: Tensor) -> None:
         heatmap(images, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="takes"):
         heatmap(images[0])
+
+
+# --- no silent wrong map -------------------------------------------------------------------------------------------
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "in place": nn.ReLU(inplace=True),
+    "leaky in place": nn.LeakyReLU(0.1, inplace=True),
+    "prelu": nn.PReLU(4, init=0.3),
+    "hardtanh": nn.Hardtanh(-0.2, 0.3),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "hardswish": nn.Hardswish(),
+    "hardswish in place": nn.Hardswish(inplace=True),
+    "elu": nn.ELU(1.5),
+    "selu": nn.SELU(inplace=True),
+    "celu": nn.CELU(0.25),  # PyTorch keeps 1 / alpha in float32
+    "gelu": nn.GELU(),
+    "gelu, tanh": nn.GELU("tanh"),
+    "mish": nn.Mish(),
+    "softsign": nn.Softsign(),
+    "log-sigmoid": nn.LogSigmoid(),
+}
+
+
+class Called(nn.Module):
+    """A network whose activation is whatever function is passed."""
+
+    def __init__(self, activation: object, in_features: int = 4 * 36) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.fc = nn.Linear(in_features, 3)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.activation(self.conv(x)).flatten(1))  # type: ignore[operator]
+        return y
+
+
+def conv_net(activation: object) -> nn.Module:
+    return Called(activation).double().eval()
+
+
+def small_images(n: int = 2) -> Tensor:
+    return torch.rand(n, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_deeplift_knows_the_activation(name: str) -> None:
+    """The map is that of the secants by hand, is complete, and its derivative is that of central differences."""
+    model, x = conv_net(ACTIVATIONS[name]), small_images()
+    b = torch.full_like(x, 0.3)
+    a = deeplift(model, x, 1, baseline=b)
+    with torch.no_grad():
+        z, z0 = model.conv(x), model.conv(b)
+        plain = copy.deepcopy(model.activation)
+        m = (plain(z.clone()) - plain(z0.clone())) / (z - z0)
+    weight = model.fc.weight[1].view(1, 4, 6, 6)
+    expected = (x - b) * nn.functional.conv_transpose2d(m * weight, model.conv.weight)
+    # z and z0 differ by 1e-4 or more here, so the quotient of roundings is off by 1e4 of them.
+    assert (z - z0).abs().min() > 1e-6
+    torch.testing.assert_close(a, expected.detach(), rtol=0, atol=64 * torch.finfo(torch.float64).eps / 1e-6)
+    v = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    s = x.clone().requires_grad_()
+    (d,) = torch.autograd.grad(deeplift(model, s, 1, baseline=b, create_graph=True).square().sum(), s)
+    h = 1e-6
+    ends = [deeplift(model, x + t * h * v, 1, baseline=b).square().sum() for t in (1, -1)]
+    torch.testing.assert_close((d * v).sum(), (ends[0] - ends[1]) / (2 * h), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        torch.relu,
+        lambda z: z.relu(),
+        lambda z: z.relu_(),
+        lambda z: z.clamp(min=0),
+        lambda z: nn.functional.relu(z, inplace=True),
+        lambda z: nn.functional.relu(input=z),
+        lambda z: nn.ReLU()(input=z),
+    ],
+)
+@pytest.mark.parametrize("method", [deeplift, guided_backpropagation, lrp, deep_taylor])
+def test_an_activation_is_the_same_however_it_is_called(method: object, call: object) -> None:
+    x = small_images()
+    assert torch.equal(method(conv_net(call), x, 1), method(conv_net(nn.ReLU()), x, 1))  # type: ignore[operator]
+
+
+def test_the_secant_of_elu_in_float32_by_hand() -> None:
+    """Between -.02 and .02 it is (.02 + 1 - exp(-.02)) / .04 = .995033, across the jump of the second derivative."""
+    model = nn.Sequential(nn.ELU(), nn.Flatten(), nn.Linear(1, 1, bias=False))
+    model[2].weight.data.fill_(1.0)
+    x = torch.tensor([[[[0.02]]]])
+    exact = (0.02 + 1 - math.exp(-0.02)) / 0.04
+    assert deeplift(model, x, 0, baseline=-0.02).item() / 0.04 == pytest.approx(exact, rel=1e-6)
+    assert deeplift(model, -x, 0, baseline=0.02).item() / -0.04 == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("name", ["elu", "selu", "celu", "hardswish", "softsign", "gelu", "mish", "log-sigmoid"])
+def test_secants_are_means_of_slopes(name: str, apart: float, dtype: torch.dtype) -> None:
+    """Against the mean slope between, by quadrature in float64 on each side of the kinks, at every distance."""
+    activation = copy.deepcopy(ACTIVATIONS[name])
+    kinks = (-3.0, 3.0) if name == "hardswish" else (0.0,)
+    # On each side of a kink, across it, and elsewhere.
+    places = torch.cat(
+        [k + torch.linspace(-1.1, 1.1, 12) * max(apart, 1e-3) for k in kinks] + [torch.linspace(-4, 4, 9)]
+    )
+    z, z0 = (places + apart / 2).to(dtype), (places - apart / 2).to(dtype)
+    model = nn.Sequential(activation, nn.Flatten(), nn.Linear(1, 1, bias=False)).to(dtype)
+    model[2].weight.data.fill_(1.0)
+    # A second pixel of weight one moves with the first, so that a secant is seen where x - b is nothing.
+    sums = nn.Conv2d(1, 1, (1, 2), bias=False).to(dtype)
+    sums.weight.data.fill_(1.0)
+    x = torch.stack([z - 1, torch.ones_like(z)], 1).view(-1, 1, 1, 2)
+    b = torch.stack([z0, torch.zeros_like(z0)], 1).view(-1, 1, 1, 2)
+    end, start = sums(x).flatten().detach().double(), sums(b).flatten().detach().double()
+    found = deeplift(nn.Sequential(sums, *model), x, 0, baseline=b)[..., 1].flatten().double()
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(40))
+    t = (nodes + 1) / 2
+    exact = torch.zeros_like(end)
+    for i in range(len(end)):
+        low, high = sorted((start[i].item(), end[i].item()))
+        cuts = [low, *(k for k in kinks if low < k < high), high]
+        for left, right in itertools.pairwise(cuts):
+            at = (left + (right - left) * t).requires_grad_()
+            (slope,) = torch.autograd.grad(copy.deepcopy(activation)(at.clone()).sum(), at)
+            part = (right - left) / (high - low) if high > low else 1.0
+            exact[i] += part * float((weights / 2) @ slope)
+    # At a kink itself either slope is right: there is no distance over which to take a mean.
+    apart_at_all = (end != start) | torch.stack([(end - k).abs() > 1e-9 for k in kinks]).all(0)
+    eps = torch.finfo(dtype).eps
+    # Where series and quotient change places: 8 roundings of values up to 4 over the distance.
+    worst = 8 * 4 * eps / (1000 * eps / (2 / 0.25) ** 3) ** 0.25
+    torch.testing.assert_close(found[apart_at_all], exact[apart_at_all], rtol=0, atol=worst)
+
+
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * torch.sigmoid(x.mean((2, 3), keepdim=True))).flatten(1).sum(1, keepdim=True)
+
+
+def test_deeplift_shares_a_product_by_hand() -> None:
+    """x gate(mean x) - b gate(mean b) = (x - b) (gate + gate0) / 2 + (gate - gate0) (x + b) / 2, pixel by pixel."""
+    x = torch.tensor([[[[0.9, 0.1]]]], dtype=torch.float64)
+    gate, gate0 = (1 / (1 + math.exp(-v)) for v in (0.5, 0.0))
+    # gate - gate0 comes from both pixels in proportion to x, and carries the sum of x / 2 = .5.
+    expected = x * (gate + gate0) / 2 + (gate - gate0) * 0.5 * x / x.sum()
+    torch.testing.assert_close(deeplift(Gated().eval(), x, 0), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.LayerNorm(6), "no rule for layer_norm, which activation (LayerNorm) calls"),
+        (nn.GroupNorm(2, 4), "no rule for group_norm, which activation (GroupNorm) calls"),
+        (nn.Softmax(1), "no rule for softmax, which activation (Softmax) calls"),
+        (nn.Tanhshrink(), "no rule for tanhshrink, which activation (Tanhshrink) calls"),
+        (lambda z: torch.exp(z), "no rule for exp, which the model itself (Called) calls"),
+        (lambda z: z @ z.mT, "no rule for matmul, which the model itself (Called) calls"),
+        (
+            lambda z: nn.functional.scaled_dot_product_attention(z, z, z),
+            "no rule for scaled_dot_product_attention, which the model itself (Called) calls",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", [deeplift, lrp, deep_taylor])
+def test_what_has_no_rule_is_refused_by_name(method: object, layer: object, said: str) -> None:
+    with pytest.raises(ValueError, match="integrated_gradients or smoothgrad") as error:
+        method(conv_net(layer), small_images(), 1)  # type: ignore[operator]
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Unseen(torch.autograd.Function):
+    """A square whose calls no mode sees."""
+
+    @staticmethod
+    def forward(ctx: object, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)  # type: ignore[attr-defined]
+        return torch.from_numpy(z.numpy() ** 2)
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return 2 * z * g
+
+
+def test_deeplift_that_is_not_complete_is_refused_with_its_error() -> None:
+    """From 0 to x the square rises by x^2, and its slope at x says 2 x^2: a relative error of 1."""
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Unseen.apply(x).flatten(1).sum(1, keepdim=True)
+
+    x = torch.tensor([[[[0.5, 0.25]]]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"image 0 sum to 0\.625 .* 0\.3125, a relative error of 1: .*check=False"):
+        deeplift(Square().eval(), x, 0)
+    assert torch.equal(deeplift(Square().eval(), x, 0, check=False), 2 * x.square())
+
+
+class Branches(nn.Module):
+    """Residual blocks of one's own, without biases."""
+
+    def __init__(self, add: object) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(4)])
+            self.fc = nn.Linear(192, 2, bias=False)
+        self.add = add
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = self.add(torch.relu(conv(x)), x)  # type: ignore[operator]
+        y: Tensor = self.fc(x.flatten(1))
+        return y
+
+
+def onto(a: Tensor, b: Tensor) -> Tensor:
+    a = a.clone()
+    a += b
+    return a
+
+
+@pytest.mark.parametrize(
+    "add",
+    [torch.add, lambda a, b: a + b, onto, lambda a, b: 2 * a + b / 0.5, lambda a, b: a - (-b), lambda a, b: a.sub(-b)],
+)
+def test_lrp_of_residual_blocks_is_conserved(add: object) -> None:
+    """For a network of straight pieces without biases the epsilon rule is input x gradient, whatever adds."""
+    model, x = Branches(add).double().eval(), small_images()
+    r = lrp(model, x, 1, epsilon=1e-12)
+    # The sums' stabilizers are 1e-6, beside values of which some are as small as 1e-3 or less.
+    torch.testing.assert_close(r.flatten(1).sum(1), model(x)[:, 1].detach(), rtol=1e-3, atol=0)
+
+
+def test_lrp_of_a_sum_of_itself_is_its_value() -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + x).flatten(1)
+
+    x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    assert lrp(Double().eval(), x, 0).item() == pytest.approx(1.0, rel=2e-6)  # a stabilizer of 1e-6
+
+
+class Normed(nn.Module):
+    """A batch normalization that is registered after a convolution and runs where ``order`` says."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.conv, self.norm, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+            self.fc = nn.Linear(192, 2)
+        self.norm.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+        self.norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.order == "other":
+            x = self.conv(self.norm(self.other(x)))
+        elif self.order == "first":
+            x = self.other(self.conv(self.norm(x)))
+        elif self.order == "twice":
+            x = self.norm(self.norm(self.conv(self.other(x))))
+        elif self.order == "read":
+            y = self.conv(self.other(x))
+            x = self.norm(y) + y
+        found: Tensor = self.fc(x.flatten(1))
+        return found
+
+
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("first", "norm in Normed follows no convolution"),
+        ("twice", "norm in Normed runs 2 times"),
+        ("read", "norm in Normed cannot be folded: conv, before it, is read by add too"),
+    ],
+)
+def test_a_normalization_that_cannot_be_folded_is_refused_by_name(order: str, said: str, example: bool) -> None:
+    model, x = Normed(order).double().eval(), small_images()
+    with pytest.raises(ValueError, match=said):
+        models.fold_batchnorm(model, x if example else None)
+    if example:
+        for method in (lrp, deep_taylor):
+            with pytest.raises(ValueError, match=said):
+                method(model, x, 1)
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_a_normalization_is_folded_where_it_runs(example: bool) -> None:
+    """Registered after ``conv``, run after ``other``: the logits are the model's own."""
+    model, x = Normed("other").double().eval(), small_images()
+    folded = models.fold_batchnorm(model, x if example else None)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
+    assert isinstance(folded.norm, nn.Identity)
+    by_hand = nn.Sequential(model.other, model.norm, model.conv, nn.Flatten(), model.fc).eval()
+    torch.testing.assert_close(lrp(model, x, 1), lrp(by_hand, x, 1), rtol=1e-12, atol=1e-14)
+
+
+def test_a_layer_that_runs_twice_is_refused_by_lrp() -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(conv, nn.ReLU(), conv, nn.Flatten(), nn.Linear(192, 2)).double()
+    with pytest.raises(ValueError, match=r"0 \(Conv2d\) runs more than once"):
+        lrp(model, small_images(), 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_around_a_call_change_nothing(mode: object, name: str) -> None:
+    model, x = conv_net(nn.Softplus()), small_images()
+    wanted = SMALL[name](model, x, 1)
+    with mode():  # type: ignore[operator]
+        assert torch.equal(SMALL[name](model, x, 1), wanted)
+        assert torch.equal(SMALL[name](model, x.clone(), 1), wanted)
+    assert wanted.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_in_training_mode_is_refused_and_stays_as_it_was(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 2)).double()
+    x, state = small_images(), copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"in training mode \(1, BatchNorm2d\).*call model.eval\(\)"):
+        METHODS[name](model, x, 1)
+    assert all(torch.equal(v, state[key]) for key, v in model.state_dict().items())
+    assert model.training
+    # What is the same in both modes is not refused.
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(192, 2)).double()
+    assert torch.equal(SMALL[name](plain, x, 1), SMALL[name](copy.deepcopy(plain).eval(), x, 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_target_has_one_meaning(name: str) -> None:
+    model, x = conv_net(nn.ReLU()), small_images()
+    one, each = (SMALL[name](model, x, t) for t in (2, torch.tensor([1, 2])))
+    for target in (np.int64(2), np.array(2), torch.tensor(2), [2, 2], np.array([[2], [2]], dtype=np.uint8)):
+        assert torch.equal(SMALL[name](model, x, target), one)
+    for target in ([1, 2], (1, 2), np.array([1, 2]), torch.tensor([[1], [2]]), torch.tensor([1, 2], dtype=torch.int32)):
+        assert torch.equal(SMALL[name](model, x, target), each)
+    for target in ([1], [1.0, 2.0], True, [True, False], "1", None, [[1, 2]], torch.tensor([[1, 2]])):
+        with pytest.raises(ValueError, match=r"target is .*; accepted is one class an image"):
+            METHODS[name](model, x, target)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_model_returns_is_looked_at(name: str) -> None:
+    class Returns(nn.Module):
+        def __init__(self, wrap: object) -> None:
+            super().__init__()
+            self.inner, self.wrap = Called(nn.ReLU()), wrap
+
+        def forward(self, x: Tensor) -> object:
+            return self.wrap(self.inner(x))  # type: ignore[operator]
+
+    x = small_images()
+    for wrap, said in (
+        (lambda y: (y, y), "returned a tuple; .*logits"),
+        (lambda y: {"logits": y}, "returned a dict; .*logits"),
+        (lambda y: y[:, None], r"returned \(\d+, 1, 3\); .*logits"),
+        (lambda y: y[:1], r"returned \(1, 3\) for \d+ images"),
+        (lambda y: y + float("nan"), "logit of image 0 is nan"),
+        (lambda y: y + float("inf"), "logit of image 0 is inf"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            METHODS[name](Returns(wrap).double().eval(), x, 1)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_of_another_type_are_refused_in_one_line(name: str) -> None:
+    model, x = conv_net(nn.ReLU()), small_images()
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(
+            ValueError, match=rf"x is {dtype} and the model's parameters are torch.float64; convert one"
+        ):
+            METHODS[name](model, x.to(dtype), 1)
+    with pytest.raises(ValueError, match="x is a ndarray; accepted is a floating batch"):
+        METHODS[name](model, x.numpy(), 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_that_writes_over_its_images(name: str) -> None:
+    """In a way that the derivative sees, the map is right and the images stay; behind its back, it is refused."""
+
+    class Writes(Called):
+        def __init__(self, write: object) -> None:
+            super().__init__(nn.ReLU())
+            self.write = write
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.write(x)  # type: ignore[operator]
+            return super().forward(x)
+
+    class Scaled(Called):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 2)
+
+    x = small_images()
+    kept = x.clone()
+    seen = Writes(lambda x: x.mul_(2)).double().eval()
+    assert torch.equal(SMALL[name](seen, x, 1), SMALL[name](Scaled(nn.ReLU()).double().eval(), x, 1))
+    with pytest.raises(ValueError, match=r"through x\.data"):
+        METHODS[name](Writes(lambda x: x.data.mul_(2)).double().eval(), x, 1)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("method", [deeplift, guided_backpropagation, lrp, deep_taylor])
+def test_what_no_rule_can_see_into_is_refused_by_name(method: object) -> None:
+    x = small_images()
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU()), nn.Flatten(), nn.Linear(144, 3)).double().eval()
+    for change, said in (
+        (lambda part: torch.compile(part, backend="eager"), "1 is compiled"),
+        (lambda part: torch.jit.trace(part, torch.rand(1, 4, 6, 6).double()), "1 is scripted"),
+    ):
+        model = copy.deepcopy(plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit announces its successor
+            model[1] = change(model[1])
+        with pytest.raises(ValueError, match=said):
+            method(model, x, 1)  # type: ignore[operator]
+    model = copy.deepcopy(plain)
+    model.compile(backend="eager")
+    with pytest.raises(ValueError, match="Sequential is compiled"):
+        method(model, x, 1)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "shufflenet_v2_x1_0", "regnet_x_400mf"])
+def test_deeplift_is_complete_for_networks_of_torchvision(name: str) -> None:
+    import torchvision
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None).double().eval()
+    x = torch.rand(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a = deeplift(model, x, 3)
+    with torch.no_grad():
+        change = (model(x) - model(torch.zeros_like(x)))[0, 3]
+    # Rounding: a millionth of the terms, as the check allows.
+    assert (a.sum() - change).abs() < 1e-6 * a.abs().sum()
+    assert change.abs() > 0

@@ -14,7 +14,7 @@ from robattr import metrics
 from robattr._rows import joined, parts_of
 from robattr.attacks.climbing import RandomSigns, _check_batch, check_draws, check_iterations, slope_of
 from robattr.attacks.views import _schedule
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, target_logits
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, target_logits
 from robattr.models import set_beta, softplus_surrogate
 
 
@@ -48,6 +48,7 @@ class CosineAttackResult:
     epsilon: float
 
 
+@differentiates
 def cosine_attack(
     model: nn.Module,
     images: Tensor,
@@ -153,6 +154,7 @@ def cosine_attack(
     )
 
 
+@differentiates
 def random_directions(
     model: nn.Module,
     images: Tensor,

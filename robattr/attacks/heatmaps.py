@@ -14,7 +14,7 @@ from robattr._rows import joined, parts_of
 from robattr.attacks.climbing import Seen, check_attack, check_draws, check_iterations, climb, slope_of
 from robattr.attacks.objectives import Objective, Score, _check_objective
 from robattr.attacks.views import _map_and_logits, _schedule
-from robattr.attributions import Attribution, frozen, gradient, heatmap
+from robattr.attributions import Attribution, differentiates, frozen, gradient, heatmap
 from robattr.models import is_smooth, set_beta, softplus_surrogate
 
 
@@ -44,6 +44,7 @@ class AttackResult:
     epsilon: float
 
 
+@differentiates
 def iterative_attack(
     model: nn.Module,
     images: Tensor,
@@ -106,6 +107,7 @@ def iterative_attack(
     )  # fmt: skip
 
 
+@differentiates
 def random_sign(
     model: nn.Module,
     images: Tensor,

@@ -13,7 +13,16 @@ from robattr._rows import joined, parts_of
 from robattr.attacks.climbing import check_attack, check_iterations, linf_ball, slope_of
 from robattr.attacks.objectives import _check_map
 from robattr.attacks.views import _map_and_logits, _schedule
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap, target_logits
+from robattr.attributions import (
+    Attribution,
+    Target,
+    check_target,
+    differentiates,
+    frozen,
+    gradient,
+    heatmap,
+    target_logits,
+)
 from robattr.models import set_beta, softplus_surrogate
 
 
@@ -59,6 +68,7 @@ def frame(height: int, width: int, border: int) -> Tensor:
     return map_
 
 
+@differentiates
 def manipulate(
     model: nn.Module,
     images: Tensor,

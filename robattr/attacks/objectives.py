@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,8 @@ class TopK:
 
     def check(self, n: int, height: int, width: int) -> None:
         pixels = height * width
-        if not 1 <= self.k <= pixels:
-            raise ValueError(f"k is {self.k}; the map has {pixels} pixels and k is between 1 and that")
+        if not isinstance(self.k, (int, np.integer)) or not 1 <= self.k <= pixels:
+            raise ValueError(f"k is {self.k}; the map has {pixels} pixels and k is an integer between 1 and that")
 
     def prepare(self, reference: Tensor, rows: slice) -> Score:
         n, height, width = reference.shape

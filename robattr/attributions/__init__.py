@@ -17,7 +17,9 @@ from robattr.attributions.protocol import (
     Attribution,
     Normalization as Normalization,
     Target as Target,
+    check_evaluation as check_evaluation,
     check_target as check_target,
+    differentiates as differentiates,
     frozen as frozen,
     target_logits as target_logits,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from robattr._rows import parts_of
 from robattr._second_order import SecondOrder
-from robattr.attributions.protocol import Target, _baseline, check_target, target_logits
+from robattr.attributions.protocol import Target, _baseline, called, check_target, explains, target_logits
 
 # A point to average over: the images of the batch's given rows -> as many images.
 _Point = Callable[[Tensor, slice], Tensor]
 
 
+@explains
 def gradient(
     model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False, max_batch: int | None = None
 ) -> Tensor:
@@ -39,6 +40,7 @@ def gradient(
     return _mean_gradient(model, x, target, [lambda z, rows: z], [1.0], create_graph, max_batch)
 
 
+@explains
 def input_x_gradient(
     model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False, max_batch: int | None = None
 ) -> Tensor:
@@ -47,6 +49,7 @@ def input_x_gradient(
     return (x if create_graph else x.detach()) * g
 
 
+@explains
 def integrated_gradients(
     model: nn.Module,
     x: Tensor,
@@ -88,6 +91,7 @@ def integrated_gradients(
     return ((x if create_graph else x.detach()) - start) * mean
 
 
+@explains
 def smoothgrad(
     model: nn.Module,
     x: Tensor,
@@ -175,15 +179,15 @@ def _one_pass(
     return run
 
 
-def _input_gradient(model: nn.Module, x: Tensor, labels: Tensor, create_graph: bool) -> Tensor:
+def _input_gradient(model: Callable[[Tensor], Any], x: Tensor, labels: Tensor, create_graph: bool) -> Tensor:
     """The gradient of each image's logit; the sum over the batch separates because images do not interact."""
     if not (create_graph and x.requires_grad):
         x = x.detach().requires_grad_()
     if not create_graph:
         with torch.enable_grad():
-            logits = target_logits(model(x), labels)
+            logits = target_logits(called(model, x), labels)
         return torch.autograd.grad(logits.sum(), x)[0]
     with torch.enable_grad(), SecondOrder() as mode, mode.inputs_only():
-        logits = target_logits(model(x), labels)
+        logits = target_logits(called(model, x), labels)
         (g,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return g

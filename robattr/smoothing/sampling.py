@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robattr._rows import parts_of
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient
 from robattr.smoothing.noise import Noise
 
 # Samples whose noise is drawn together, whatever the size of a pass: the noise depends on the seed and on the shape.
@@ -54,6 +54,7 @@ class Smoothed:
     along: Tensor | None
 
 
+@differentiates
 def smooth(
     model: nn.Module,
     x: Tensor,
@@ -155,6 +156,7 @@ def _check_lengths(norm: Tensor, maps: Tensor) -> None:
         )
 
 
+@differentiates
 def smoothed(
     model: nn.Module,
     x: Tensor,
