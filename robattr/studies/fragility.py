@@ -419,7 +419,7 @@ def _rescaled(model: nn.Module, config: Fragility, x: Tensor, labels: Tensor) ->
     generator = torch.Generator().manual_seed(config.seed)
     noise = regularizers.uniform(x.shape, generator, torch.device("cpu")).to(x) * (max(config.epsilons) / 255)
     values = {}
-    for name, network in (("plain", model), ("rescaled", _Doubled(model))):
+    for name, network in (("plain", model), ("rescaled", _Doubled(model).eval())):
         here, there = (gradient(network, z, labels) for z in (x, x + noise))
         values[f"{name}/l2_distance"] = torch.linalg.vector_norm((there - here).flatten(1), dim=1)
         values[f"{name}/cosine"] = metrics.cosine(here, there)
