@@ -181,9 +181,11 @@ def frozen(model: M) -> M:
     """A copy whose parameters are constants, for derivatives with respect to images only.
 
     Raises:
-        ValueError: the model is in training mode, see :func:`check_evaluation`.
+        ValueError: the model is in training mode, whatever its layers.
     """
     check_evaluation(model)
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval()")
     return copy.deepcopy(model).requires_grad_(False)
 
 
