@@ -1051,7 +1051,10 @@ def test_too_few_samples_abstain() -> None:
 @pytest.mark.parametrize("noise", [Ball(0.5), Gaussian(0.15)])
 def test_estimates_by_hand(noise: Noise) -> None:
     samples, alpha, epsilon = 5000, 0.03, [0.0, 0.004]
-    found = certify(network(), images(1), 0, noise=noise, epsilon=epsilon, samples=samples, choose=50, alpha=alpha)
+    asked: dict[str, Any] = {"epsilon": epsilon, "samples": samples, "choose": 50, "alpha": alpha, "spectral": False}
+    found = certify(network(), images(1), 0, noise=noise, **asked)
+    assert found.split == dict.fromkeys(("norm", "estimate", "estimate_moved"), 0.01)
+    assert found.spread is found.spread_upper is None
     h, norm = float(found.norm_lower), float(found.norm)
     assert 0.9 < h < norm
     for k, e in enumerate(epsilon):

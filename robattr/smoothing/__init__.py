@@ -9,12 +9,16 @@ at most 1 long: then M = 1 exactly, and the length of h(x) says how aligned the 
 - :func:`smooth` takes the mean over any number of samples in bounded memory; :func:`smoothed` is the same as an
   attribution method, for attacks.
 - :func:`certify` turns samples into certificates with a stated probability of failure, or abstains.
-- :func:`worst_field` and :func:`worst_field_gaussian` are the adversaries that attain the tight certificates.
+- :func:`worst_field`, :func:`worst_field_gaussian` and :func:`worst_field_spectral` are the adversaries that attain the
+  certificates.
+
+A second number about the noisy maps bounds the angle much further where images have many values, and needs no bound on
+g: the *spread*, the largest variance of g along one direction (:func:`certified_cosine_spectral`).
 """
 
 from __future__ import annotations
 
-from robattr.smoothing.adversaries import Field, worst_field, worst_field_gaussian
+from robattr.smoothing.adversaries import Field, worst_field, worst_field_gaussian, worst_field_spectral
 from robattr.smoothing.certificates import (
     Method as Method,
     certified_cosine,
@@ -24,28 +28,43 @@ from robattr.smoothing.certificates import (
     sampling_error,
 )
 from robattr.smoothing.certifying import Certificate, certify
+from robattr.smoothing.eigenvalue import Eigenvalue, Maps, largest_eigenvalue
 from robattr.smoothing.inverse import max_epsilon, min_radius
 from robattr.smoothing.noise import Ball, Gaussian, Noise, sample_ball
 from robattr.smoothing.sampling import Smoothed, smooth, smoothed
+from robattr.smoothing.spectral import (
+    certified_cosine_spectral,
+    max_shift_spectral,
+    shifted_spread,
+    spread_upper_bound,
+)
 
 __all__ = [
     "Ball",
     "Certificate",
+    "Eigenvalue",
     "Field",
     "Gaussian",
+    "Maps",
     "Noise",
     "Smoothed",
     "certified_cosine",
     "certified_cosine_gaussian",
+    "certified_cosine_spectral",
     "certify",
+    "largest_eigenvalue",
     "max_epsilon",
+    "max_shift_spectral",
     "mean_lower_bound",
     "min_radius",
     "overlap",
     "sample_ball",
     "sampling_error",
+    "shifted_spread",
     "smooth",
     "smoothed",
+    "spread_upper_bound",
     "worst_field",
     "worst_field_gaussian",
+    "worst_field_spectral",
 ]

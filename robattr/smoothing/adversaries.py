@@ -1,4 +1,4 @@
-"""Fields whose smoothed map turns as far as the tight certificates allow."""
+"""Fields whose smoothed map turns as far as the certificates allow."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from robattr.smoothing.certificates import FARTHEST, NONE
 from robattr.smoothing.noise import Ball, Noise, _check_scale
+from robattr.smoothing.spectral import certified_cosine_spectral
 
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """A field g with ``||g|| <= 1`` whose smoothed map turns as far as the tight certificate allows.
+    """A field g whose smoothed map turns as far as a certificate allows.
 
     Call it with points [n, d], relative to x, to get g [n, d]. The perturbation is ``(epsilon, 0, ..., 0)``.
 
@@ -24,12 +25,16 @@ class Field:
         mean_norm: ||h(x)||.
         cosine: cos(h(x), h(x + delta)); like mean_norm without sampling, to about 12 digits.
         epsilon: l2 length of the perturbation.
+        bound: the most that ||g|| can be, at any point; infinite where there is no such number.
+        spread: the largest eigenvalue of the covariance of g(x + noise), or None where nothing is said of it.
     """
 
     mean_norm: float
     cosine: float
     epsilon: float
     at: Callable[[Tensor], Tensor]
+    bound: float = 1.0
+    spread: float | None = None
 
     def __call__(self, points: Tensor) -> Tensor:
         return self.at(points)
@@ -108,6 +113,82 @@ def worst_field_gaussian(beta: float, dimension: int, sigma: float, epsilon: flo
         return _in_plane(torch.stack([ratio, torch.full_like(ratio, beta)], 1), dimension, unit=True)
 
     return Field(float(np.linalg.norm(h)), cosine, epsilon, at)
+
+
+def worst_field_spectral(
+    mean_norm: float, spread: float, dimension: int, sigma: float, epsilon: float, *, bound: float = np.inf
+) -> Field:
+    """The adversary of the spectral certificate: ``g = h + sqrt(lam) w (L - 1) / sd(L)``, d >= 2.
+
+    Its covariance is ``lam w w'`` and ``h(x + delta) = h + sqrt(lam) sd(L) w``, as far as the certificate allows; the
+    unit vector w is turned so that h(x + delta) touches the ball around h. Without a bound the cosine is exactly that
+    of :func:`certified_cosine_spectral`.
+
+    L is not bounded, and neither is this g. With a bound, g is cut to that length where it is longer. What that
+    costs is in the result: ``mean_norm``, ``spread`` and ``cosine`` are those of the field that is returned.
+
+    Args:
+        mean_norm: H = ||h(x)|| of the field that is not cut.
+        spread: lam, of the same.
+        dimension: of the points.
+        sigma: of the noise.
+        epsilon: l2 length of the perturbation, > 0 and at most 6 sigma.
+        bound: above mean_norm.
+
+    Raises:
+        ValueError: an argument is not what is accepted, or nothing is certified there.
+    """
+    if dimension < 2:
+        raise ValueError(f"dimension is {dimension}; the field needs a plane, accepted is >= 2")
+    for name, value in (("sigma", sigma), ("epsilon", epsilon), ("mean_norm", mean_norm)):
+        _check_scale(name, value)
+    if not (spread > 0 and np.isfinite(spread)):
+        raise ValueError(f"spread is {spread}; accepted is a finite eigenvalue of a covariance, > 0")
+    if not bound > mean_norm:
+        raise ValueError(f"bound is {bound}; accepted is one above mean_norm, {mean_norm:g}")
+    a = epsilon / sigma
+    if a > FARTHEST:
+        raise ValueError(f"epsilon is {epsilon}, which is {a:g} sigma; accepted is at most {FARTHEST:g} sigma")
+    cosine = float(certified_cosine_spectral(mean_norm, spread, a))
+    if cosine <= NONE:
+        raise ValueError(
+            f"epsilon is {epsilon}; accepted is one for which a mean length of {mean_norm:g} with a spread of "
+            f"{spread:g} certifies something"
+        )
+    kappa = float(np.sqrt(np.expm1(a * a)))
+    sine = kappa * np.sqrt(spread) / mean_norm
+    step = np.sqrt(spread) / kappa * np.array([-sine, np.sqrt((1 - sine) * (1 + sine))])  # for L - 1 = 1
+
+    def values(excess: Tensor) -> Tensor:
+        g = excess[:, None] * torch.from_numpy(step).to(excess)
+        g[:, 0] += mean_norm
+        if np.isfinite(bound):
+            g = g * (bound / torch.linalg.vector_norm(g, dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1.0)
+        return g
+
+    def at(points: Tensor) -> Tensor:
+        excess = torch.expm1(points[:, 0] * (epsilon / sigma**2) - a * a / 2)
+        return torch.cat([values(excess), points.new_zeros(len(points), dimension - 2)], 1)
+
+    if np.isinf(bound):
+        return Field(mean_norm, cosine, epsilon, at, bound, spread)
+    # Where |h + excess step| = bound g has a corner; between corners a rule of Gauss and Legendre is exact to rounding.
+    first, second, third = step @ step, mean_norm * step[0], mean_norm**2 - bound**2
+    root = np.sqrt(second**2 - first * third)
+    corners = [e for e in ((-second - root) / first, (-second + root) / first) if e > -1]
+    low, high = -10.0, 10.0 + 2 * a
+    kinks = [v for v in ((np.log1p(e) + a * a / 2) / a for e in corners) if low < v < high]
+    edges = np.unique([*np.arange(low, high, 0.25), high, *kinks])
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    half = np.diff(edges)[:, None] / 2
+    t, mass = (edges[:-1, None] + half * (1 + nodes)).ravel(), (half * weights).ravel()
+    mass = mass * np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
+    g = values(torch.from_numpy(np.expm1(a * t - a * a / 2))).numpy()
+    h, after = mass @ g, (mass * np.exp(a * t - a * a / 2)) @ g
+    covariance = (g - h).T @ (mass[:, None] * (g - h))
+    cosine = float(h @ after / np.linalg.norm(h) / np.linalg.norm(after))
+    largest = float(np.linalg.eigvalsh(covariance)[-1])
+    return Field(float(np.linalg.norm(h)), cosine, epsilon, at, bound, largest)
 
 
 def _panels(low: float, high: float, near: float, distance: float) -> tuple[np.ndarray, np.ndarray]:

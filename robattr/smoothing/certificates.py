@@ -245,27 +245,47 @@ def _between(low: Array, high: Array) -> Array:
 
 
 def sampling_error(
-    samples: ArrayLike, alpha: ArrayLike, *, bound: ArrayLike = 1.0, mean_norm: ArrayLike = 0.0
+    samples: ArrayLike,
+    alpha: ArrayLike,
+    *,
+    bound: ArrayLike = 1.0,
+    mean_norm: ArrayLike = 0.0,
+    spread: ArrayLike | None = None,
 ) -> Array:
     """How far the mean of n independent maps is from h, in l2, with probability at least 1 - alpha.
 
-    ``bound (sqrt(1 - (H / bound)^2) + sqrt(2 ln(1 / alpha))) / sqrt(n)``, whatever the dimension: the first term bounds
-    the expectation of the distance (the variance is at most bound^2 - H^2), the second is McDiarmid's inequality, as
-    one sample moves the mean by at most 2 bound / n.
+    ``E + bound sqrt(2 ln(1 / alpha) / n)`` with ``E = bound sqrt((1 - (H / bound)^2) / n)``, whatever the dimension: E
+    bounds the expectation of the distance (the variance is at most bound^2 - H^2), the rest is McDiarmid's inequality,
+    as one sample moves the mean by at most 2 bound / n.
+
+    The distance is also the largest, over unit vectors q, of a mean of numbers ``<g - h, q>``, which are at most 2
+    bound and have a variance of at most the spread lam. By Bousquet's inequality for such a supremum (2002; with
+    ``f <= b``, ``P(Z >= E Z + sqrt(2 t (n lam + 2 b E Z)) + b t / 3) <= exp(-t)``, Z being n times the distance) it is
+    at most ``E + sqrt(2 t (lam + 4 bound E) / n) + 2 bound t / (3 n)``, ``t = ln(1 / alpha)``. The smaller of the two
+    is returned: which one it is follows from H and lam, not from the samples, so that nothing is added to alpha.
 
     Args:
         samples: n >= 1.
         alpha: probability of failure, between 0 and 1.
         bound: M with ||g|| <= M everywhere.
         mean_norm: a *lower* bound on H = ||h||; 0 is always one.
+        spread: an *upper* bound on lam, the largest eigenvalue of the covariance of one map; None where none is known.
 
     Raises:
         ValueError: an argument is not what is accepted.
     """
-    h, n, risk, m = _mean(mean_norm, bound, samples=samples, alpha=alpha)
+    given = {} if spread is None else {"spread": spread}
+    h, n, risk, *known, m = _mean(mean_norm, bound, samples=samples, alpha=alpha, **given)
     _check((n >= 1) & (n == np.floor(n)), "samples", n, "a whole number >= 1")
     _check((risk > 0) & (risk < 1), "alpha", risk, "a probability between 0 and 1, for example 0.001")
-    return np.asarray(m * (np.sqrt((1 - h) * (1 + h)) + np.sqrt(-2 * np.log(risk))) / np.sqrt(n))
+    mean = np.sqrt((1 - h) * (1 + h)) / np.sqrt(n)
+    log = -np.log(risk)
+    away = np.sqrt(2 * log / n)
+    for lam in known:
+        _check(lam >= 0, "spread", lam, "an eigenvalue of a covariance, >= 0")
+        share = np.minimum(lam / (m * m), (1 - h) * (1 + h))
+        away = np.minimum(away, np.sqrt(2 * log * (share + 4 * mean) / n) + 2 * log / (3 * n))
+    return np.asarray(m * (mean + away))
 
 
 def mean_lower_bound(values: ArrayLike, alpha: float, *, low: float = -1.0, high: float = 1.0) -> Array:

@@ -22,6 +22,7 @@ def max_epsilon(
     noise: Noise,
     bound: float = 1.0,
     method: Method = "tight",
+    spread: ArrayLike | None = None,
 ) -> np.ndarray:
     """The largest l2 epsilon for which a cosine is certified, for each mean length; 0 where H = 0.
 
@@ -34,25 +35,31 @@ def max_epsilon(
         noise: :class:`Ball` or :class:`Gaussian`.
         bound: M with ||g|| <= M everywhere.
         method: of the certificate.
+        spread: lam of each, for the best of all certificates of Gaussian noise; broadcasts to mean_norm.
 
     Raises:
         ValueError: an argument is not what is accepted.
     """
     _check_cosine(cosine)
     lengths = np.asarray(mean_norm, dtype=np.float64)
-    noise.certified_cosine(lengths, dimension, 0.0, bound=bound, method=method)  # refuses what it does not accept
+    spreads = None if spread is None else np.broadcast_to(np.asarray(spread, dtype=np.float64), lengths.shape)
+    # Refuses what it does not accept.
+    noise.certified_cosine(lengths, dimension, 0.0, bound=bound, method=method, spread=spreads)
     limit = noise.reach(dimension)
     found = np.zeros(lengths.shape)
     for place in zip(*np.nonzero(lengths), strict=True) if lengths.ndim else [()]:
         if lengths[place] == 0:
             continue
-        certified = partial(_at_epsilon, noise, float(lengths[place]), dimension, bound, method)
+        lam = None if spreads is None else float(spreads[place])
+        certified = partial(_at_epsilon, noise, float(lengths[place]), dimension, bound, method, lam)
         found[place] = largest(certified, cosine, limit)
     return found
 
 
-def _at_epsilon(noise: Noise, h: float, dimension: int, bound: float, method: Method, epsilon: float) -> float:
-    return float(noise.certified_cosine(h, dimension, epsilon, bound=bound, method=method))
+def _at_epsilon(
+    noise: Noise, h: float, dimension: int, bound: float, method: Method, spread: float | None, epsilon: float
+) -> float:
+    return float(noise.certified_cosine(h, dimension, epsilon, bound=bound, method=method, spread=spread))
 
 
 def min_radius(

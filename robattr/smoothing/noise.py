@@ -13,6 +13,7 @@ from scipy import special
 from torch import Tensor
 
 from robattr.smoothing.certificates import Method, certified_cosine, certified_cosine_gaussian, overlap, shift_in_sigmas
+from robattr.smoothing.spectral import certified_cosine_spectral
 
 
 class Noise(Protocol):
@@ -39,8 +40,13 @@ class Noise(Protocol):
         *,
         bound: float = 1.0,
         method: Method = "tight",
+        spread: ArrayLike | None = None,
     ) -> np.ndarray:
-        """A lower bound on cos(h(x), h(x + delta)) for all ``||delta||_2 <= epsilon``; -1 where there is none."""
+        """A lower bound on cos(h(x), h(x + delta)) for all ``||delta||_2 <= epsilon``; -1 where there is none.
+
+        With a spread, an upper bound on the largest eigenvalue of the covariance of a map, the best of all
+        certificates.
+        """
         ...
 
     def reach(self, dimension: int) -> float:
@@ -79,7 +85,13 @@ class Ball:
         *,
         bound: float = 1.0,
         method: Method = "tight",
+        spread: ArrayLike | None = None,
     ) -> np.ndarray:
+        if spread is not None:
+            raise ValueError(
+                "spread is given; accepted is None for uniform noise, whose likelihood ratio has no variance: "
+                "take Gaussian noise"
+            )
         return certified_cosine(mean_norm, self.displaced(dimension, epsilon), bound=bound, method=method)
 
     def reach(self, dimension: int) -> float:
@@ -122,9 +134,13 @@ class Gaussian:
         *,
         bound: float = 1.0,
         method: Method = "tight",
+        spread: ArrayLike | None = None,
     ) -> np.ndarray:
         shift = shift_in_sigmas(dimension, self.sigma, epsilon)
-        return certified_cosine_gaussian(mean_norm, shift, bound=bound, method=method)
+        found = certified_cosine_gaussian(mean_norm, shift, bound=bound, method=method)
+        if spread is None:
+            return found
+        return np.asarray(np.maximum(found, certified_cosine_spectral(mean_norm, spread, shift, bound=bound)))
 
     def reach(self, dimension: int) -> float:
         return 10 * self.sigma

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,6 +65,7 @@ def smooth(
     attribution: Attribution = gradient,
     normalize: bool = True,
     direction: Tensor | None = None,
+    each: Callable[[slice, Tensor], None] | None = None,
     seed: int = 0,
     max_batch: int = 128,
 ) -> Smoothed:
@@ -84,6 +85,7 @@ def smooth(
         normalize: divide each sample's map by its l2 length (a map of zeros stays), so that no map is longer than 1.
         direction: [N, C, H, W]; the samples' projections on it are kept. What it was made from has to be independent
             of these samples (another seed) for the projections to be independent draws.
+        each: is given what is averaged, as it comes: rows of the batch and their maps [rows, k, C x H x W].
         seed: of the noise.
         max_batch: largest number of images in one pass.
 
@@ -112,6 +114,8 @@ def smooth(
             factor, length = _lengths(maps, normalize)
             # The mean without a normalized copy of the maps.
             total[rows] += torch.bmm(factor[:, None], maps)[:, 0]
+            if each is not None:
+                each(rows, maps * factor[..., None])
             squares[rows] += length.square().sum(1)
             longest[rows] = torch.maximum(longest[rows], length.amax(1))
             if along is not None:

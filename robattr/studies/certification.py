@@ -174,6 +174,7 @@ def measure(
                     samples=config.samples,
                     choose=config.choose,
                     alpha=config.alpha,
+                    spectral=False,  # the records hold lengths, and what they certify alone
                     seed=config.seed,
                     max_batch=max_batch,
                     path=path,

@@ -1,0 +1,205 @@
+"""The largest eigenvalue of a mean of ``y y'`` over many maps y, bounded from above, in bounded memory.
+
+Maps are kept in half precision, with what that loses added to the result, or they are made again for each pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import special
+from torch import Tensor
+
+__all__ = ["EXACT", "Eigenvalue", "Maps", "Stream", "largest_eigenvalue"]
+
+Stream = Callable[[Callable[[Tensor], None]], None]
+"""A pass: calls what it is given with blocks [k, d] of the same maps, in any order, each map once."""
+
+EXACT = 1024
+"""Up to this many values the matrix itself is formed."""
+
+_WIDTH = 8  # random starts that go together
+# Sums of float32 products: their error is about 1e-6 of the result.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """The largest eigenvalue of ``A = (1 / n) sum y y'``.
+
+    Attributes:
+        value: what was found, at most the eigenvalue up to rounding.
+        upper: the eigenvalue is at most this, with probability at least 1 - alpha over the random starts.
+        samples: n.
+        passes: over the maps.
+        alpha: 0 where the matrix was formed and nothing is left to chance.
+    """
+
+    value: float
+    upper: float
+    samples: int
+    passes: int
+    alpha: float
+
+
+def largest_eigenvalue(
+    stream: Stream, dimension: int, *, alpha: float = 1e-5, tolerance: float = 0.05, seed: int = 0
+) -> Eigenvalue:
+    """Bound the largest eigenvalue of the mean of ``y y'`` from above.
+
+    Up to 1,024 values the matrix is formed. Beyond, a block Lanczos method with 8 random starts. A residual would say
+    how near *some* eigenvalue is; what excludes a larger one is that a random start sees it. Let theta be the largest
+    Ritz value after k passes from one start, and beta the part of that (normalized) start along the top eigenvector,
+    with eigenvalue lam > theta. For every polynomial p of degree below k the vector p(A) start has a Rayleigh quotient
+    of at most theta, so ``beta^2 p(lam)^2 (lam - theta) <= sum over eigenvalues x below theta of (their part)^2 p(x)^2
+    (theta - x)``. Choose p with ``p(x)^2 (theta - x) = theta T(sqrt(1 - x / theta))^2``, T the Chebyshev polynomial of
+    degree 2 k - 1: at most theta on [0, theta], and ``theta sinh^2((2 k - 1) arsinh(sqrt(lam / theta - 1)))`` in size
+    at lam. Hence
+
+        ``|beta| <= 1 / cosh((2 k - 1) arsinh(sqrt(lam / theta - 1)))``,
+
+    the optimum of Kuczynski & Wozniakowski 1992. A start without direction has ``|beta| <= s`` with probability
+    ``I_{s^2}(1/2, (dimension - 1)/2)``, and all 8 starts with the 8th power of it: s is chosen so that this is alpha, k
+    so that lam / theta - 1 is ``tolerance``. The bound is on the exact theta; a factor 1.0001 covers the rounding of
+    sums.
+
+    Args:
+        stream: see :data:`Stream`; it is called once a pass, with at least one map each time.
+        dimension: d, of each map.
+        alpha: probability that the bound is wrong, between 0 and 1; only beyond 1,024 values.
+        tolerance: by which share the bound is above what was found, > 0; only beyond 1,024 values.
+        seed: of the starts; they have to be independent of the maps.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+    if dimension < 1:
+        raise ValueError(f"dimension is {dimension}; accepted is a number of values >= 1")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 1e-5")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}; accepted is a share > 0, for example 0.05")
+    if dimension <= EXACT:
+        # The product of all blocks with the unit vectors is the matrix.
+        product, n = _product(stream, None, dimension)
+        value = max(float(torch.linalg.eigvalsh((product + product.T) / 2)[-1]), 0.0)
+        return Eigenvalue(value, value * (1 + _ROUNDING), n, 1, 0.0)
+    share = np.sqrt(special.betaincinv(0.5, (dimension - 1) / 2, alpha ** (1 / _WIDTH)))
+    growth = np.arccosh(1 / share)
+    passes = int(np.ceil((growth / np.arcsinh(np.sqrt(tolerance)) + 1) / 2))
+    excess = float(np.sinh(growth / (2 * passes - 1)) ** 2)
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(dimension, _WIDTH, generator=generator, dtype=torch.float64)).Q
+    columns, products = [basis], []
+    n = 0
+    for k in range(passes):
+        product, n = _product(stream, columns[-1], dimension)
+        products.append(product)
+        if k + 1 < passes:
+            known = torch.cat(columns, 1)
+            for _ in range(2):  # once leaves rounding, twice does not
+                product = product - known @ (known.T @ product)
+            columns.append(torch.linalg.qr(product).Q)
+            # A product that has vanished leaves columns that need not be orthogonal to the others.
+            overlap = known.T @ columns[-1]
+            if float(overlap.abs().max()) > 1e-8:
+                columns[-1] = torch.linalg.qr(columns[-1] - known @ overlap).Q
+    known = torch.cat(columns, 1)
+    small = known.T @ torch.cat(products, 1)
+    gram = known.T @ known
+    # With the basis' own scalar products the quotients are Rayleigh quotients, however orthogonal the basis is.
+    weights, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    kept = weights > 1e-6
+    root = vectors[:, kept] / weights[kept].sqrt()
+    ritz = root.T @ ((small + small.T) / 2) @ root
+    value = max(float(torch.linalg.eigvalsh(ritz)[-1]), 0.0)
+    return Eigenvalue(value, value * (1 + excess) * (1 + _ROUNDING), n, passes, alpha)
+
+
+def _product(stream: Stream, columns: Tensor | None, dimension: int) -> tuple[Tensor, int]:
+    """(1 / n) sum y (y' columns), [d, k] float64 on the CPU, and n; without columns the matrix itself."""
+    total: list[Tensor] = []
+    count = 0
+    rows: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def add(block: Tensor) -> None:
+        nonlocal count
+        y = block if block.dtype == torch.float64 else block.float()
+        if columns is None:
+            new = (y.T @ y).double()
+        else:
+            # Few long rows: several times as fast as few columns.
+            key = (y.device, y.dtype)
+            if key not in rows:
+                rows[key] = columns.T.to(y).contiguous()
+            new = ((rows[key] @ y.T) @ y).double()
+        total[:] = [new if not total else total[0].add_(new)]
+        count += len(y)
+
+    stream(add)
+    if not count:
+        raise ValueError("stream gave no maps; accepted is at least one in every pass")
+    return total[0].T.cpu() / count, count
+
+
+class Maps:
+    """Maps that were seen, kept for further passes: in their own precision if memory allows, else in half.
+
+    Half precision is rounding: with rows y = kept + lost, the root of the largest eigenvalue of the mean of ``y y'`` is
+    at most that of the kept plus the root of the mean of ``||lost||^2``, which is measured. Maps are scaled by the root
+    of their number of values first, so that the values of a map of length 1 are about 1: :attr:`scale`.
+
+    10,000 maps of a 3 x 224 x 224 image take 10,000 x 150,528 x 2 bytes, 3.0 GB.
+
+    Args:
+        samples: how many there will be.
+        dimension: values of each.
+        itemsize: bytes of a value as they come.
+        memory: bytes that may be used.
+
+    Raises:
+        MemoryError: not even half precision fits.
+    """
+
+    def __init__(self, samples: int, dimension: int, *, itemsize: int = 4, memory: float = 4e9) -> None:
+        if not self.fit(samples, dimension, memory):
+            raise MemoryError(
+                f"{samples} maps of {dimension} values take {2e-9 * samples * dimension:.3g} GB in half precision; "
+                f"allowed are {memory / 1e9:.3g} GB"
+            )
+        # A quarter is left for the passes.
+        self.half = samples * dimension * itemsize > 0.75 * memory
+        self.scale = float(np.sqrt(dimension))
+        self.lost = 0.0  # sum of squared lengths, of scaled maps
+        self.count = 0
+        self._blocks: list[Tensor] = []
+
+    @staticmethod
+    def fit(samples: int, dimension: int, memory: float) -> bool:
+        """Whether that many maps can be kept."""
+        return 2 * samples * dimension <= 0.8 * memory
+
+    def add(self, maps: Tensor) -> None:
+        """Keep a block [k, d]; it is not copied where it needs no rounding."""
+        self.count += len(maps)
+        if not self.half:
+            self._blocks.append(maps)
+            return
+        scaled = maps * self.scale
+        kept = scaled.half()
+        self.lost += float((scaled - kept.to(scaled)).square().sum(dtype=torch.float64))
+        self._blocks.append(kept)
+
+    def stream(self, use: Callable[[Tensor], None]) -> None:
+        """A pass over what is kept (not scaled back), in blocks."""
+        for block in self._blocks:
+            use(block)
+
+    def upper(self, found: Eigenvalue) -> float:
+        """The bound for the maps as they were, from the one for what is kept."""
+        if not self.half:
+            return found.upper
+        return float((np.sqrt(found.upper) + np.sqrt(self.lost / self.count)) ** 2 / self.scale**2)
