@@ -364,6 +364,16 @@ def test_gaussian_certificates_of_all_sizes() -> None:
     assert (found[:, -3:] == -1).all()
 
 
+@pytest.mark.parametrize("shift", [1e-5, 0.03, 1.0, 3.0, 4.5, 5.5, 6.0])
+def test_gaussian_certificates_rise_up_to_the_bound(shift: float) -> None:
+    """Lengths next to the bound, where 1 - H has few digits: what is certified rises to exactly 1."""
+    lengths = np.sort(np.append(1 - np.logspace(-16, -3, 300), 1 - 6.68e-14))
+    found = certified_cosine_gaussian(lengths, shift)
+    assert (np.diff(found) >= 0).all()
+    assert found[-1] > 0.99
+    assert certified_cosine_gaussian(3.0, shift, bound=3.0) == 1
+
+
 @pytest.mark.parametrize("shift", [0.05, 0.7, 2.0, 4.0])
 def test_chords_are_above_convex_functions(shift: float) -> None:
     def expectation(f: Callable[[float], float], kink: float) -> float:
@@ -559,6 +569,25 @@ def test_smallest_radius_between_those_that_were_measured() -> None:
     assert max(ends) < 0.77
     radius = min_radius(radii, mean_norms, 0.78, dimension=100, epsilon=0.05)
     assert Ball(radius).certified_cosine(np.interp(radius, radii, mean_norms), 100, 0.05) == pytest.approx(0.78)
+
+
+def test_smallest_radius_of_a_narrow_window() -> None:
+    """A hill between two radii of a coarse grid, high enough for a short way, down to its top alone."""
+    radii, mean_norms = [0.1, 10.0], [1.0, 0.0]
+
+    def at(radius: float) -> float:
+        return float(Ball(radius).certified_cosine(np.interp(radius, radii, mean_norms), 50, 0.3))
+
+    smallest = partial(min_radius, radii, mean_norms, dimension=50, epsilon=0.3)
+    grid = np.linspace(4.5, 5.5, 4001)
+    values = np.array([at(float(v)) for v in grid])
+    for wanted in (0.7434781614438482, values.max() - 1e-9, values.max()):
+        first = int(np.nonzero(values >= wanted)[0][0])
+        found = smallest(wanted)
+        assert grid[first - 1] < found <= grid[first]
+        assert at(found) >= wanted
+        assert at(found * (1 - 1e-4)) < wanted
+    assert math.isnan(smallest(values.max() + 1e-6))
 
 
 # --- finite samples -------------------------------------------------------------------------------------------------

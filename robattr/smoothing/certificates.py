@@ -122,7 +122,8 @@ def certified_cosine_gaussian(
         method: which of the two.
 
     Returns:
-        The cosine; -1 where nothing can be said.
+        The cosine; -1 where nothing can be said, as for all shifts above 6. With ``tight`` it rises with mean_norm, and
+        is 1 where H is exactly the bound.
 
     Raises:
         ValueError: an argument is not what is accepted.
@@ -137,6 +138,7 @@ def certified_cosine_gaussian(
         rows = (a == value) & (h > special.erf(value / np.sqrt(2)))
         if rows.any():
             found[rows] = np.maximum(found[rows], _gaussian(h[rows], float(value)))
+    found[(h == 1) & (a <= FARTHEST)] = 1.0  # a mean as long as the bound is that of a constant
     return found
 
 
@@ -147,6 +149,7 @@ _REACH = 9.0  # standard deviations; what lies outside is in the two outer bins,
 # up to 3, and below 1e-4 up to 4 where the cosine is above 0.05.
 _COARSE, _FINE = 257, 2049
 _ROOM = np.array([0.0, 1e-4, 1e-3, 1e-2])
+_LONGEST = 1 - 1e-10  # H / bound up to which each gets lambdas of its own
 
 
 def _gaussian(h: Array, a: float) -> Array:
@@ -154,17 +157,28 @@ def _gaussian(h: Array, a: float) -> Array:
     # Interpolated in the logarithm of 1 - H, where the curve is nearly straight when H is near 1. Each h gets its own
     # lambda and those of slightly smaller lengths, for which the inequality has room for what the chords add.
     knots, values = _stationary(a)
-    at = np.clip(-np.log1p(-np.minimum(h, 1 - 1e-15))[:, None] - np.log1p(_ROOM), knots[0], knots[-1])
+    at = np.clip(-np.log1p(-np.minimum(h, _LONGEST))[:, None] - np.log1p(_ROOM), knots[0], knots[-1])
     alpha, beta = np.exp(np.moveaxis(interpolate.PchipInterpolator(knots, values)(at), -1, 0))
-    angle = np.concatenate([_angle(h[i, None], a, alpha[i], beta[i]) for i in parts_of(len(h), 32)])
+    angle = np.concatenate(
+        [_angle(h[i, None], alpha[i], beta[i], _needed(a, alpha[i], beta[i])) for i in parts_of(len(h), 32)]
+    )
+    # And those of the curve's knots: what one lambda certifies of a length, it certifies of every longer one. Next to
+    # the bound, where a lambda for each h would differ by rounding, there are no others: the result rises with h.
+    alpha, beta = np.exp(values.T)
+    angle = np.minimum(angle, _angle(h[:, None], alpha, beta, _needed(a, alpha, beta)))
     return np.where(angle < np.inf, np.cos(np.minimum(angle, np.pi / 2)), NONE)
 
 
-def _angle(h: Array, a: float, alpha: Array, beta: Array) -> Array:
-    """The smallest angle that h [n, 1] certifies with one of its lambdas [n, k]; infinite where there is none."""
+def _needed(a: float, alpha: Array, beta: Array) -> Array:
+    """E|L q - lambda| in units of |lambda|, from above: by the chords, and by what sums in float64 leave."""
     ratio, mass, beyond = _chords(a, _nodes(a, alpha, beta, _FINE)[0])
     value = (np.hypot(ratio - alpha[..., None], beta[..., None]) * mass).sum(-1) + beyond
-    needed = value / (h * np.hypot(alpha, beta))
+    return np.asarray(value / np.hypot(alpha, beta) * (1 + 4e-15))
+
+
+def _angle(h: Array, alpha: Array, beta: Array, needed: Array) -> Array:
+    """The smallest angle that h [n, 1] certifies with one of its lambdas [n, k] or [k]; infinite where none does."""
+    needed = needed / h
     phi = np.arctan2(alpha, beta) - np.arccos(np.minimum(needed, 1))
     return np.asarray(np.where((needed <= 1) & (phi < np.pi / 2), np.maximum(phi, 0), np.inf).min(-1))
 
@@ -192,8 +206,12 @@ def _stationary(a: float) -> tuple[Array, Array]:
             break
     alpha = np.exp(middle)
     _, distance, r, mass = _expectation(a, alpha, beta)
-    mean = np.hypot((distance / r * mass).sum(-1), beta * (mass / r).sum(-1))
-    knots, first = np.unique(-np.log1p(-np.minimum(mean, 1 - 1e-15)), return_index=True)
+    # 1 - H of a field of unit vectors is its variance / (1 + H), which keeps its digits where H is near 1.
+    field = np.stack([distance / r, beta[:, None] / r])
+    mean = (field * mass).sum(-1)
+    variance = ((field - mean[..., None]) ** 2 * mass).sum((0, -1))
+    lacking = variance / (1 + np.hypot(*mean))
+    knots, first = np.unique(-np.log(np.clip(lacking, 1e-15, 1)), return_index=True)
     return knots, np.log(np.stack([alpha, beta], 1))[first]
 
 

@@ -36,7 +36,8 @@ class Certificate:
         spread_upper: [N] float64; what the spread is at most, the largest eigenvalue of the covariance of one map
             (:mod:`robattr.smoothing.spectral`). None where it was not estimated.
         spread: [N] float64; the eigenvalue that this follows from: of the samples, around the mean of those that
-        choose. expectation: [N, E] float64; lower bound on cos(h(x), h(x + delta)); -1 where it abstains.
+            choose. None where it was not estimated.
+        expectation: [N, E] float64; lower bound on cos(h(x), h(x + delta)); -1 where it abstains.
         estimates: [N, E] float64; lower bound on the cosine of two estimates of ``samples`` samples each, for a delta
             that was chosen without their noise: what a reader sees. -1 where it abstains.
         samples: of each estimate.

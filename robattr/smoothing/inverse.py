@@ -102,15 +102,48 @@ def min_radius(
         at = float(np.interp(radius, r, h))
         return float(law(radius).certified_cosine(at, dimension, epsilon, bound=bound, method=method)) - cosine
 
+    def most(low: float, high: float) -> float:
+        """No radius between has more: certificates rise with the length and with the radius."""
+        length = max(float(np.interp(low, r, h)), float(np.interp(high, r, h)), *h[(r > low) & (r < high)])
+        return float(law(high).certified_cosine(length, dimension, epsilon, bound=bound, method=method)) - cosine
+
     grid = np.unique(np.concatenate([np.linspace(a, b, 17) for a, b in itertools.pairwise(r)]))
     values = np.array([excess(float(v)) for v in grid])
-    enough = np.nonzero(values >= 0)[0]
-    if len(enough) == 0:
-        return float("nan")
-    first = int(enough[0])
-    if first == 0:
-        return float(grid[0])
-    return float(optimize.brentq(excess, grid[first - 1], grid[first], xtol=1e-14, rtol=1e-13))
+    last = len(grid) - 1
+    for i, value in enumerate(values):
+        good = float(grid[i])
+        if value < 0:
+            # A hill of the grid: its top lies between its neighbors, and may be high enough.
+            left, right = max(i - 1, 0), min(i + 1, last)
+            if value < max(values[left], values[right]) or most(float(grid[left]), float(grid[right])) < 0:
+                continue
+            good = _top(excess, float(grid[left]), float(grid[right]))
+            if excess(good) < 0:
+                continue
+        below = float(grid[i - 1]) if i else good
+        if excess(below) >= 0:
+            return below
+        found = float(optimize.brentq(excess, below, good, xtol=1e-14, rtol=1e-13))
+        back = 2e-13
+        while excess(found) < 0:  # of the two sides of the crossing, the certified one
+            found, back = min(found * (1 + back), good), 2 * back
+        return found
+    return float("nan")
+
+
+def _top(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function is largest that rises, then falls; it may be flat, at -1, far from there.
+
+    In rounds of 33 points, until they are so near that the values differ by rounding only.
+    """
+    for _ in range(12):
+        points = np.linspace(low, high, 33)
+        values = np.array([function(float(v)) for v in points])
+        i = int(np.argmax(values))
+        low, high = float(points[max(i - 1, 0)]), float(points[min(i + 1, 32)])
+        if high - low <= 1e-7 * high:
+            break
+    return float(points[i])
 
 
 def _check_cosine(cosine: float) -> None:

@@ -295,7 +295,7 @@ def spread_upper_bound(estimate: ArrayLike, samples: ArrayLike, alpha: ArrayLike
 def _divergence(q: Array, p: Array) -> Array:
     """kl(q, p) = q ln(q / p) + (1 - q) ln((1 - q) / (1 - p)) for 0 <= q <= p."""
     with np.errstate(divide="ignore"):
-        return np.asarray(special.xlogy(q, q / p) + special.xlogy(1 - q, (1 - q)) - special.xlog1py(1 - q, -p))
+        return np.asarray(special.xlogy(q, q / p) + special.xlog1py(1 - q, -q) - special.xlog1py(1 - q, -p))
 
 
 def shifted_spread(spread: ArrayLike, shift: ArrayLike, *, bound: ArrayLike = 1.0) -> Array:
