@@ -1,4 +1,4 @@
-"""Convolutions, Softplus and max-pooling whose second derivatives cost what they should.
+"""Second derivatives where PyTorch has none, and cheap ones of convolutions, Softplus and max-pooling.
 
 Training or attacking an explanation differentiates a gradient. PyTorch's double backward of a convolution forms the
 mixed derivative with respect to the weight group by group, whether or not anybody asked for it (9,000 small
@@ -10,6 +10,9 @@ its input and linear in its weight: with the three maps
 each one's derivatives are the other two, to any order. Softplus gives its slope as a second output: the backward pass
 is then a product with what was kept, and the double backward pass needs no exponential. Max-pooling picks pixels:
 scattering and picking are each other's derivative, and neither changes the layout of memory.
+
+The fused kernels of attention have a first derivative only; PyTorch's own composition of matrix products and a softmax
+computes the same and has all. The derivative of a hard sigmoid is a constant almost everywhere, and is given as one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["SecondOrder"]
@@ -29,9 +33,11 @@ _Pair = Sequence[int]
 
 
 class SecondOrder(TorchFunctionMode):
-    """Within this context ``conv2d``, ``softplus`` and ``max_pool2d`` of what requires a gradient are this module's.
+    """Within this context what requires a gradient has a second one, too.
 
-    Values and derivatives stay what they are. Graphs made within one mode belong together, see :meth:`inputs_only`.
+    ``conv2d``, ``softplus``, ``max_pool2d`` and ``hardsigmoid`` are this module's, attention is composed of matrix
+    products, and recurrent layers are not cuDNN's. Values and derivatives stay what they are. Graphs made within one
+    mode belong together, see :meth:`inputs_only`.
 
     Args:
         training: backward passes outside of :meth:`inputs_only` are for parameters: a convolution of the image itself
@@ -73,7 +79,22 @@ class SecondOrder(TorchFunctionMode):
             return _softplus(*args, **kwargs)
         if func is F.max_pool2d:
             return _max_pool2d(*args, **kwargs)
+        if func is F.hardsigmoid:
+            return _hardsigmoid(*args, **kwargs)
+        if func in _ATTENTION:
+            if not torch.is_grad_enabled():
+                return func(*args, **kwargs)
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
+        if func in _RECURRENT:
+            with torch.backends.cudnn.flags(enabled=False):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+# A function that calls another one hides it: nn.MultiheadAttention, and the attention in it.
+_ATTENTION = frozenset({F.scaled_dot_product_attention, F.multi_head_attention_forward})
+_RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 
 
 class _Switch:
@@ -355,3 +376,28 @@ class _Pick(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (index,) = ctx.saved_tensors
         return _Scatter.apply(grad, index, ctx.shape, ctx.windows), None, None, None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Hard sigmoid
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return F.hardsigmoid(input, inplace)
+    y: Tensor = _HardSigmoid.apply(input.clone() if inplace else input)
+    return input.copy_(y) if inplace else y
+
+
+class _HardSigmoid(torch.autograd.Function):
+    """Its slope, 1/6 between -3 and 3, is a constant: only the incoming gradient has a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.hardsigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.where(x.detach().abs() < 3, grad / 6, 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from arithmetic import gamma
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -156,6 +157,99 @@ def test_max_pooling_of_equal_values_and_with_indices() -> None:
 def test_what_is_left_to_pytorch(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     inputs = [normal(*shape, seed=1), normal(4, 4, 3, 3, seed=2)]
     assert_equal_derivatives(lambda x, w: F.conv2d(x, w, **options).pow(3), inputs, order=2)
+
+
+ATTENTION: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scale": {"scale": 0.7},
+    "causal": {"is_causal": True},
+    "forbidden": {"attn_mask": torch.ones(4, 5, dtype=torch.bool).tril(1)},
+    "biased": {"attn_mask": normal(4, 5, seed=12)},
+}
+
+
+def _attention_inputs() -> list[Tensor]:
+    return [normal(2, 2, length, 3, seed=9 + i) for i, length in enumerate((4, 5, 5))]
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention_against_differences(kind: str) -> None:
+    inputs = [v.requires_grad_() for v in _attention_inputs()]
+
+    def ours(*given: Tensor) -> Tensor:
+        with SecondOrder():
+            return F.scaled_dot_product_attention(*given, **ATTENTION[kind])
+
+    assert torch.autograd.gradcheck(ours, inputs)
+    assert torch.autograd.gradgradcheck(ours, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention_is_that_of_the_fused_kernel(kind: str, dtype: torch.dtype) -> None:
+    """A score is a sum of 3 products and a bias; weights, the exponentials of scores over their sum, add up to 1.
+
+    With the error e of a score, of at most c = max |score|, a weight is wrong by a factor of 1 + 2 e and the rounding
+    of an exponential, a sum of five and a quotient; the outcome, a mean of values, adds that of a sum of five products.
+    """
+    options = {key: v.to(dtype) if key == "attn_mask" and kind == "biased" else v for key, v in ATTENTION[kind].items()}
+    q, k, v = (each.to(dtype).requires_grad_() for each in _attention_inputs())
+    fused = F.scaled_dot_product_attention(q, k, v, **options)
+    with SecondOrder():
+        ours = F.scaled_dot_product_attention(q, k, v, **options)
+    products = (q.abs() @ k.abs().transpose(2, 3)).max() * options.get("scale", 3**-0.5)
+    bias = float(options["attn_mask"].abs().max()) if kind == "biased" else 0.0
+    score = gamma(3 + 4, dtype) * (float(products.detach()) + bias)
+    # Twice, for each of the two is rounded.
+    bound = 2 * (2 * score + gamma(4 + 5 + 5, dtype)) * float(v.detach().abs().max())
+    assert float((ours - fused).detach().abs().max()) <= bound
+
+
+def _layers() -> dict[str, nn.Module]:
+    """Layers of 6 features; what they call hides the attention, or the activation, inside of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return {
+            "attention": nn.MultiheadAttention(6, 2, batch_first=True),
+            "encoder": nn.TransformerEncoderLayer(6, 2, 8, activation="gelu", batch_first=True),
+            "lstm": nn.LSTM(6, 3, batch_first=True),
+            "gru": nn.GRU(6, 3, batch_first=True),
+        }
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("kind", ["attention", "encoder", "lstm", "gru"])
+def test_layers_that_call_another_function_against_differences(kind: str, weights: bool) -> None:
+    layer = _layers()[kind].double().eval().requires_grad_(False)
+    x = normal(2, 3, 6, seed=14).requires_grad_()
+
+    def ours(z: Tensor) -> Tensor:
+        with SecondOrder():
+            out = layer(z, z, z, need_weights=weights) if kind == "attention" else layer(z)
+            return out if isinstance(out, Tensor) else out[0]
+
+    torch.testing.assert_close(ours(x.detach()), ours(x).detach(), **CLOSE)
+    assert torch.autograd.gradcheck(ours, (x,))
+    assert torch.autograd.gradgradcheck(ours, (x,))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hard_sigmoid_against_differences(inplace: bool) -> None:
+    x = torch.tensor([-7.0, -3.5, -2.9, -1.0, 0.3, 2.9, 3.1, 40.0], dtype=torch.float64).requires_grad_()
+
+    def ours(z: Tensor) -> Tensor:
+        with SecondOrder():
+            return F.hardsigmoid(z * 1.0, inplace=inplace).pow(3)
+
+    assert torch.equal(ours(x), F.hardsigmoid(x).pow(3))
+    assert torch.autograd.gradcheck(ours, (x,))
+    assert torch.autograd.gradgradcheck(ours, (x,))
+    with SecondOrder():
+        z = x * 1.0
+        y = F.hardsigmoid(z, inplace=inplace)
+    assert (y is z) is inplace
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(slope, (x.detach().abs() < 3).double() / 6)
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
