@@ -1,0 +1,252 @@
+"""Verdicts from records: the effect of each comparison with its interval, and what they make of a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from robattr.studies.claims.schema import Claim, Comparison, Evidence
+from robattr.studies.intervals import Interval, two_way_interval
+from robattr.studies.records import Measurement
+
+Array = NDArray[np.float64]
+
+
+class State(StrEnum):
+    """What the records say about one comparison."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    OPEN = "open"
+    MISSING = "missing"
+
+
+class VerdictName(StrEnum):
+    """What they say about a claim."""
+
+    REPRODUCED = "reproduced"
+    PARTLY = "partly reproduced"
+    NOT = "not reproduced"
+    UNTESTED = "not tested at this scale"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A comparison and what the records say.
+
+    Attributes:
+        comparison: what was asked.
+        state: holds where the whole interval is past the minimal effect, fails where the whole interval falls short of
+            it, open in between, missing where there are no records, or too few.
+        effect: with its 95 % interval; None where it is missing. Of a count: the share, with the exact interval.
+        runs: that it is computed from, partners included.
+        reason: why it is missing.
+    """
+
+    comparison: Comparison
+    state: State
+    effect: Interval | None
+    runs: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, the verdict, and where it comes from.
+
+    Attributes:
+        claim: the claim.
+        name: the verdict.
+        outcomes: of its comparisons, in order.
+        networks: number of different runs that were used.
+        commits: of the code that measured them.
+        hardware: that they were measured on.
+    """
+
+    claim: Claim
+    name: VerdictName
+    outcomes: tuple[Outcome, ...]
+    networks: int
+    commits: tuple[str, ...]
+    hardware: tuple[str, ...]
+
+
+def judge(claims: Iterable[Claim], measurements: Sequence[Measurement]) -> list[Verdict]:
+    """The verdict on each claim.
+
+    Raises:
+        ValueError: the runs of a comparison do not fit together (other images, other numbers of them).
+    """
+    verdicts = []
+    for claim in claims:
+        here = [m for m in measurements if m.run.startswith(f"{claim.grid}/")]
+        outcomes = tuple(outcome_of(comparison, claim.evidence, here) for comparison in claim.comparisons)
+        used = {run for outcome in outcomes for run in outcome.runs}
+        from_ = [m for m in here if m.run in used]
+        verdicts.append(
+            Verdict(
+                claim,
+                _verdict([outcome.state for outcome in outcomes]),
+                outcomes,
+                len(used),
+                tuple(sorted({m.commit for m in from_})),
+                tuple(sorted({f"{m.hardware}, {m.device}" for m in from_})),
+            )
+        )
+    return verdicts
+
+
+def _verdict(states: Sequence[State]) -> VerdictName:
+    if all(state is State.HOLDS for state in states):
+        return VerdictName.REPRODUCED
+    if State.HOLDS in states:
+        return VerdictName.PARTLY
+    if State.FAILS in states:
+        return VerdictName.NOT
+    return VerdictName.UNTESTED
+
+
+def outcome_of(comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement]) -> Outcome:
+    first = matching(measurements, comparison.quantity, comparison.of)
+    if comparison.direction == "never":
+        runs = tuple(dict.fromkeys(m.run for m in first))
+        return _short(comparison, evidence, runs, len(runs), sum(m.n for m in first)) or _counted(
+            comparison, first, runs
+        )
+    if comparison.rank_with:
+        return _ranked(comparison, evidence, measurements, first)
+    second: list[Measurement] | None = None
+    if comparison.against or comparison.baseline:
+        others = matching(measurements, comparison.baseline or comparison.quantity, comparison.against or comparison.of)
+        key = "seed" if comparison.against else "run"
+        partners = {getattr(m, key): m for m in others}
+        if len(partners) < len(others):
+            raise ValueError(
+                f"{comparison.against}: several runs have one seed; name runs so that each has one partner"
+            )
+        first = [m for m in first if getattr(m, key) in partners]
+        second = [partners[getattr(m, key)] for m in first]
+    runs = tuple(dict.fromkeys(m.run for m in [*first, *(second or [])]))
+    points = min((m.n for m in [*first, *(second or [])]), default=0)
+    if (short := _short(comparison, evidence, runs, len(first), points)) is not None:
+        return short
+    table = effects_of(comparison, first, second)
+    if not np.isfinite(table).all():
+        return Outcome(comparison, State.MISSING, None, runs, "numbers that are not above 0 have no ratio")
+    effect = two_way_interval(table, shares=are_shares(first, second, table))
+    if comparison.ratio:
+        mean, low, high = np.exp([effect.mean, effect.low, effect.high]).tolist()
+        effect = Interval(mean, low, high, effect.n)
+    return Outcome(comparison, _state(comparison, effect), effect, runs)
+
+
+def _short(
+    comparison: Comparison, evidence: Evidence, runs: tuple[str, ...], number: int, points: int
+) -> Outcome | None:
+    """The outcome where there is too little evidence."""
+    for found, wanted, what in ((number, evidence.runs, "runs"), (points, evidence.images, "images")):
+        if found < wanted:
+            return Outcome(comparison, State.MISSING, None, runs, f"{found:,} of {wanted:,} {what}")
+    return None
+
+
+def _ranked(
+    comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement], first: Sequence[Measurement]
+) -> Outcome:
+    columns = [first, matching(measurements, str(comparison.rank_with), comparison.of)]
+    if comparison.baseline:
+        columns.append(matching(measurements, comparison.baseline, comparison.of))
+    by_run = [{m.run: m for m in column} for column in columns]
+    runs = tuple(run for run in by_run[0] if all(run in column for column in by_run))
+    points = min((column[run].n for column in by_run for run in runs), default=0)
+    by_seed: dict[int | None, list[str]] = {}
+    for run in runs:
+        by_seed.setdefault(by_run[0][run].seed, []).append(run)
+    # Three is the smallest number of things whose order can agree in part.
+    seeds = [each for each in by_seed.values() if len(each) > 2]
+    if (short := _short(comparison, evidence, runs, len(seeds), points)) is not None:
+        return short
+    effects = []
+    for each in seeds:
+        ranked, reference, *other = ([column[run].value for run in each] for column in by_run)
+        rho = float(stats.spearmanr(ranked, reference).statistic)
+        effects.append(rho - (float(stats.spearmanr(other[0], reference).statistic) if other else 0.0))
+    effect = two_way_interval(np.array(effects)[:, None])
+    return Outcome(comparison, _state(comparison, effect), effect, runs)
+
+
+def matching(measurements: Sequence[Measurement], quantity: str, runs: str) -> list[Measurement]:
+    return [m for m in measurements if fnmatchcase(m.quantity, quantity) and fnmatchcase(m.run.partition("/")[2], runs)]
+
+
+def _counted(comparison: Comparison, found: Sequence[Measurement], runs: tuple[str, ...]) -> Outcome:
+    happened, points = sum(round(m.value * m.n) for m in found), sum(m.n for m in found)
+    exact = stats.binomtest(happened, points).proportion_ci(method="exact")
+    effect = Interval(happened / points, float(exact.low), float(exact.high), points)
+    return Outcome(comparison, State.FAILS if happened else State.HOLDS, effect, runs)
+
+
+def effects_of(comparison: Comparison, first: Sequence[Measurement], second: Sequence[Measurement] | None) -> Array:
+    """Effects [runs, images]; one column, of means, where runs have one number or different numbers of images.
+
+    An image whose number is 0 has no quotient: the column is then of quotients of means.
+    """
+    rows, of_means = [], []
+    for i, one in enumerate(first):
+        two = second[i] if second is not None else None
+        other = two is not None and len({one.dataset_sha256, two.dataset_sha256} - {None}) > 1
+        if two is not None and other and not comparison.across_sizes:
+            raise ValueError(f"{one.run} and {two.run} were measured on different images: they cannot be paired")
+        paired = one.values is not None and (two is None or two.values is not None)
+        a = np.array(one.values if paired else [one.value])
+        b = np.array((two.values if paired else [two.value]) if two is not None else 0.0)
+        if two is not None and len(a) != len(b):
+            raise ValueError(f"{one.run} has {len(a)} values and {two.run} {len(b)}: they cannot be paired")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows.append(np.log(a) - np.log(b) if comparison.ratio else a - b)
+            of_means.append(
+                np.log(a.mean(keepdims=True)) - np.log(b.mean(keepdims=True)) if comparison.ratio else rows[-1]
+            )
+    if comparison.ratio and not all(np.isfinite(row).all() for row in rows):
+        rows = of_means
+    if len({len(row) for row in rows}) > 1:
+        rows = [row.mean(keepdims=True) for row in rows]
+    return np.stack(rows)
+
+
+def _state(comparison: Comparison, effect: Interval) -> State:
+    low, high, by = effect.low, effect.high, comparison.by
+    if comparison.direction == "within":
+        ends = (1 / by, by) if comparison.ratio else (-by, by)
+        if ends[0] < low and high < ends[1]:
+            return State.HOLDS
+        return State.FAILS if high < ends[0] or low > ends[1] else State.OPEN
+    if comparison.direction == "less":
+        low, high = (1 / high, 1 / low) if comparison.ratio else (-high, -low)
+    if low > by:
+        return State.HOLDS
+    return State.FAILS if high <= by else State.OPEN
+
+
+def used(verdict: Verdict, measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The measurements that a verdict is computed from."""
+    wanted = [(c.quantity, c.baseline, c.rank_with, o.runs) for o in verdict.outcomes for c in (o.comparison,)]
+    return [
+        m
+        for m in measurements
+        if any(
+            m.run in runs and any(q is not None and fnmatchcase(m.quantity, q) for q in quantities)
+            for *quantities, runs in wanted
+        )
+    ]
+
+
+def are_shares(first: Sequence[Measurement], second: Sequence[Measurement] | None, table: Array) -> bool:
+    """Whether a table says of each image if something happened; not what was averaged, nor a difference."""
+    return second is None and all(m.unit == "share of images" for m in first) and bool(np.isin(table, (0, 1)).all())

@@ -1,0 +1,108 @@
+"""Claims as data: a sentence of a paper with the comparisons that would bear it out, read from a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from robattr import _yaml
+
+Direction = Literal["greater", "less", "within", "never"]
+
+
+class Comparison(BaseModel):
+    """One thing that has to be so for a claim to hold.
+
+    The effect is the mean over runs and images of ``quantity`` of the runs ``of``, less that of ``baseline`` (or the
+    same quantity) of the runs ``against``, or less ``baseline`` of the same runs, or less nothing. Runs are paired by
+    seed, values by image.
+
+    - ``greater``: the effect is more than ``by``; ``less``: it is below ``-by``.
+    - ``within``: it lies between ``-by`` and ``by``.
+    - ``never``: ``quantity`` is the share of its n points at which something happened that must not; one is enough to
+      fail.
+
+    With ``rank_with`` the effect is about order: Spearman's rank correlation, over the runs of a seed, of ``quantity``
+    and ``rank_with``, less that of ``baseline`` and ``rank_with``; its mean over seeds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantity: str = Field(description="by name; with never, * stands for anything")
+    of: str = Field(description="runs by name, with * for anything, as l2+cosine-*")
+    against: str | None = Field(None, description="runs by name; the partner of a run has its seed")
+    baseline: str | None = Field(None, description="another quantity that is subtracted")
+    rank_with: str | None = Field(None, description="a quantity whose order the others are compared with")
+    direction: Direction
+    by: float = Field(0.0, ge=0, description="the minimal effect; a factor, above 1, for ratios")
+    ratio: bool = Field(False, description="quotients in place of differences; geometric means")
+    across_sizes: bool = Field(
+        False, description="the runs see the same images in other sizes, and are paired though their checksums differ"
+    )
+    label: str = Field("", description="what it says, in a few words")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Comparison:
+        if self.direction == "within" and self.by <= (1 if self.ratio else 0):
+            raise ValueError(f"by is {self.by}; 'within' takes a width above {1 if self.ratio else 0}")
+        if self.direction == "never" and (self.against or self.baseline or self.by or self.ratio or self.rank_with):
+            raise ValueError("'never' counts one quantity; leave out against, baseline, by, ratio and rank_with")
+        if self.rank_with and (self.against or self.ratio):
+            raise ValueError("ranks are of the runs 'of'; leave out against and ratio")
+        if self.ratio and (self.by < 1 or not (self.against or self.baseline)):
+            raise ValueError("a ratio takes a factor of at least 1 as by, and runs or a quantity to divide by")
+        return self
+
+
+class Evidence(BaseModel):
+    """What there has to be before anything is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runs: int = Field(1, ge=1, description="trained networks, or pairs of them, in each comparison")
+    images: int = Field(1, ge=1, description="values of each run, or points of a count")
+
+
+class Claim(BaseModel):
+    """A sentence of a paper, and what would bear it out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    paper: str = Field(description="key of the bibliography; 'ours' for a claim of this book")
+    sentence: str
+    population: str = Field(description="data, model and seeds that it is tested on")
+    grid: str = Field(description="folder of the records, below results/reference")
+    chapter: str
+    anchor: str = Field(description="label of the executed cell in that chapter")
+    evidence: Evidence = Evidence()
+    comparisons: tuple[Comparison, ...] = Field(min_length=1)
+
+    @property
+    def command(self) -> str:
+        """What measures it again."""
+        return f"make reference GRID={self.grid}"
+
+
+def load_claims(path: Path | str) -> list[Claim]:
+    """Read a YAML list of claims.
+
+    Raises:
+        ValueError: it is not one, or an id occurs twice; one line names the file and the claim.
+    """
+    content = _yaml.read(path)
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path}: accepted is a list of claims")
+    claims: list[Claim] = []
+    for number, each in enumerate(content, 1):
+        try:
+            claims.append(Claim.model_validate(each))
+        except ValidationError as error:
+            name = each.get("id", number) if isinstance(each, dict) else number
+            raise ValueError(f"{path}, claim {name}: {' '.join(str(error).split())}") from None
+    names = [claim.id for claim in claims]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: {', '.join(twice)} is there twice; ids are unique")
+    return claims
