@@ -62,7 +62,8 @@ def two_way_interval(table: Array, *, shares: bool = False, level: float = 0.95,
         table: [runs, images].
         shares: each number is 0 or 1, whether something happened to an image. One run of them, and runs in which it
             happened always or never, have the exact interval of Clopper and Pearson over images: twelve of twelve is
-            no proof of always, and a bootstrap of twelve ones has no width.
+            no proof of always, and a bootstrap of twelve ones has no width. An interval of a share ends at 0 and 1,
+            between which the truth lies.
         level: of confidence.
         seed: of the resampling.
 
@@ -91,7 +92,8 @@ def two_way_interval(table: Array, *, shares: bool = False, level: float = 0.95,
         over_images = max(_standard_error(x.mean(0), seed) ** 2 - in_both, 0.0)
     quantile = stats.t.ppf((1 + level) / 2, [runs - 1, max(images - 1, 1)])
     half = float(np.sqrt(quantile**2 @ [over_runs, over_images]))
-    return Interval(mean, mean - half, mean + half, x.size)
+    low, high = mean - half, mean + half
+    return Interval(mean, max(low, 0.0), min(high, 1.0), x.size) if shares else Interval(mean, low, high, x.size)
 
 
 def _standard_error(values: Array, seed: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -28,12 +28,16 @@ class State(StrEnum):
 
 
 class VerdictName(StrEnum):
-    """What they say about a claim."""
+    """What they say about a claim; the last two are about theorems and implementations."""
 
     REPRODUCED = "reproduced"
     PARTLY = "partly reproduced"
     NOT = "not reproduced"
-    UNTESTED = "not tested at this scale"
+    UNDECIDED = "undecided"
+    TOO_LITTLE = "too little data"
+    UNTRIED = "not tried"
+    CHECKED = "checked"
+    VIOLATED = "violated"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Outcome:
         effect: with its 95 % interval; None where it is missing. Of a count: the share, with the exact interval.
         runs: that it is computed from, partners included.
         reason: why it is missing.
+        corrected: the state by an interval that is wide enough for all comparisons of the ledger together.
     """
 
     comparison: Comparison
@@ -54,6 +59,7 @@ class Outcome:
     effect: Interval | None
     runs: tuple[str, ...] = ()
     reason: str = ""
+    corrected: State | None = None
 
 
 @dataclass(frozen=True)
@@ -77,23 +83,41 @@ class Verdict:
     hardware: tuple[str, ...]
 
 
-def judge(claims: Iterable[Claim], measurements: Sequence[Measurement]) -> list[Verdict]:
+def judge(claims: Iterable[Claim], measurements: Sequence[Measurement], *, level: float = 0.95) -> list[Verdict]:
     """The verdict on each claim.
+
+    Every comparison has an interval of its own, at ``level``. A ledger of many is sure to have some that miss by chance,
+    so each also has the state by an interval at ``1 - (1 - level) / m``, with m the number of comparisons of
+    experiments: with these, all of them cover together at ``level`` (Bonferroni). Verdicts are of the former; where the
+    latter differs is said.
+
+    Args:
+        claims: of the ledger.
+        measurements: of all grids.
+        level: of confidence of each interval.
 
     Raises:
         ValueError: the runs of a comparison do not fit together (other images, other numbers of them).
     """
+    claims = list(claims)
+    number = sum(len(claim.comparisons) for claim in claims if claim.kind == "experiment")
+    together = 1 - (1 - level) / max(number, 1)
     verdicts = []
     for claim in claims:
         here = [m for m in measurements if m.run.startswith(f"{claim.grid}/")]
-        outcomes = tuple(outcome_of(comparison, claim.evidence, here) for comparison in claim.comparisons)
+        outcomes = []
+        for comparison in claim.comparisons:
+            outcome = outcome_of(comparison, claim.evidence, here, level=level)
+            if claim.kind == "experiment" and outcome.effect is not None:
+                outcome = replace(outcome, corrected=outcome_of(comparison, claim.evidence, here, level=together).state)
+            outcomes.append(outcome)
         used = {run for outcome in outcomes for run in outcome.runs}
         from_ = [m for m in here if m.run in used]
         verdicts.append(
             Verdict(
                 claim,
-                _verdict([outcome.state for outcome in outcomes]),
-                outcomes,
+                _verdict(claim, [outcome.state for outcome in outcomes]),
+                tuple(outcomes),
                 len(used),
                 tuple(sorted({m.commit for m in from_})),
                 tuple(sorted({f"{m.hardware}, {m.device}" for m in from_})),
@@ -102,25 +126,33 @@ def judge(claims: Iterable[Claim], measurements: Sequence[Measurement]) -> list[
     return verdicts
 
 
-def _verdict(states: Sequence[State]) -> VerdictName:
-    if all(state is State.HOLDS for state in states):
+def _verdict(claim: Claim, states: Sequence[State]) -> VerdictName:
+    if not states:
+        return VerdictName.UNTRIED
+    holds, fails = states.count(State.HOLDS), states.count(State.FAILS)
+    if claim.kind != "experiment" and (fails or holds == len(states)):
+        return VerdictName.VIOLATED if fails else VerdictName.CHECKED
+    if holds == len(states):
         return VerdictName.REPRODUCED
-    if State.HOLDS in states:
-        return VerdictName.PARTLY
-    if State.FAILS in states:
+    if fails > holds:
         return VerdictName.NOT
-    return VerdictName.UNTESTED
+    if holds:
+        return VerdictName.PARTLY
+    return VerdictName.UNDECIDED if State.OPEN in states else VerdictName.TOO_LITTLE
 
 
-def outcome_of(comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement]) -> Outcome:
+def outcome_of(
+    comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement], *, level: float = 0.95
+) -> Outcome:
+    """What the records of one grid say about a comparison."""
     first = matching(measurements, comparison.quantity, comparison.of)
     if comparison.direction == "never":
         runs = tuple(dict.fromkeys(m.run for m in first))
         return _short(comparison, evidence, runs, len(runs), sum(m.n for m in first)) or _counted(
-            comparison, first, runs
+            comparison, first, runs, level
         )
     if comparison.rank_with:
-        return _ranked(comparison, evidence, measurements, first)
+        return _ranked(comparison, evidence, measurements, first, level)
     second: list[Measurement] | None = None
     if comparison.against or comparison.baseline:
         others = matching(measurements, comparison.baseline or comparison.quantity, comparison.against or comparison.of)
@@ -139,7 +171,7 @@ def outcome_of(comparison: Comparison, evidence: Evidence, measurements: Sequenc
     table = effects_of(comparison, first, second)
     if not np.isfinite(table).all():
         return Outcome(comparison, State.MISSING, None, runs, "numbers that are not above 0 have no ratio")
-    effect = two_way_interval(table, shares=are_shares(first, second, table))
+    effect = two_way_interval(table, shares=are_shares(first, second, table), level=level)
     if comparison.ratio:
         mean, low, high = np.exp([effect.mean, effect.low, effect.high]).tolist()
         effect = Interval(mean, low, high, effect.n)
@@ -157,7 +189,11 @@ def _short(
 
 
 def _ranked(
-    comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement], first: Sequence[Measurement]
+    comparison: Comparison,
+    evidence: Evidence,
+    measurements: Sequence[Measurement],
+    first: Sequence[Measurement],
+    level: float,
 ) -> Outcome:
     columns = [first, matching(measurements, str(comparison.rank_with), comparison.of)]
     if comparison.baseline:
@@ -165,6 +201,8 @@ def _ranked(
     by_run = [{m.run: m for m in column} for column in columns]
     runs = tuple(run for run in by_run[0] if all(run in column for column in by_run))
     points = min((column[run].n for column in by_run for run in runs), default=0)
+    if comparison.within_runs:
+        return _ranked_within(comparison, evidence, by_run, runs, points, level)
     by_seed: dict[int | None, list[str]] = {}
     for run in runs:
         by_seed.setdefault(by_run[0][run].seed, []).append(run)
@@ -177,7 +215,31 @@ def _ranked(
         ranked, reference, *other = ([column[run].value for run in each] for column in by_run)
         rho = float(stats.spearmanr(ranked, reference).statistic)
         effects.append(rho - (float(stats.spearmanr(other[0], reference).statistic) if other else 0.0))
-    effect = two_way_interval(np.array(effects)[:, None])
+    effect = two_way_interval(np.array(effects)[:, None], level=level)
+    return Outcome(comparison, _state(comparison, effect), effect, runs)
+
+
+def _ranked_within(
+    comparison: Comparison,
+    evidence: Evidence,
+    by_run: Sequence[dict[str, Measurement]],
+    runs: tuple[str, ...],
+    points: int,
+    level: float,
+) -> Outcome:
+    """Ranks over the images of each run; networks of one seed count as one, since they share images and their order."""
+    if (short := _short(comparison, evidence, runs, len({by_run[0][run].seed for run in runs}), points)) is not None:
+        return short
+    by_seed: dict[int | None, list[float]] = {}
+    for run in runs:
+        values = [column[run].values for column in by_run]
+        if any(v is None or len(v) < 3 for v in values):
+            return Outcome(comparison, State.MISSING, None, runs, f"{run} has no values of single images to rank")
+        ranked, reference, *other = values
+        rho = float(stats.spearmanr(ranked, reference).statistic)
+        rho -= float(stats.spearmanr(other[0], reference).statistic) if other else 0.0
+        by_seed.setdefault(by_run[0][run].seed, []).append(rho)
+    effect = two_way_interval(np.array([np.mean(each) for each in by_seed.values()])[:, None], level=level)
     return Outcome(comparison, _state(comparison, effect), effect, runs)
 
 
@@ -185,9 +247,9 @@ def matching(measurements: Sequence[Measurement], quantity: str, runs: str) -> l
     return [m for m in measurements if fnmatchcase(m.quantity, quantity) and fnmatchcase(m.run.partition("/")[2], runs)]
 
 
-def _counted(comparison: Comparison, found: Sequence[Measurement], runs: tuple[str, ...]) -> Outcome:
+def _counted(comparison: Comparison, found: Sequence[Measurement], runs: tuple[str, ...], level: float) -> Outcome:
     happened, points = sum(round(m.value * m.n) for m in found), sum(m.n for m in found)
-    exact = stats.binomtest(happened, points).proportion_ci(method="exact")
+    exact = stats.binomtest(happened, points).proportion_ci(level, method="exact")
     effect = Interval(happened / points, float(exact.low), float(exact.high), points)
     return Outcome(comparison, State.FAILS if happened else State.HOLDS, effect, runs)
 
@@ -206,6 +268,8 @@ def effects_of(comparison: Comparison, first: Sequence[Measurement], second: Seq
         paired = one.values is not None and (two is None or two.values is not None)
         a = np.array(one.values if paired else [one.value])
         b = np.array((two.values if paired else [two.value]) if two is not None else 0.0)
+        if comparison.complement:
+            a, b = 1 - a, 1 - b if two is not None else b
         if two is not None and len(a) != len(b):
             raise ValueError(f"{one.run} has {len(a)} values and {two.run} {len(b)}: they cannot be paired")
         with np.errstate(divide="ignore", invalid="ignore"):

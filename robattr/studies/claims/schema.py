@@ -25,7 +25,8 @@ class Comparison(BaseModel):
       fail.
 
     With ``rank_with`` the effect is about order: Spearman's rank correlation, over the runs of a seed, of ``quantity``
-    and ``rank_with``, less that of ``baseline`` and ``rank_with``; its mean over seeds.
+    and ``rank_with``, less that of ``baseline`` and ``rank_with``; its mean over seeds. With ``within_runs`` the order
+    is that of the images of a run, and the mean is over runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,8 @@ class Comparison(BaseModel):
     against: str | None = Field(None, description="runs by name; the partner of a run has its seed")
     baseline: str | None = Field(None, description="another quantity that is subtracted")
     rank_with: str | None = Field(None, description="a quantity whose order the others are compared with")
+    within_runs: bool = Field(False, description="ranks are of the images of each run, not of runs")
+    complement: bool = Field(False, description="1 - value in place of value: what a similarity lacks to 1")
     direction: Direction
     by: float = Field(0.0, ge=0, description="the minimal effect; a factor, above 1, for ratios")
     ratio: bool = Field(False, description="quotients in place of differences; geometric means")
@@ -47,8 +50,16 @@ class Comparison(BaseModel):
     def _fits(self) -> Comparison:
         if self.direction == "within" and self.by <= (1 if self.ratio else 0):
             raise ValueError(f"by is {self.by}; 'within' takes a width above {1 if self.ratio else 0}")
-        if self.direction == "never" and (self.against or self.baseline or self.by or self.ratio or self.rank_with):
-            raise ValueError("'never' counts one quantity; leave out against, baseline, by, ratio and rank_with")
+        if self.direction == "never" and (
+            self.against or self.baseline or self.by or self.ratio or self.rank_with or self.complement
+        ):
+            raise ValueError(
+                "'never' counts one quantity; leave out against, baseline, by, ratio, rank_with and complement"
+            )
+        if self.within_runs and not self.rank_with:
+            raise ValueError("'within_runs' is about ranks; give rank_with")
+        if self.complement and self.rank_with:
+            raise ValueError("ranks of 1 - value are those of the value turned round; leave out complement")
         if self.rank_with and (self.against or self.ratio):
             raise ValueError("ranks are of the runs 'of'; leave out against and ratio")
         if self.ratio and (self.by < 1 or not (self.against or self.baseline)):
@@ -65,25 +76,44 @@ class Evidence(BaseModel):
     images: int = Field(1, ge=1, description="values of each run, or points of a count")
 
 
+Kind = Literal["experiment", "theorem", "implementation"]
+
+
 class Claim(BaseModel):
-    """A sentence of a paper, and what would bear it out."""
+    """A sentence of a paper, and what would bear it out.
+
+    A theorem holds whatever is measured, so its records check the code and not the sentence; an implementation is the
+    same of a statement about code. Neither is counted among experiments.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     paper: str = Field(description="key of the bibliography; 'ours' for a claim of this book")
+    kind: Kind = "experiment"
     sentence: str
     population: str = Field(description="data, model and seeds that it is tested on")
-    grid: str = Field(description="folder of the records, below results/reference")
+    grid: str = Field("", description="folder of the records, below results/reference")
     chapter: str
     anchor: str = Field(description="label of the executed cell in that chapter")
     evidence: Evidence = Evidence()
-    comparisons: tuple[Comparison, ...] = Field(min_length=1)
+    comparisons: tuple[Comparison, ...] = ()
+    known: str = Field("", description="what was known of the numbers when the thresholds were set; empty for nothing")
+    untried: str = Field("", description="why there is no comparison, and what one would take")
+    note: str = Field("", description="what a reader has to know beside the verdict")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Claim:
+        if bool(self.comparisons) is bool(self.untried):
+            raise ValueError("a claim takes either comparisons, or 'untried' with the reason why there are none")
+        if self.comparisons and not self.grid:
+            raise ValueError("comparisons are of the records of a grid; give its name as 'grid'")
+        return self
 
     @property
     def command(self) -> str:
-        """What measures it again."""
-        return f"make reference GRID={self.grid}"
+        """What measures it again; empty where nothing does."""
+        return f"make reference GRID={self.grid}" if self.grid else ""
 
 
 def load_claims(path: Path | str) -> list[Claim]:
