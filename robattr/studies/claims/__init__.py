@@ -1,17 +1,25 @@
 """Claims as data, and verdicts that are computed from records only.
 
 A claim is a sentence of a paper with the comparisons that would bear it out: which quantity, of which runs, against
-which, in which direction and by how much at least. A verdict is *reproduced* where every comparison holds, *not
-reproduced* where none does and at least one fails, *partly reproduced* where some hold, and *not tested at this scale*
-where the records are too few, or too noisy, to say.
+which, in which direction and by how much at least. Of an experiment the verdict is
+
+- *reproduced* where every comparison holds;
+- *not reproduced* where more of them fail than hold;
+- *partly reproduced* where some hold and no more fail; what does not hold is part of the verdict;
+- *undecided* where none holds or fails, since intervals reach over the minimal effect;
+- *too little data* where there are fewer runs or images than were asked for;
+- *not tried* where nothing measures it, with the reason.
+
+A theorem or a piece of code is *checked*, or *violated* by one comparison that fails, and is not counted among
+experiments.
 """
 
 from __future__ import annotations
 
 from robattr.studies.claims.crossing import Column, cross_table, effect, mean_of, measured_in, rank_agreement
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, used
-from robattr.studies.claims.schema import Claim, Comparison, Evidence, load_claims
-from robattr.studies.claims.tables import as_json, details, effect_text, summary, table
+from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
+from robattr.studies.claims.tables import as_json, details, effect_text, summary, table, verdict_text
 
 __all__ = [
     "Claim",
@@ -23,6 +31,7 @@ __all__ = [
     "Verdict",
     "VerdictName",
     "as_json",
+    "check_claims",
     "cross_table",
     "details",
     "effect",
@@ -35,4 +44,5 @@ __all__ = [
     "summary",
     "table",
     "used",
+    "verdict_text",
 ]

@@ -86,10 +86,9 @@ class Verdict:
 def judge(claims: Iterable[Claim], measurements: Sequence[Measurement], *, level: float = 0.95) -> list[Verdict]:
     """The verdict on each claim.
 
-    Every comparison has an interval of its own, at ``level``. A ledger of many is sure to have some that miss by chance,
-    so each also has the state by an interval at ``1 - (1 - level) / m``, with m the number of comparisons of
-    experiments: with these, all of them cover together at ``level`` (Bonferroni). Verdicts are of the former; where the
-    latter differs is said.
+    Every comparison has an interval of its own, at ``level``. Of many, some miss by chance. So each also has the state
+    by an interval at ``1 - (1 - level) / m``, with m the number of comparisons of experiments: with these, all of them
+    cover together at ``level`` (Bonferroni). Verdicts are of the former; where the latter differs is said.
 
     Args:
         claims: of the ledger.

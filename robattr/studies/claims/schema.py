@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robattr import _yaml
+from robattr.studies.records import Measurement
 
 Direction = Literal["greater", "less", "within", "never"]
 
@@ -114,6 +118,44 @@ class Claim(BaseModel):
     def command(self) -> str:
         """What measures it again; empty where nothing does."""
         return f"make reference GRID={self.grid}" if self.grid else ""
+
+
+def check_claims(claims: Iterable[Claim], measurements: Iterable[Measurement], grids: Iterable[str]) -> None:
+    """Refuse claims about what does not exist: "0 of 3 runs" would hide a name that is spelled wrong.
+
+    Args:
+        claims: of the ledger.
+        measurements: of all grids; a quantity has to be among those of its grid, where that has any.
+        grids: the names that there are, recorded or not.
+
+    Raises:
+        ValueError: naming claim, name and the nearest one that there is.
+    """
+    known = sorted(grids)
+    quantities: dict[str, set[str]] = {}
+    runs: dict[str, set[str]] = {}
+    for m in measurements:
+        grid, _, run = m.run.partition("/")
+        quantities.setdefault(grid, set()).add(m.quantity)
+        runs.setdefault(grid, set()).add(run)
+    for claim in claims:
+        if claim.comparisons and claim.grid not in known:
+            raise ValueError(f"claim {claim.id}: there is no grid {claim.grid!r}{_nearest(claim.grid, known)}")
+        for c in claim.comparisons:
+            for name, there in (
+                *((q, quantities.get(claim.grid, set())) for q in (c.quantity, c.baseline, c.rank_with)),
+                *((r, runs.get(claim.grid, set())) for r in (c.of, c.against)),
+            ):
+                if name is not None and there and not any(fnmatchcase(each, name) for each in there):
+                    what = "run" if name in (c.of, c.against) else "quantity"
+                    raise ValueError(
+                        f"claim {claim.id}: {claim.grid} has no {what} {name!r}{_nearest(name, sorted(there))}"
+                    )
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    return f"; the nearest is {close[0]!r}" if close else ""
 
 
 def load_claims(path: Path | str) -> list[Claim]:

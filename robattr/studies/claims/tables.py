@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from robattr.studies.claims.judging import Outcome, Verdict
+from robattr._text import markdown
+from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName
 
 PAPERS = {
     "ghorbani2019interpretation": "Ghorbani, Abid & Zou 2019",
@@ -35,40 +36,85 @@ def effect_text(outcome: Outcome) -> str:
     return f"{mean} [{low}, {high}]{times}; asked for: {wanted}"
 
 
+def verdict_text(verdict: Verdict) -> str:
+    """The verdict, and where it is partly so, what does not hold; of what was not tried, why."""
+    if verdict.claim.untried:
+        return f"{verdict.name}: {verdict.claim.untried}"
+    if verdict.name is not VerdictName.PARTLY:
+        return str(verdict.name)
+    parts = []
+    for state, word in ((State.FAILS, "fails"), (State.OPEN, "undecided"), (State.MISSING, "too little data")):
+        labels = [o.comparison.label or o.comparison.quantity for o in verdict.outcomes if o.state is state]
+        if labels:
+            parts.append(f"{word}: {', '.join(labels)}")
+    return f"{verdict.name} ({'; '.join(parts)})"
+
+
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """A Markdown table, a claim a row: the one of the README."""
+    """Markdown tables, a claim a row: those of the README. Theorems and code are apart from experiments."""
     lines = ["| Claim | Paper | Verdict | Runs |", "| --- | --- | --- | --- |"]
-    for v in verdicts:
-        lines.append(
-            f"| {v.claim.sentence} | {PAPERS.get(v.claim.paper, v.claim.paper)} | **{v.name}** | {v.networks} |"
-        )
+    lines += [_row(v) for v in verdicts if v.claim.kind == "experiment"]
+    rest = [_row(v) for v in verdicts if v.claim.kind != "experiment"]
+    if rest:
+        lines += ["", "Proved, and checked on records:", "", "| Statement | Paper | Check | Runs |"]
+        lines += ["| --- | --- | --- | --- |", *rest]
     return "\n".join(lines) + "\n"
+
+
+def _row(verdict: Verdict) -> str:
+    head, _, tail = markdown(verdict_text(verdict)).partition(str(verdict.name))
+    return (
+        f"| {markdown(verdict.claim.sentence)} | {_paper(verdict)} | {head}**{verdict.name}**{tail} "
+        f"| {verdict.networks} |"
+    )
+
+
+def _paper(verdict: Verdict) -> str:
+    return PAPERS.get(verdict.claim.paper, verdict.claim.paper)
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """The table of the book: every verdict is a reference to the cell that it rests on."""
     lines = ["| Claim | Verdict, and where | Paper |", "| --- | --- | --- |"]
     for v in verdicts:
-        where = f"{{ref}}`{v.name} <{v.claim.anchor}>`"
-        lines.append(f"| {v.claim.sentence} | {where} | {PAPERS.get(v.claim.paper, v.claim.paper)} |")
+        rest = markdown(verdict_text(v).removeprefix(str(v.name)))
+        where = f"{{ref}}`{v.name} <{v.claim.anchor}>`{rest}"
+        lines.append(f"| {markdown(v.claim.sentence)} | {where} | {_paper(v)} |")
     return "\n".join(lines) + "\n"
 
 
 def details(verdict: Verdict) -> str:
     """What one verdict comes from, as Markdown: its comparisons, runs, code, machine, records and command."""
     claim = verdict.claim
-    lines = [f"**{claim.sentence}** {str(verdict.name).capitalize()}.", "", "| Comparison | Effect, 95 % interval | |"]
-    lines.append("| --- | --- | --- |")
-    lines += [f"| {o.comparison.label} | {effect_text(o)} | {o.state} |" for o in verdict.outcomes]
+    said = str(verdict.name).capitalize()
+    if claim.untried:
+        return f"**{markdown(claim.sentence)}** {said}: {markdown(claim.untried)}.\n"
+    lines = [f"**{markdown(claim.sentence)}** {said}.", ""]
+    if claim.kind != "experiment":
+        lines[0] += (
+            " Proved; the records check the code." if claim.kind == "theorem" else " The records check the code."
+        )
+    lines += ["| Comparison | Effect, 95 % interval | |", "| --- | --- | --- |"]
+    for o in verdict.outcomes:
+        state = str(o.state)
+        if o.corrected is not None and o.corrected is not o.state:
+            state += f" ({o.corrected} among all)"
+        lines.append(f"| {markdown(o.comparison.label or o.comparison.quantity)} | {effect_text(o)} | {state} |")
+    evidence = claim.evidence
     lines += [
         "",
-        f"{claim.population}; asked for at least {claim.evidence.runs} runs and {claim.evidence.images:,} images.",
+        f"{markdown(claim.population)}; asked for at least {evidence.runs} run{'s' if evidence.runs > 1 else ''} and "
+        f"{evidence.images:,} image{'s' if evidence.images > 1 else ''}.",
     ]
+    if claim.known:
+        lines[-1] += f" Known when the thresholds were set: {markdown(claim.known)}."
+    if claim.note:
+        lines[-1] += f" {markdown(claim.note)}"
     if verdict.networks:
         commits = ", ".join(f"`{commit}`" for commit in verdict.commits)
         lines[-1] += (
             f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, code of {commits}, on "
-            f"{'; '.join(verdict.hardware)}. [Records](../records/{claim.id}.jsonl)."
+            f"{markdown('; '.join(verdict.hardware))}. [Records](../records/{claim.id}.jsonl)."
         )
     lines[-1] += f" Measure it again: `{claim.command}`."
     return "\n".join(lines) + "\n"
@@ -85,6 +131,7 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "effect": None if o.effect is None else vars(o.effect),
                 "runs": list(o.runs),
                 "reason": o.reason,
+                "corrected": None if o.corrected is None else str(o.corrected),
             }
             for o in v.outcomes
         ]
@@ -92,8 +139,11 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             {
                 "id": v.claim.id,
                 "paper": v.claim.paper,
+                "kind": v.claim.kind,
                 "sentence": v.claim.sentence,
                 "population": v.claim.population,
+                "known": v.claim.known,
+                "untried": v.claim.untried,
                 "verdict": str(v.name),
                 "outcomes": outcomes,
                 "networks": v.networks,
