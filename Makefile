@@ -56,7 +56,7 @@ reference-gpu: $(INSTALLED)  ## what is not recorded of GRIDS, the most worth fi
 	$(BIN)/python -m robattr.studies.gpu run --minutes $(MINUTES) --workers 6 $(GRIDS:%=results/reference/%.yaml)
 
 ledger: $(INSTALLED)  ## the README's table of verdicts, from the records
-	$(BIN)/robattr ledger --into README.md
+	$(BIN)/robattr ledger --register --into README.md
 
 plan:  ## from the imports of the package: its picture, book/plan.svg, and the list of its pages in _toc.yml
 	$(PYTHON) book/plan.py

@@ -99,7 +99,9 @@ def stage_records(folder: Path) -> list[Measurement]:
     if not claims_file.exists():
         return []
     measured = records.read(results)
-    for verdict in claims.judge(claims.load_claims(claims_file), measured):
+    asked = claims.load_claims(claims_file)
+    claims.check_claims(asked, measured, (path.stem for path in results.glob("*.yaml")))
+    for verdict in claims.judge(asked, measured):
         records.write(folder / f"{verdict.claim.id}.jsonl", claims.used(verdict, measured))
     return measured
 

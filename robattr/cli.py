@@ -165,8 +165,9 @@ def reference(
 @click.option("--markdown", "form", flag_value="markdown", help="The table of the README.")
 @click.option("--schema", "form", flag_value="schema", help="The JSON Schema of a record's line.")
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="Put that table between a file's markers.")
+@click.option("--register", is_flag=True, help="Read from git when each comparison was fixed, and keep that.")
 @_refusals
-def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None) -> None:
+def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None, register: bool) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
     from robattr._files import write_text
     from robattr.studies import claims, records
@@ -175,8 +176,15 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
         click.echo(json.dumps(records.schema(), indent=1))
         return
     root = None if file and folder else book.find_root()
-    measured = records.read(folder or root / "results" / "reference")  # type: ignore[operator]
-    verdicts = claims.judge(claims.load_claims(file or root / "results" / "claims.yaml"), measured)  # type: ignore[operator]
+    if register:
+        home = book.find_root()
+        claims.write_history(home / claims.HISTORY, claims.history_of(home))
+    folder = folder or root / "results" / "reference"  # type: ignore[operator]
+    file = file or root / "results" / "claims.yaml"  # type: ignore[operator]
+    measured, asked = records.read(folder), claims.load_claims(file)
+    claims.check_claims(asked, measured, (path.stem for path in folder.glob("*.yaml")))
+    past = claims.read_history(file.with_name(Path(claims.HISTORY).name))
+    verdicts = claims.judge(asked, measured, past=past)
     if into is not None:
         head, start, rest = into.read_text(encoding="utf-8").partition("<!-- robattr ledger --markdown -->\n")
         _, end, tail = rest.partition("<!-- end -->")
@@ -192,7 +200,7 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
         for verdict in verdicts:
             table.add_row(
                 verdict.claim.sentence,
-                f"[bold]{verdict.name}[/bold]",
+                f"[bold]{verdict.name}[/bold]" + (f": {verdict.claim.untried}" if verdict.claim.untried else ""),
                 "\n".join(o.comparison.label for o in verdict.outcomes),
                 "\n".join(f"{o.state}: {claims.effect_text(o)}".replace("[", r"\[") for o in verdict.outcomes),
             )

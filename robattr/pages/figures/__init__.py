@@ -40,6 +40,7 @@ from robattr.pages.figures.training import (
     rescaling,
     spread_text,
 )
+from robattr.pages.figures.verdicts import forest, margin
 from robattr.pages.figures.widgets import certificate_explorer, certificate_tables, slider
 
 __all__ = [
@@ -64,12 +65,14 @@ __all__ = [
     "distributions",
     "effects_by_scale",
     "feature_bars",
+    "forest",
     "fragility_curves",
     "fragility_table",
     "histories",
     "interval_curves",
     "interval_text",
     "map_grid",
+    "margin",
     "network_scatter",
     "objective_dots",
     "objective_table",

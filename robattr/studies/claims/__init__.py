@@ -17,6 +17,15 @@ experiments.
 from __future__ import annotations
 
 from robattr.studies.claims.crossing import Column, cross_table, effect, mean_of, measured_in, rank_agreement
+from robattr.studies.claims.history import (
+    HISTORY as HISTORY,
+    History,
+    Registration,
+    comparison_digest,
+    history_of,
+    read_history,
+    write_history,
+)
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, used
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
 from robattr.studies.claims.tables import as_json, details, effect_text, summary, table, verdict_text
@@ -26,23 +35,29 @@ __all__ = [
     "Column",
     "Comparison",
     "Evidence",
+    "History",
     "Outcome",
+    "Registration",
     "State",
     "Verdict",
     "VerdictName",
     "as_json",
     "check_claims",
+    "comparison_digest",
     "cross_table",
     "details",
     "effect",
     "effect_text",
+    "history_of",
     "judge",
     "load_claims",
     "mean_of",
     "measured_in",
     "rank_agreement",
+    "read_history",
     "summary",
     "table",
     "used",
     "verdict_text",
+    "write_history",
 ]

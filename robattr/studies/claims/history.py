@@ -1,7 +1,8 @@
 """When a threshold was set: the commit since which a comparison stands as it is, read from the history of the claims.
 
-A comparison that was fixed before its records could not be fitted to them. What counts is what is compared, by how much
-and on how much evidence; not the words, and not the grid: the same comparison may move to records at a larger scale.
+A comparison that was fixed before its records could not be fitted to them. What counts is what is compared and by how
+much; not the words, and not the grid: the same comparison may move to records at a larger scale. The evidence that a
+claim asks for may rise; where it fell, that is kept too.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robattr import _yaml
 from robattr._files import write_text
-from robattr.studies.claims.schema import Claim, Comparison, Evidence
+from robattr.studies.claims.schema import Comparison
 
-CLAIMS, REGISTRATIONS = "results/claims.yaml", "results/registrations.json"
+CLAIMS, HISTORY = "results/claims.yaml", "results/claims-history.json"
 
 
 @dataclass(frozen=True)
@@ -34,64 +35,83 @@ class Registration:
     date: str
 
 
-def digest(comparison: Comparison, evidence: Evidence) -> str:
-    """Twelve hexadecimal digits of a comparison and of what it asks for, without its words."""
-    fields = comparison.model_dump(mode="json", exclude={"label"}, exclude_defaults=True)
-    return _digest(fields, evidence.model_dump(mode="json"))
+@dataclass(frozen=True)
+class History:
+    """What the history of the claims says.
+
+    Attributes:
+        comparisons: since when each stands, by :func:`comparison_digest`.
+        lowered: of each claim that asks for less evidence than it once did, what it asked for.
+    """
+
+    comparisons: Mapping[str, Registration] = field(default_factory=dict)
+    lowered: Mapping[str, str] = field(default_factory=dict)
 
 
-def registrations(repository: Path | str) -> dict[str, Registration]:
-    """Since when each comparison stands, by :func:`digest`, from the history of a git repository.
+def comparison_digest(comparison: Comparison) -> str:
+    """Twelve hexadecimal digits of a comparison without its words."""
+    return _digest(comparison.model_dump(mode="json", exclude={"label"}))
+
+
+def history_of(repository: Path | str) -> History:
+    """Read since when comparisons stand, and where evidence was lowered, from a git repository.
 
     Comparisons of today's file that no commit has yet are not there.
 
     Raises:
         ValueError: it is no repository, or one without the history.
     """
+    shallow = _git(repository, "rev-parse", "--is-shallow-repository").strip() == "true"
     log = _git(repository, "log", "--reverse", "--format=%h%x09%cI", "--", CLAIMS)
-    if _git(repository, "rev-parse", "--is-shallow-repository").strip() == "true" or not log:
+    if shallow or not log:
         raise ValueError(f"{repository} has not the history of {CLAIMS}; git fetch --unshallow")
     stands: dict[str, Registration] = {}
+    most: dict[str, tuple[int, int]] = {}
+    now: dict[str, tuple[int, int]] = {}
     for line in log.splitlines():
         commit, date = line.split("\t")
-        here = _digests(_git(repository, "show", f"{commit}:{CLAIMS}"))
+        # An older file has other fields than today's: it is read as data, not as claims.
+        content = _yaml.parse(_git(repository, "show", f"{commit}:{CLAIMS}"), CLAIMS)
+        here = [_digest(c) for claim in content for c in claim.get("comparisons", [])]
         stands = {d: stands.get(d, Registration(commit, date)) for d in here}
-    return stands
+        now = {}
+        for claim in content:
+            evidence = claim.get("evidence") or {}
+            asked = now[claim["id"]] = (evidence.get("runs", 1), evidence.get("images", 1))
+            before = most.get(claim["id"], (0, 0))
+            most[claim["id"]] = (max(asked[0], before[0]), max(asked[1], before[1]))
+    lowered = {
+        name: f"{most[name][0]} run{'s' if most[name][0] > 1 else ''} and {most[name][1]:,} images"
+        for name, asked in now.items()
+        if asked[0] < most[name][0] or asked[1] < most[name][1]
+    }
+    return History(stands, lowered)
 
 
-def read_registrations(path: Path | str) -> dict[str, Registration]:
-    """What :func:`write_registrations` wrote; nothing where there is no such file."""
+def read_history(path: Path | str) -> History:
+    """What :func:`write_history` wrote; nothing where there is no such file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
-    return {d: Registration(**fields) for d, fields in content.items()}
+        return History()
+    return History({d: Registration(**fields) for d, fields in content["comparisons"].items()}, content["lowered"])
 
 
-def write_registrations(path: Path | str, found: Mapping[str, Registration]) -> None:
-    """Keep registrations, so that a reader without the history has them."""
-    write_text(Path(path), json.dumps({d: asdict(found[d]) for d in sorted(found)}, indent=1) + "\n")
+def write_history(path: Path | str, found: History) -> None:
+    """Keep it, so that a reader without the repository's history has it."""
+    comparisons = {d: asdict(found.comparisons[d]) for d in sorted(found.comparisons)}
+    content = {"comparisons": comparisons, "lowered": dict(sorted(found.lowered.items()))}
+    write_text(Path(path), json.dumps(content, indent=1) + "\n")
 
 
-def wanted(claims: list[Claim]) -> dict[str, str]:
-    """The claim of each comparison of a ledger, by :func:`digest`."""
-    return {digest(c, claim.evidence): claim.id for claim in claims for c in claim.comparisons}
-
-
-def _digests(text: str) -> list[str]:
-    """Of an older file, whose fields may be other ones than today's: read as data, not as claims."""
-    found = []
-    for claim in _yaml.parse(text, "claims.yaml"):
-        evidence = {"runs": 1, "images": 1} | (claim.get("evidence") or {})
-        found += [_digest({k: v for k, v in c.items() if k != "label"}, evidence) for c in claim.get("comparisons", [])]
-    return found
-
-
-def _digest(comparison: Mapping[str, Any], evidence: Mapping[str, Any]) -> str:
-    defaults = {name: field.default for name, field in Comparison.model_fields.items()}
-    fields = {k: float(v) if k == "by" else v for k, v in comparison.items() if v != defaults.get(k)}
-    text = json.dumps([fields, evidence], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _digest(comparison: Mapping[str, Any]) -> str:
+    defaults = {name: value.default for name, value in Comparison.model_fields.items()}
+    fields = {
+        name: float(value) if name == "by" else value
+        for name, value in comparison.items()
+        if name != "label" and value != defaults.get(name)
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _git(repository: Path | str, *arguments: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from robattr.studies.claims.history import History, Registration, comparison_digest
 from robattr.studies.claims.schema import Claim, Comparison, Evidence
 from robattr.studies.intervals import Interval, two_way_interval
 from robattr.studies.records import Measurement
@@ -52,6 +54,8 @@ class Outcome:
         runs: that it is computed from, partners included.
         reason: why it is missing.
         corrected: the state by an interval that is wide enough for all comparisons of the ledger together.
+        registered: since when the comparison stands, where that is known.
+        measured: date of the first of its records, ISO 8601; empty where there is none.
     """
 
     comparison: Comparison
@@ -60,6 +64,15 @@ class Outcome:
     runs: tuple[str, ...] = ()
     reason: str = ""
     corrected: State | None = None
+    registered: Registration | None = None
+    measured: str = ""
+
+    @property
+    def fixed_before(self) -> bool | None:
+        """Whether what was asked for stood before the first record; None where one of the two is not known."""
+        if self.registered is None or not self.measured:
+            return None
+        return _time(self.registered.date) < _time(self.measured)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Verdict:
         networks: number of different runs that were used.
         commits: of the code that measured them.
         hardware: that they were measured on.
+        lowered: the evidence that the claim once asked for, where that was more; empty otherwise.
     """
 
     claim: Claim
@@ -81,9 +95,16 @@ class Verdict:
     networks: int
     commits: tuple[str, ...]
     hardware: tuple[str, ...]
+    lowered: str = ""
 
 
-def judge(claims: Iterable[Claim], measurements: Sequence[Measurement], *, level: float = 0.95) -> list[Verdict]:
+def judge(
+    claims: Iterable[Claim],
+    measurements: Sequence[Measurement],
+    *,
+    past: History | None = None,
+    level: float = 0.95,
+) -> list[Verdict]:
     """The verdict on each claim.
 
     Every comparison has an interval of its own, at ``level``. Of many, some miss by chance. So each also has the state
@@ -93,6 +114,7 @@ def judge(claims: Iterable[Claim], measurements: Sequence[Measurement], *, level
     Args:
         claims: of the ledger.
         measurements: of all grids.
+        past: since when each comparison stands, and where evidence was lowered.
         level: of confidence of each interval.
 
     Raises:
@@ -109,7 +131,9 @@ def judge(claims: Iterable[Claim], measurements: Sequence[Measurement], *, level
             outcome = outcome_of(comparison, claim.evidence, here, level=level)
             if claim.kind == "experiment" and outcome.effect is not None:
                 outcome = replace(outcome, corrected=outcome_of(comparison, claim.evidence, here, level=together).state)
-            outcomes.append(outcome)
+            dates = [m.date for m in here if m.run in outcome.runs]
+            since = past.comparisons.get(comparison_digest(comparison)) if past else None
+            outcomes.append(replace(outcome, registered=since, measured=min(dates, key=_time, default="")))
         used = {run for outcome in outcomes for run in outcome.runs}
         from_ = [m for m in here if m.run in used]
         verdicts.append(
@@ -120,9 +144,15 @@ def judge(claims: Iterable[Claim], measurements: Sequence[Measurement], *, level
                 len(used),
                 tuple(sorted({m.commit for m in from_})),
                 tuple(sorted({f"{m.hardware}, {m.device}" for m in from_})),
+                past.lowered.get(claim.id, "") if past else "",
             )
         )
     return verdicts
+
+
+def _time(date: str) -> datetime:
+    found = datetime.fromisoformat(date)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _verdict(claim: Claim, states: Sequence[State]) -> VerdictName:

@@ -126,18 +126,18 @@ def check_claims(claims: Iterable[Claim], measurements: Iterable[Measurement], g
     Args:
         claims: of the ledger.
         measurements: of all grids; a quantity has to be among those of its grid, where that has any.
-        grids: the names that there are, recorded or not.
+        grids: names of grids that may have no records yet.
 
     Raises:
         ValueError: naming claim, name and the nearest one that there is.
     """
-    known = sorted(grids)
     quantities: dict[str, set[str]] = {}
     runs: dict[str, set[str]] = {}
     for m in measurements:
         grid, _, run = m.run.partition("/")
         quantities.setdefault(grid, set()).add(m.quantity)
         runs.setdefault(grid, set()).add(run)
+    known = sorted({*grids, *runs})
     for claim in claims:
         if claim.comparisons and claim.grid not in known:
             raise ValueError(f"claim {claim.id}: there is no grid {claim.grid!r}{_nearest(claim.grid, known)}")

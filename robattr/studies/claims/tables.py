@@ -77,7 +77,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     """The table of the book: every verdict is a reference to the cell that it rests on."""
     lines = ["| Claim | Verdict, and where | Paper |", "| --- | --- | --- |"]
     for v in verdicts:
-        rest = markdown(verdict_text(v).removeprefix(str(v.name)))
+        rest = markdown(verdict_text(v)).removeprefix(str(v.name))
         where = f"{{ref}}`{v.name} <{v.claim.anchor}>`{rest}"
         lines.append(f"| {markdown(v.claim.sentence)} | {where} | {_paper(v)} |")
     return "\n".join(lines) + "\n"
@@ -94,18 +94,22 @@ def details(verdict: Verdict) -> str:
         lines[0] += (
             " Proved; the records check the code." if claim.kind == "theorem" else " The records check the code."
         )
-    lines += ["| Comparison | Effect, 95 % interval | |", "| --- | --- | --- |"]
+    lines += ["| Comparison | Effect, 95 % interval | | Fixed |", "| --- | --- | --- | --- |"]
     for o in verdict.outcomes:
         state = str(o.state)
         if o.corrected is not None and o.corrected is not o.state:
             state += f" ({o.corrected} among all)"
-        lines.append(f"| {markdown(o.comparison.label or o.comparison.quantity)} | {effect_text(o)} | {state} |")
+        lines.append(
+            f"| {markdown(o.comparison.label or o.comparison.quantity)} | {effect_text(o)} | {state} | {_fixed(o)} |"
+        )
     evidence = claim.evidence
     lines += [
         "",
         f"{markdown(claim.population)}; asked for at least {evidence.runs} run{'s' if evidence.runs > 1 else ''} and "
         f"{evidence.images:,} image{'s' if evidence.images > 1 else ''}.",
     ]
+    if verdict.lowered:
+        lines[-1] += f" It once asked for {verdict.lowered}."
     if claim.known:
         lines[-1] += f" Known when the thresholds were set: {markdown(claim.known)}."
     if claim.note:
@@ -120,6 +124,14 @@ def details(verdict: Verdict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _fixed(outcome: Outcome) -> str:
+    """When a comparison was fixed, and on which side of its records."""
+    if outcome.registered is None:
+        return ""
+    side = {True: ", before its records", False: ", after its records", None: ""}[outcome.fixed_before]
+    return f"{outcome.registered.date[:10]}{side}"
+
+
 def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Verdicts with everything that they come from, as JSON."""
     found = []
@@ -132,6 +144,9 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "runs": list(o.runs),
                 "reason": o.reason,
                 "corrected": None if o.corrected is None else str(o.corrected),
+                "registered": None if o.registered is None else vars(o.registered),
+                "measured": o.measured,
+                "fixed_before": o.fixed_before,
             }
             for o in v.outcomes
         ]
@@ -147,6 +162,7 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "verdict": str(v.name),
                 "outcomes": outcomes,
                 "networks": v.networks,
+                "lowered": v.lowered,
                 "commits": list(v.commits),
                 "hardware": list(v.hardware),
                 "chapter": v.claim.chapter,

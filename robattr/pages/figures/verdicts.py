@@ -1,0 +1,109 @@
+"""The ledger as a picture: each comparison's effect against what was asked of it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from robattr.pages.figures.style import closed
+from robattr.studies.claims import Comparison, Outcome, State, Verdict
+from robattr.studies.intervals import Interval
+
+_LOOK = {
+    State.HOLDS: ("#0072B2", "o", "past it: holds"),
+    State.FAILS: ("#D55E00", "X", "short of it: fails"),
+    State.OPEN: ("#555555", "D", "on both sides: undecided"),
+}
+_UNIT = 0.1  # of comparisons that ask for a sign only: a difference of .1, or a factor of 1.1
+_LINE, _WIDTH, _ENDS = 0.17, 46, (-9.0, 40.0)
+
+
+def margin(comparison: Comparison, effect: Interval) -> Interval:
+    """How far an effect is past the least that was asked for, in units of that; above 0 it holds.
+
+    Where only a sign is asked for, the unit is a difference of 0.1 or a factor of 1.1. A ratio is measured by its
+    logarithm. Where an effect has to lie within bounds, what counts is its distance to the nearer one.
+
+    Raises:
+        ValueError: the comparison counts what must never happen, which has no unit.
+    """
+    if comparison.direction == "never":
+        raise ValueError("what must never happen has no margin; leave counts out")
+    values = (effect.mean, effect.low, effect.high)
+    least = comparison.by
+    if comparison.ratio:
+        values, least = tuple(map(math.log, values)), math.log(least)  # type: ignore[assignment]
+    unit = least or (math.log1p(_UNIT) if comparison.ratio else _UNIT)
+    mean, low, high = values
+    if comparison.direction == "within":
+        far, near = max(abs(low), abs(high)), 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+        mean, low, high = (least - abs(v) for v in (mean, far, near))
+    else:
+        if comparison.direction == "less":
+            mean, low, high = -mean, -high, -low
+        mean, low, high = mean - least, low - least, high - least
+    return Interval(mean / unit, low / unit, high / unit, effect.n)
+
+
+def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
+    """A line a comparison of an experiment, under its claim: the margin with its interval, colored by what it says.
+
+    Comparisons without records and counts are left out, and claims without any other.
+
+    Args:
+        verdicts: of the ledger, in its order.
+        title: the finding.
+    """
+    rows: list[tuple[str, Outcome | None]] = []
+    for verdict in verdicts:
+        shown = [o for o in verdict.outcomes if o.effect is not None and o.comparison.direction != "never"]
+        if verdict.claim.kind == "experiment" and shown:
+            rows.append((verdict.claim.sentence, None))
+            rows += [(o.comparison.label or o.comparison.quantity, o) for o in shown]
+    wrapped = [textwrap.wrap(text, _WIDTH if o else 2 * _WIDTH) for text, o in rows]
+    heights = [_LINE * len(lines) + (0.05 if o else 0.16) for lines, (_, o) in zip(wrapped, rows, strict=True)]
+    total = sum(heights)
+    figure = plt.figure(figsize=(7.2, total + 1.5))
+    bottom, top = 0.85 / (total + 1.5), 1 - 0.65 / (total + 1.5)
+    ax = figure.add_axes((0.44, bottom, 0.54, top - bottom))
+    y, seen = 0.0, set()
+    for lines, height, (_, outcome) in zip(wrapped, heights, rows, strict=True):
+        middle = y + height / 2
+        y += height
+        text = "\n".join(lines)
+        if outcome is None or outcome.effect is None:
+            heading: dict[str, Any] = {"fontsize": 8.5, "va": "center", "weight": "bold", "zorder": 4}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            ax.text(-0.81, middle + 0.03, text, transform=ax.get_yaxis_transform(), bbox=box, **heading)
+            continue
+        ax.text(-0.03, middle, text, transform=ax.get_yaxis_transform(), fontsize=8, va="center", ha="right")
+        color, marker, label = _LOOK[outcome.state]
+        at = margin(outcome.comparison, outcome.effect)
+        low, high = (min(max(v, _ENDS[0]), _ENDS[1]) for v in (at.low, at.high))
+        ax.plot([low, high], [middle, middle], color=color, lw=1.6, solid_capstyle="butt")
+        for end, cut, arrow in ((at.low, low, "<"), (at.high, high, ">")):
+            if end != cut:
+                ax.plot(cut, middle, arrow, color=color, markersize=5)
+        ax.plot(
+            min(max(at.mean, _ENDS[0]), _ENDS[1]), middle, marker, color=color, markersize=6,
+            markerfacecolor="white" if outcome.state is State.OPEN else color,
+            label=None if outcome.state in seen else label,
+        )  # fmt: skip
+        seen.add(outcome.state)
+    ax.set_xscale("symlog", linthresh=2, linscale=1.2)
+    ax.set_xlim(_ENDS[0] * 1.15, _ENDS[1] * 1.15)
+    ax.set_ylim(y, 0)
+    ax.axvline(0, color="black", lw=1)
+    ax.set_xticks([-5, -1, 0, 1, 2, 5, 20], ["-5", "-1", "0", "1", "2", "5", "20"], fontsize=8)
+    ax.set_yticks([])
+    ax.grid(alpha=0.25, axis="x")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set_xlabel("effect past the least that was asked for, in units of that", fontsize=8.5)
+    figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False)
+    figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
+    return closed(figure)

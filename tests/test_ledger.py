@@ -1,0 +1,359 @@
+"""The rules of the ledger, each on records whose right answer is known: kinds, corrections, names, history, text."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import REPOSITORY
+from pydantic import ValidationError
+from scipy import stats
+from test_claims import CONTEXT, KEPT, STEADIER, claim, measured, verdict
+
+from robattr._text import markdown
+from robattr.pages import figures
+from robattr.studies import claims, records
+from robattr.studies.claims import Claim, Comparison, State, VerdictName
+from robattr.studies.intervals import Interval, two_way_interval
+from robattr.studies.records import Measurement
+
+OLD, NEW, THIRD = measured("old", 0.8), measured("new", 0.85), measured("third", 0.9)
+AGAINST_THIRD = STEADIER.model_copy(update={"against": "third-*", "label": "against the third"})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Verdicts
+
+
+def test_more_failures_than_successes_are_not_reproduced() -> None:
+    again = AGAINST_THIRD.model_copy(update={"by": 0.02})
+    assert verdict(claim(STEADIER, AGAINST_THIRD), NEW, OLD, THIRD).name is VerdictName.PARTLY
+    assert verdict(claim(STEADIER, AGAINST_THIRD, again), NEW, OLD, THIRD).name is VerdictName.NOT
+
+
+def test_partly_says_what_does_not_hold() -> None:
+    missing = KEPT.model_copy(update={"label": "accuracy"})
+    found = verdict(claim(STEADIER, AGAINST_THIRD, missing), NEW, OLD, THIRD)
+    said = "partly reproduced (fails: against the third; too little data: accuracy)"
+    assert claims.verdict_text(found) == said
+    row = claims.summary([found]).splitlines()[2]
+    assert "| **partly reproduced** (fails: against the third; too little data: accuracy) |" in row
+    assert f"<here>` {said.removeprefix('partly reproduced ')} |" in claims.table([found])
+
+
+@pytest.mark.parametrize("kind", ["theorem", "implementation"])
+def test_theorems_are_checked_or_violated_and_stand_apart(kind: Any) -> None:
+    of = claim(STEADIER).model_copy(update={"kind": kind})
+    good, bad = (
+        verdict(of, NEW, OLD),
+        verdict(of, OLD, [m.model_copy(update={"run": f"grid/new-{i}"}) for i, m in enumerate(OLD)]),
+    )
+    assert (good.name, bad.name) == (VerdictName.CHECKED, VerdictName.VIOLATED)
+    # One that holds does not outweigh one that fails.
+    both = claim(STEADIER, AGAINST_THIRD).model_copy(update={"kind": kind})
+    assert verdict(both, NEW, OLD, THIRD).name is VerdictName.VIOLATED
+    assert verdict(of).name is VerdictName.TOO_LITTLE
+    text = claims.summary([good, verdict(claim(STEADIER), NEW, OLD)])
+    experiments, proved = text.split("\n\nProved, and checked on records:\n\n")
+    assert "**reproduced**" in experiments
+    assert "**checked**" in proved
+    assert "checked" not in experiments
+
+
+def test_what_was_not_tried_says_why() -> None:
+    of = claim(STEADIER).model_copy(update={"comparisons": (), "untried": "it takes a week", "grid": ""})
+    found = verdict(of, NEW, OLD)
+    assert (found.name, found.networks, of.command) == (VerdictName.UNTRIED, 0, "")
+    assert "**not tried**: it takes a week |" in claims.summary([found])
+    assert "Not tried: it takes a week." in claims.details(found)
+    fields = claim(STEADIER).model_dump()
+    for changes, said in (
+        ({"untried": "why"}, "either comparisons, or 'untried'"),
+        ({"comparisons": ()}, "either comparisons, or 'untried'"),
+        ({"grid": ""}, "give its name as 'grid'"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Claim.model_validate(fields | changes)
+
+
+def test_the_correction_is_for_all_experiments_of_the_ledger() -> None:
+    """By hand: the interval of one claim among m has the level 1 - .05 / m, and theorems do not count."""
+    of = [claim(STEADIER).model_copy(update={"id": f"c{i}"}) for i in range(40)]
+    theorem = claim(STEADIER).model_copy(update={"id": "t", "kind": "theorem"})
+    new, old = measured("new", 0.85, seeds=12), measured("old", 0.8, seeds=12)
+    found = claims.judge([*of, theorem], [*new, *old])
+    table = np.array([m.values for m in new]) - np.array([m.values for m in old])
+    wide = two_way_interval(table, level=1 - 0.05 / 40)
+    assert 0 < STEADIER.by < wide.low < two_way_interval(table).low
+    between = (wide.low + two_way_interval(table).low) / 2
+    of = [c.model_copy(update={"comparisons": (STEADIER.model_copy(update={"by": between}),)}) for c in of]
+    few, many = claims.judge(of[:1], [*new, *old]), claims.judge(of, [*new, *old])
+    assert (few[0].outcomes[0].state, few[0].outcomes[0].corrected) == (State.HOLDS, State.HOLDS)
+    assert (many[0].outcomes[0].state, many[0].outcomes[0].corrected) == (State.HOLDS, State.OPEN)
+    assert found[-1].outcomes[0].corrected is None
+    assert "holds (open among all)" in claims.details(many[0])
+
+
+def test_what_a_cosine_lacks_to_one_is_compared_as_a_factor() -> None:
+    """1 - .9 against 1 - .8 is one half, whatever the images."""
+    smooth, plain = (
+        [
+            records.of_values(CONTEXT | {"run": f"grid/a-{seed}", "seed": seed}, name, np.full(20, value), unit="1")
+            for seed in range(3)
+        ]
+        for name, value in (("smooth", 0.9), ("plain", 0.8))
+    )
+    comparison = Comparison(
+        quantity="smooth", baseline="plain", of="*", complement=True, ratio=True, direction="less", by=1.5
+    )
+    (outcome,) = verdict(claim(comparison, images=20), smooth, plain).outcomes
+    assert outcome.effect is not None
+    assert outcome.effect.mean == pytest.approx(0.5, rel=1e-9)
+    assert outcome.state is State.HOLDS
+    for fields, said in (
+        ({"direction": "never"}, "and complement"),
+        ({"direction": "less", "rank_with": "q"}, "leave out complement"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Comparison(quantity="q", of="a", complement=True, **fields)  # type: ignore[arg-type]
+
+
+def test_orders_within_a_run_are_over_its_images() -> None:
+    """A quantity that ranks the images of each run and says nothing about runs, against one that does the reverse."""
+    rng = np.random.default_rng(0)
+    found: list[Measurement] = []
+    expected = []
+    for seed in range(3):
+        for network in range(3):
+            turn = rng.normal(network, 0.1, 60)
+            inside, across = turn - network + rng.normal(0, 0.05, 60), rng.normal(network, 0.1, 60)
+            context = CONTEXT | {"run": f"grid/{network}-{seed}", "seed": seed}
+            found += [
+                records.of_values(context, name, values, unit="1")
+                for name, values in (("turn", turn), ("inside", inside), ("across", across))
+            ]
+            kept = {m.quantity: m.values for m in found[-3:]}
+            expected.append(
+                stats.spearmanr(kept["inside"], kept["turn"])[0] - stats.spearmanr(kept["across"], kept["turn"])[0]
+            )
+    fields: dict[str, Any] = {"of": "*", "rank_with": "turn", "direction": "greater", "by": 0.1}
+    within = Comparison(quantity="inside", baseline="across", within_runs=True, **fields)
+    over = Comparison(quantity="across", baseline="inside", **fields)
+    for comparison in (within, over):
+        assert verdict(claim(comparison, images=60), found).outcomes[0].state in (State.HOLDS, State.OPEN)
+    (outcome,) = verdict(claim(within, images=60), found).outcomes
+    assert outcome.effect is not None
+    assert outcome.effect.mean == pytest.approx(np.mean(expected), abs=1e-12)
+    assert outcome.state is State.HOLDS
+    single = [m.model_copy(update={"values": None}) for m in found]
+    (outcome,) = verdict(claim(within, images=60), single).outcomes
+    assert outcome.reason == "grid/0-0 has no values of single images to rank"
+    with pytest.raises(ValidationError, match="give rank_with"):
+        Comparison(quantity="q", of="a", direction="less", within_runs=True)
+
+
+def test_an_interval_of_shares_ends_at_zero_and_one() -> None:
+    table = np.ones((3, 100))
+    table[0, :3] = 0
+    found = two_way_interval(table, shares=True)
+    assert found.high == 1.0
+    assert found.low < found.mean < 1
+    assert two_way_interval(table).high > 1, "without being told it is any number"
+    assert two_way_interval(1 - table, shares=True).low == 0.0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def test_a_name_that_is_spelled_wrong_is_refused_with_the_nearest() -> None:
+    measurements = [*NEW, *OLD]
+    claims.check_claims([claim(STEADIER)], measurements, [])
+    claims.check_claims([claim(STEADIER)], [], ["grid"])  # nothing recorded yet
+    for changes, said in (
+        ({"quantity": "rsp"}, "claim a-claim: grid has no quantity 'rsp'; the nearest is 'rps'"),
+        ({"baseline": "rsp", "against": None}, "no quantity 'rsp'"),
+        ({"of": "nev-*"}, "claim a-claim: grid has no run 'nev-\\*'; the nearest is 'new-"),
+        ({"against": "odl-*"}, "no run 'odl-\\*'; the nearest is '"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            claims.check_claims([claim(STEADIER.model_copy(update=changes))], measurements, [])
+    with pytest.raises(ValueError, match="there is no grid 'grid'; the nearest is 'gird'"):
+        claims.check_claims([claim(STEADIER)], [], ["gird", "another"])
+
+
+def test_the_claims_of_the_book_name_what_there_is() -> None:
+    folder = REPOSITORY / "results" / "reference"
+    asked = claims.load_claims(REPOSITORY / "results" / "claims.yaml")
+    claims.check_claims(asked, records.read(folder), (path.stem for path in folder.glob("*.yaml")))
+
+
+HOSTILE = "<img src=x onerror=alert(1)> | *x* `y` $z$ [a](b) {ref}`c`\nnext"
+
+
+def test_text_from_claims_is_shown_and_not_run() -> None:
+    """Through an independent reader of Markdown: one row, four cells, no tag but those of the table."""
+    from markdown_it import MarkdownIt
+
+    of = claim(STEADIER.model_copy(update={"label": HOSTILE})).model_copy(
+        update={"sentence": HOSTILE, "population": HOSTILE, "known": HOSTILE, "note": HOSTILE}
+    )
+    found = verdict(of, NEW, OLD)
+    for text in (claims.summary([found]), claims.table([found]).replace("{ref}", ""), claims.details(found)):
+        html = MarkdownIt("commonmark").enable("table").render(text)
+        assert "<img" not in html
+        assert "<em>" not in html
+        assert 'href="b"' not in html
+        assert "&lt;img src=x onerror=alert(1)&gt; | *x* `y` $z$ [a](b) {ref}`c` next" in html
+    assert MarkdownIt("commonmark").enable("table").render(claims.summary([found])).count("<td>") == 4
+    assert markdown("LeNet, l2 + cosine (8/255).") == "LeNet, l2 + cosine (8/255)."
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# History
+
+
+def git(folder: Path, *words: str, date: str = "2026-01-01T00:00:00+00:00") -> None:
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+    when = {"GIT_COMMITTER_DATE": date, "GIT_AUTHOR_DATE": date}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | when)
+
+
+def commit(folder: Path, day: int, *asked: Claim, **extra: Any) -> None:
+    path = folder / "results" / "claims.yaml"
+    path.parent.mkdir(exist_ok=True)
+    content = [c.model_dump(mode="json", exclude_defaults=True) | extra for c in asked]
+    path.write_text(yaml.safe_dump(content))
+    git(folder, "add", ".")
+    git(folder, "commit", "-m", f"day {day}", date=f"2026-01-{day:02}T00:00:00+00:00")
+
+
+def test_a_threshold_is_as_old_as_it_stands_unchanged(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    other = STEADIER.model_copy(update={"by": 0.5})
+    commit(tmp_path, 1, claim(STEADIER, KEPT), a_field_of_old=1)
+    commit(
+        tmp_path, 2, claim(STEADIER.model_copy(update={"label": "other words"})).model_copy(update={"grid": "larger"})
+    )
+    commit(tmp_path, 3, claim(STEADIER, KEPT, other))
+    commit(tmp_path, 4, claim(STEADIER, KEPT))
+    commit(tmp_path, 5, claim(STEADIER, KEPT, other))
+    found = claims.history_of(tmp_path)
+    since = {c: r.date[:10] for c in (STEADIER, KEPT, other) for r in [found.comparisons[claims.comparison_digest(c)]]}
+    assert since == {STEADIER: "2026-01-01", KEPT: "2026-01-03", other: "2026-01-05"}
+    assert found.lowered == {}
+    path = tmp_path / "history.json"
+    claims.write_history(path, found)
+    assert claims.read_history(path) == found
+    assert claims.read_history(tmp_path / "none.json").comparisons == {}
+
+
+def test_evidence_that_fell_is_remembered(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    commit(tmp_path, 1, claim(STEADIER, runs=3, images=300))
+    commit(tmp_path, 2, claim(STEADIER, runs=3, images=10))
+    commit(tmp_path, 3, claim(STEADIER, runs=3, images=50))
+    past = claims.history_of(tmp_path)
+    assert past.lowered == {"a-claim": "3 runs and 300 images"}
+    (found,) = claims.judge([claim(STEADIER)], [*NEW, *OLD], past=past)
+    assert "It once asked for 3 runs and 300 images." in claims.details(found)
+
+
+def test_fixed_before_or_after_the_first_record() -> None:
+    for date, before, said in (
+        ("2025-12-31T23:00:00+00:00", True, "2025-12-31, before its records"),
+        ("2026-01-01T00:30:00+02:00", True, "before its records"),  # an hour and a half before midnight in UTC
+        ("2026-01-02T00:00:00+00:00", False, "after its records"),
+    ):
+        past = claims.History({claims.comparison_digest(STEADIER): claims.Registration("abc", date)})
+        records_ = [m.model_copy(update={"date": "2026-01-01T00:00:00+00:00"}) for m in [*NEW, *OLD]]
+        (found,) = claims.judge([claim(STEADIER)], records_, past=past)
+        assert found.outcomes[0].fixed_before is before
+        assert said in claims.details(found)
+    (found,) = claims.judge([claim(STEADIER)], [*NEW, *OLD])
+    assert found.outcomes[0].fixed_before is None
+
+
+def test_a_folder_without_history_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no git repository"):
+        claims.history_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def past() -> claims.History:
+    return claims.read_history(REPOSITORY / claims.HISTORY)
+
+
+def test_the_committed_history_is_that_of_the_repository(past: claims.History) -> None:
+    try:
+        found = claims.history_of(REPOSITORY)
+    except ValueError as error:
+        pytest.skip(str(error))
+    missing = [d for d in past.comparisons if d not in found.comparisons]
+    assert not missing, "robattr ledger --register"
+    # What is not committed yet has no date; dates of commits do not change when branches are joined.
+    assert {d: found.comparisons[d].date for d in past.comparisons} == {d: r.date for d, r in past.comparisons.items()}
+    assert past.lowered == found.lowered
+
+
+def test_what_was_fixed_after_its_records_says_what_was_known(past: claims.History) -> None:
+    asked = claims.load_claims(REPOSITORY / "results" / "claims.yaml")
+    for found in claims.judge(asked, records.read(REPOSITORY / "results" / "reference"), past=past):
+        late = [o.comparison.label for o in found.outcomes if o.fixed_before is False]
+        assert not late or found.claim.known, (found.claim.id, late)
+        for outcome in found.outcomes:
+            assert outcome.registered is not None, (found.claim.id, "commit it, then make ledger")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The picture
+
+
+@pytest.mark.parametrize(
+    ("fields", "effect", "expected"),
+    [
+        ({"direction": "greater", "by": 0.1}, (0.3, 0.2, 0.4), (2, 1, 3)),
+        ({"direction": "less", "by": 0.1}, (-0.3, -0.4, -0.2), (2, 1, 3)),
+        ({"direction": "greater"}, (0.05, -0.1, 0.2), (0.5, -1, 2)),
+        ({"direction": "within", "by": 0.1}, (0.05, -0.02, 0.12), (0.5, -0.2, 1)),
+        ({"direction": "within", "by": 0.1}, (0.3, 0.2, 0.4), (-2, -3, -1)),
+        ({"direction": "greater", "by": 2, "ratio": True}, (8, 4, 16), (2, 1, 3)),
+        ({"direction": "less", "by": 2, "ratio": True}, (1 / 8, 1 / 16, 1 / 4), (2, 1, 3)),
+        ({"direction": "within", "by": 2, "ratio": True}, (1, 1 / 2, 2**0.5), (1, 0, 1)),
+    ],
+)
+def test_a_margin_by_hand(fields: Any, effect: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    comparison = Comparison(quantity="q", baseline="b", of="*", **fields)
+    found = figures.margin(comparison, Interval(*effect, 9))
+    assert (found.mean, found.low, found.high) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_holds_is_right_of_the_line_and_what_fails_left_of_it() -> None:
+    asked = claims.load_claims(REPOSITORY / "results" / "claims.yaml")
+    found = claims.judge(asked, records.read(REPOSITORY / "results" / "reference"))
+    shown = [o for v in found for o in v.outcomes if o.effect is not None and o.comparison.direction != "never"]
+    assert shown
+    for outcome in shown:
+        assert outcome.effect is not None
+        at = figures.margin(outcome.comparison, outcome.effect)
+        state = State.HOLDS if at.low > 0 else State.FAILS if at.high <= 0 else State.OPEN
+        assert state is outcome.state, outcome.comparison.label
+
+
+def test_the_forest_has_a_line_for_each_comparison_of_an_experiment() -> None:
+    theorem = claim(STEADIER).model_copy(update={"kind": "theorem", "sentence": "Proved."})
+    found = claims.judge([claim(STEADIER, AGAINST_THIRD), theorem], [*NEW, *OLD, *THIRD])
+    figure = figures.forest(found, title="One of two holds")
+    texts = [t.get_text() for t in figure.axes[0].texts]
+    assert "New is better." in texts
+    assert "against the third" in texts
+    assert "Proved." not in texts
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["past it: holds", "short of it: fails"]
+    with pytest.raises(ValueError, match="no margin"):
+        figures.margin(Comparison(quantity="q", of="*", direction="never"), Interval(0, 0, 0, 1))
