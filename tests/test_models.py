@@ -259,15 +259,6 @@ def test_wrong_channels_are_refused_in_one_line() -> None:
         models.build("lenet")(torch.rand(2, 1, 32, 32))
 
 
-def test_functional_activations_are_refused() -> None:
-    class Functional(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(x)
-
-    with pytest.raises(ValueError, match="no activation modules"):
-        softplus_surrogate(Functional())
-
-
 @pytest.mark.parametrize("name", ["lenet", "digits-mlp"])
 def test_rescaling_the_last_layer_rescales_the_logits(name: str) -> None:
     model = models.build(name, activation="softplus")

@@ -91,16 +91,17 @@ def iterative_attack(
     if not step > 0:
         raise ValueError(f"step is {step}; accepted is a step > 0 in units of a [0, 1] image, for example 0.5 / 255")
     check_iterations(iterations)
-    if beta == "auto":
-        beta = None if is_smooth(model) else (3.0, 30.0)
-    schedule = _schedule(beta, iterations)
+    schedule = _schedule((3.0, 30.0) if beta == "auto" else beta, iterations)
     _check_objective(objective, images)
     if starts is not None and (starts.shape != images.shape or not bool(starts.isfinite().all())):
         raise ValueError(
             f"starts has shape {tuple(starts.shape)}; accepted is one finite delta an image, {tuple(images.shape)}"
         )
     model = frozen(model)
-    smooth = None if beta is None else softplus_surrogate(model, schedule[0])
+    example = images[:1].detach()
+    if beta == "auto" and is_smooth(model, example):
+        beta = None
+    smooth = None if beta is None else softplus_surrogate(model, schedule[0], example)
 
     def slope(x: Tensor, labels: Tensor, score: Score, p: int) -> Tensor:
         assert smooth is not None

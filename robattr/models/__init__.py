@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from robattr.models.building import available, build, check_name, check_pass, known, load_images
 from robattr.models.classifier import Classifier, ModelError, Normalize
+from robattr.models.clipping import SoftClip, softclip as softclip, softswish as softswish
 from robattr.models.code import check_allowed, code_digests, names_code, public_name
 from robattr.models.folding import (
     apply_folds as apply_folds,
@@ -17,7 +18,7 @@ from robattr.models.folding import (
     rescale_output,
 )
 from robattr.models.networks import CIFAR10_MEAN as CIFAR10_MEAN, CIFAR10_STD as CIFAR10_STD, takes_input_size
-from robattr.models.smooth import SoftClip, is_smooth, set_beta, softclip as softclip, softplus_surrogate
+from robattr.models.smooth import is_smooth, set_beta, softplus_surrogate
 from robattr.models.weights import read_class_names, read_state
 
 __all__ = [
