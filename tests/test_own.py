@@ -96,6 +96,17 @@ def test_a_network_from_a_file_of_code(code: Path) -> None:
     torch.testing.assert_close(wrapped(x), wrapped.network((x - 0.5) / 0.2))
 
 
+def test_a_network_that_reads_what_an_activation_left_stays_the_function_that_it_is(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.act, self.last = nn.ReLU(inplace=True), nn.Linear(12, 3)\n\n"
+        "    def forward(self, x):\n        z = x.flatten(1) - 0.5\n        return self.last(self.act(z) + z)\n"
+    )
+    model = models.build(f"{tmp_path}/net.py:Net", input_size=2)
+    x = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), model.network.last(2 * (x.flatten(1) - 0.5).relu()))
+
+
 def test_two_networks_may_import_files_of_one_name(code: Path, tmp_path: Path) -> None:
     models.build(f"{code}:fixed", input_size=16)
     other = tmp_path / "other" / "net.py"

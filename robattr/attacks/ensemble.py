@@ -259,9 +259,8 @@ def searches(
     check_iterations(iterations)
     if restarts < 1:
         raise ValueError(f"restarts is {restarts}; accepted is at least 1, the walk from the clean image")
-    beta = None if is_smooth(model) else (3.0, 30.0)
     in_ball: dict[str, Any] = {"epsilon": epsilon, "attribution": attribution, "batch_size": batch_size}
-    walk = partial(iterative_attack, model, step=step, iterations=iterations, beta=beta, **in_ball)
+    walk = partial(iterative_attack, model, step=step, iterations=iterations, **in_ball)
 
     def from_start(objective: TopK | MassCenter, number: int, images: Tensor) -> Tensor:
         if number == 0:
@@ -279,7 +278,7 @@ def searches(
         border = max(1, round(min(height, width) * 5 / 32))
         return manipulate(
             model, images, target_map=frame(height, width, border), learning_rate=step, iterations=iterations,
-            beta=beta, **in_ball,
+            beta=None if is_smooth(model, images[:1]) else (3.0, 30.0), **in_ball,
         ).images  # fmt: skip
 
     def at_random(images: Tensor) -> Tensor:

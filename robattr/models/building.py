@@ -17,7 +17,7 @@ from robattr._yaml import one_line
 from robattr.data import ImageSet
 from robattr.models.classifier import Classifier, ModelError, Normalize
 from robattr.models.code import load_code, names_code, place_of, public_name
-from robattr.models.folding import fold_batchnorm
+from robattr.models.folding import check_same_logits, fold_batchnorm
 from robattr.models.networks import _OWN, Shape, _make_own, _own, takes_input_size
 from robattr.models.smooth import softplus_surrogate
 from robattr.models.weights import check_path, check_published, classes_in, load_weights, read_class_names, read_state
@@ -173,11 +173,8 @@ def build(
         if len(names) != model.num_classes:
             raise ValueError(f"class_names has {len(names)}; {model.name} has {model.num_classes} classes")
         model.class_names = names
-    for module in model.modules():
-        if isinstance(getattr(module, "inplace", None), bool):
-            # Hooks, and the second backward pass, read the activation's input.
-            module.inplace = False  # type: ignore[assignment]
     model.eval()
+    _write_over_nothing(model, check=names_code(name) or name.startswith("timm:"))
     if fold:
         model = fold_batchnorm(model)
     elif fold is None and published:
@@ -250,6 +247,24 @@ def _of_code(
         model.normalize = _normalization(model, mean, std)
     model.num_classes = check_pass(model, torch.full((1, *model.input_size), 0.5)).shape[1]
     return model
+
+
+def _write_over_nothing(model: Classifier, check: bool) -> None:
+    """Activations that keep their input, which hooks and the second backward pass read.
+
+    A network that reads again what an activation has left in its input would be another function, and stays.
+    """
+    found: list[Any] = [module for module in model.modules() if getattr(module, "inplace", None) is True]
+    x = torch.rand(1, *model.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(x) if check and found else None
+        for module in found:
+            module.inplace = False
+        try:
+            check_same_logits(None if before is None else model(x), before, model.name)
+        except ValueError:
+            for module in found:
+                module.inplace = True
 
 
 def check_pass(model: Classifier, images: Tensor) -> Tensor:
