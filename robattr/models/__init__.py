@@ -18,6 +18,7 @@ from robattr.models.folding import (
     rescale_output,
 )
 from robattr.models.networks import CIFAR10_MEAN as CIFAR10_MEAN, CIFAR10_STD as CIFAR10_STD, takes_input_size
+from robattr.models.outputs import Output
 from robattr.models.smooth import is_smooth, set_beta, softplus_surrogate
 from robattr.models.weights import read_class_names, read_state
 
@@ -25,6 +26,7 @@ __all__ = [
     "Classifier",
     "ModelError",
     "Normalize",
+    "Output",
     "SoftClip",
     "available",
     "build",
