@@ -71,7 +71,7 @@ WORKERS ?= $(shell m=$$(($(MEMORY) / 2)); w=$$(($(CORES) < m ? $(CORES) : m)); e
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # The tests of numbers that networks and images make.
 NUMERICAL := alignment attacks attributions certification fragility importance influence metrics models regularizers \
-	second_order smoothing training
+	second_order smooth smoothing training
 
 test: $(INSTALLED)  ## the tests
 	$(PYTEST) $(PYTEST_ARGS)

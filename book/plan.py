@@ -21,7 +21,7 @@ CORE = (
     ("models",),
     ("attributions",),
     ("metrics",),
-    ("attacks", "regularizers", "smoothing", "influence"),
+    ("attacks", "regularizers", "sanity", "smoothing", "influence"),
     ("training",),
 )
 """The order within the core. Private modules come first: what they hold is nobody's alone."""

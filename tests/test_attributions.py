@@ -217,7 +217,7 @@ def residual_net() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [residual_net, lambda: _no_bias(models.build("resnet18", seed=1))])
+@pytest.mark.parametrize("make", [residual_net, lambda: _no_bias(models.build("resnet18-cifar", seed=1))])
 def test_deep_taylor_conserves_relevance(make: object) -> None:
     """Without biases the z+ and z-box rules hand on all the relevance, through residual sums and pooling too."""
     model = make().double()  # type: ignore[operator]

@@ -238,7 +238,7 @@ def test_a_folder_that_was_altered_is_not_intact(damage: str, tmp_path: Path, ca
         ("studies/trainings.py", "n = len(loaded) - self.validation", "n = len(loaded) - 1"),  # which images
         ("studies/trainings.py", "seed=self.seed,\n        )", "seed=0,\n        )"),  # which initial weights
         ("studies/trainings.py", '["epsilon"] / 255', '["epsilon"] / 256'),  # which radius
-        ("models.py", "def takes_input_size(", "@cache\ndef takes_input_size("),
+        ("models/networks.py", "def takes_input_size(", "@cache\ndef takes_input_size("),
         ("regularizers.py", "alpha=self.epsilon", "alpha=2 * self.epsilon"),
         ("data/cifar10.py", "def _read_cifar10(", "@cache\ndef _read_cifar10("),
     ],

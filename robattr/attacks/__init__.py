@@ -4,7 +4,8 @@ One loop, :func:`iterative_attack`, climbs any objective of any attribution meth
 2019); :func:`random_sign` is the baseline without a gradient. Both return an :class:`AttackResult` in which a failed
 attack is a row like every other. :func:`manipulate` draws a map of one's choice into the explanation (Dombrowski et al.
 2019, in the form of Joo et al. 2023). :func:`cosine_attack` turns the signed attribution as far as an l2 ball allows,
-with :func:`random_directions` as its baseline: what a certificate of the cosine has to stay below.
+with :func:`random_directions` as its baseline: what a certificate of the cosine has to stay below. :func:`ensemble` is
+the worst of them all, image by image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,18 @@ from robattr.attacks.climbing import (
     linf_ball as linf_ball,
 )
 from robattr.attacks.direction import CosineAttackResult, cosine_attack, random_directions
+from robattr.attacks.ensemble import (
+    MEASURES as MEASURES,
+    Harm,
+    Judged,
+    Search as Search,
+    Worst,
+    emptiest_corner as emptiest_corner,
+    ensemble,
+    judge,
+    searches,
+    worst_of,
+)
 from robattr.attacks.heatmaps import AttackResult, iterative_attack, random_sign
 from robattr.attacks.manipulation import ManipulationResult, frame, manipulate
 from robattr.attacks.objectives import MassCenter, Objective, Score as Score, Targeted, TopK
@@ -25,15 +38,22 @@ from robattr.attacks.objectives import MassCenter, Objective, Score as Score, Ta
 __all__ = [
     "AttackResult",
     "CosineAttackResult",
+    "Harm",
+    "Judged",
     "ManipulationResult",
     "MassCenter",
     "Objective",
     "Targeted",
     "TopK",
+    "Worst",
     "cosine_attack",
+    "ensemble",
     "frame",
     "iterative_attack",
+    "judge",
     "manipulate",
     "random_directions",
     "random_sign",
+    "searches",
+    "worst_of",
 ]

@@ -65,19 +65,21 @@ def climb(
     iterations: int,
     seed: int,
     advance: Callable[[], object] = lambda: None,
+    begin: Tensor | None = None,
 ) -> Climb:
     """Walk uphill from each image within an l-infinity ball; of the iterates that keep the prediction, the highest.
 
     ``look(x, p, climbs)`` sees the iterate p; a slope is asked for where ``climbs``. Where it is zero or not finite the
-    step has random signs. Without a ``step`` every iterate is the clean image with random signs of epsilon.
+    step has random signs. Without a ``step`` every iterate is the clean image with random signs of epsilon. The walk
+    sets out from ``begin``, put into the ball, where it is given; what it returns was reached by a step.
     """
     lower, upper = linf_ball(start, epsilon)
     signs = RandomSigns(start, seed)
-    seen = look(start, 0, step is not None)
+    x = start if begin is None else begin.clamp(lower, upper)
+    seen = look(x, 0, step is not None)
     trace, kept = [seen.value], [seen.same]
     best_d = torch.full_like(seen.value, -torch.inf)
     best_x, best = start.clone(), torch.zeros(len(start), dtype=torch.int64, device=start.device)
-    x = start
     for p in range(1, iterations + 1):
         if step is None:
             x = start + epsilon * signs.draw_all()

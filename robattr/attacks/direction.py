@@ -126,7 +126,7 @@ def cosine_attack(
     classes = None if labels is None else check_target(images, labels)
     schedule = _schedule(beta, iterations)
     model = frozen(model)
-    smooth = model if beta is None else softplus_surrogate(model, schedule[0])
+    smooth = model if beta is None else softplus_surrogate(model, schedule[0], images[:1].detach())
 
     def cosine_and_gradient(x: Tensor, y: Tensor, reference: Tensor, p: int) -> tuple[Tensor, Tensor]:
         """Of iterate p on the model, and what to descend: the smooth copy's."""

@@ -55,6 +55,7 @@ def iterative_attack(
     step: float = 0.5 / 255,
     iterations: int = 300,
     beta: float | tuple[float, float] | Literal["auto"] | None = "auto",
+    starts: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -77,6 +78,8 @@ def iterative_attack(
         beta: sharpness of the smooth copy; a pair is a geometric schedule from the first to the last step; None
             differentiates the model itself. By default a network of smooth activations leads itself, and any other has
             a copy that goes from 3 to 30.
+        starts: deltas [N, C, H, W], put into the ball, at which the walk begins, for another restart; by default it
+            begins at the clean image. The first row of the traces is that of the start.
         seed: of the random signs.
         batch_size: images attacked at once; bounds the memory.
         progress: show a progress bar with the time left.
@@ -88,12 +91,17 @@ def iterative_attack(
     if not step > 0:
         raise ValueError(f"step is {step}; accepted is a step > 0 in units of a [0, 1] image, for example 0.5 / 255")
     check_iterations(iterations)
-    if beta == "auto":
-        beta = None if is_smooth(model) else (3.0, 30.0)
-    schedule = _schedule(beta, iterations)
+    schedule = _schedule((3.0, 30.0) if beta == "auto" else beta, iterations)
     _check_objective(objective, images)
+    if starts is not None and (starts.shape != images.shape or not bool(starts.isfinite().all())):
+        raise ValueError(
+            f"starts has shape {tuple(starts.shape)}; accepted is one finite delta an image, {tuple(images.shape)}"
+        )
     model = frozen(model)
-    smooth = None if beta is None else softplus_surrogate(model, schedule[0])
+    example = images[:1].detach()
+    if beta == "auto" and is_smooth(model, example):
+        beta = None
+    smooth = None if beta is None else softplus_surrogate(model, schedule[0], example)
 
     def slope(x: Tensor, labels: Tensor, score: Score, p: int) -> Tensor:
         assert smooth is not None
@@ -103,7 +111,7 @@ def iterative_attack(
 
     return _search(
         model, images, objective, attribution, epsilon, iterations, step, seed, batch_size, progress,
-        None if smooth is None else slope,
+        None if smooth is None else slope, starts,
     )  # fmt: skip
 
 
@@ -145,6 +153,7 @@ def _search(
     batch_size: int,
     progress: bool,
     slope: Callable[[Tensor, Tensor, Score, int], Tensor] | None = None,
+    starts: Tensor | None = None,
 ) -> AttackResult:
     """Climb an objective of heatmaps, a batch at a time; without a ``slope`` of its own, along that of the model."""
     parts = []
@@ -168,11 +177,15 @@ def _search(
                     d = score(h)
                     return Seen(d.detach(), logits.argmax(1) == labels, slope_of(d, x))
                 seen = clean
-                if p > 0:
+                if p > 0 or starts is not None:
                     h, logits = _map_and_logits(model, attribution, x.detach(), labels, False, "sum")
                     seen = Seen(score(h), logits.argmax(1) == labels, None)
                 return replace(seen, slope=slope(x, labels, score, p)) if climbs and slope else seen
 
-            found = climb(start, look, epsilon=epsilon, step=step, iterations=iterations, seed=seed, advance=bar.update)
+            begin = None if starts is None else start + starts[rows].to(start)
+            found = climb(
+                start, look, epsilon=epsilon, step=step, iterations=iterations, seed=seed, advance=bar.update,
+                begin=begin,
+            )  # fmt: skip
             parts.append(AttackResult(prediction=labels, epsilon=epsilon, **vars(found)))
     return joined(parts, trace=1, kept=1)

@@ -134,7 +134,7 @@ def manipulate(
     check_iterations(iterations)
     schedule = _schedule(beta, iterations)
     model = frozen(model)
-    smooth = model if beta is None else softplus_surrogate(model, schedule[0])
+    smooth = model if beta is None else softplus_surrogate(model, schedule[0], images[:1].detach())
 
     def loss_of(network: nn.Module, x: Tensor, y: Tensor, goal: Tensor, logits: Tensor, graph: bool) -> Tensor:
         h, now = _map_and_logits(network, attribution, x, y, graph)

@@ -1,8 +1,10 @@
 """Attribution methods that can be differentiated: which pixels does a logit depend on, and how would that change?
 
-Every method is called as ``method(model, x, target, *, create_graph=False, ...)`` and returns a tensor shaped like x
-[N, C, H, W]. With ``create_graph=True`` the result is a differentiable function of x - what an attack on, or a training
-for, an explanation needs. Images of a batch never influence one another, so a batch equals its single images.
+Every method is called as ``method(model, x, target, *, create_graph=False, ...)`` and returns a tensor shaped like x:
+images [N, C, H, W], or signals [N, C, L], or features [N, F]; heatmaps, and the attacks on them, are for images. With
+``create_graph=True`` the result is a differentiable function of x - what an attack on, or a training for, an
+explanation needs. Images of a batch never influence one another, so a batch equals its single images. What is explained
+is one logit an image; :class:`robattr.models.Output` reads a number from models that return something else.
 
 Methods that average over points keep memory bounded: no pass holds more than ``max_batch`` images, and with
 ``create_graph=True`` what does not fit is computed again in the backward pass.

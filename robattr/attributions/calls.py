@@ -7,16 +7,16 @@ of a PyTorch function passes a ``TorchFunctionMode``, whoever makes it; so the r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from robattr.models import softclip
+from robattr._calls import Calls as Calls, is_in_place as is_in_place, unseen_part
+from robattr.models import softclip, softswish
 
 PIECEWISE_LINEAR = frozenset(
     {
@@ -48,6 +48,7 @@ SMOOTH = frozenset(
         "softsign",
         "log_sigmoid",
         "softclip",
+        "softswish",
     }
 )
 ELEMENTWISE = PIECEWISE_LINEAR | SMOOTH
@@ -148,46 +149,14 @@ CONTRACTIONS = frozenset(
 SUMS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
 
 
-class Calls(TorchFunctionMode):
-    """Sees each call of a PyTorch function, by a name that is the same for ``F.relu``, ``torch.relu`` and ``x.relu_``.
-
-    Within it the mode itself is off. It has to be entered after :class:`robattr._second_order.SecondOrder`, which
-    replaces the functions that it sees.
-    """
-
-    def __enter__(self) -> Calls:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        name: str = getattr(func, "__name__", "")
-        if not name.startswith("__"):
-            name = name.rstrip("_")
-        return self.call(name, func, tuple(args), dict(kwargs or {}))
-
-    def call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return func(*args, **kwargs)
-
-
-def is_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    name: str = getattr(func, "__name__", "")
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
-
-
 def of_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """What an activation is called with, and the activation as a function of it alone that changes nothing."""
     rest = {key: value for key, value in kwargs.items() if key not in ("input", "self", "inplace")}
     z: Tensor = args[0] if args else kwargs.get("input", kwargs.get("self"))  # type: ignore[assignment]
     options = args[1:]
     function: Callable[..., Tensor]
-    if name == "softclip":
-        function = softclip
+    if name in ("softclip", "softswish"):
+        function = softclip if name == "softclip" else softswish
     elif name == "log_sigmoid":
         function = F.logsigmoid
     else:
@@ -213,17 +182,12 @@ def check_calls_are_seen(model: nn.Module, method: str) -> None:
     Raises:
         ValueError: naming the part.
     """
-    for name, module in model.named_modules():
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        compiled = not scripted and (
-            module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
+    found = unseen_part(model)
+    if found is not None:
+        name, what, way = found
+        raise ValueError(
+            f"{name} is {what}, so {method} cannot see what it calls; pass the model as it was {way}, or take {OTHERS}"
         )
-        if compiled or scripted:
-            what, way = ("compiled", "before torch.compile") if compiled else ("scripted", "before torch.jit")
-            raise ValueError(
-                f"{name or type(module).__name__} is {what}, so {method} cannot see what it calls; pass the model as "
-                f"it was {way}, or take {OTHERS}"
-            )
 
 
 OTHERS = "gradient, input_x_gradient, integrated_gradients or smoothgrad, which need no rule for a layer"

@@ -26,13 +26,14 @@ def gradient(
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, classes].
-        x: images. Their range is not checked here, because noise may leave it.
+        x: images [N, C, H, W], or any other batch: signals [N, C, L], features [N, F]. Their range is not checked
+            here, because noise may leave it.
         target: class of each image, int64 [N], or one int for all.
         create_graph: return a differentiable function of x (and of parameters that require a gradient).
         max_batch: largest number of images in one pass; None for all at once.
 
     Returns:
-        [N, C, H, W], in units of logit per unit of pixel intensity.
+        Like x, in units of logit per unit of pixel intensity.
 
     Raises:
         ValueError: x is not a finite floating batch of images, or target does not fit it.
@@ -174,7 +175,7 @@ def _one_pass(
         if len(points) == 1:
             return g * weights[0]
         w = torch.tensor(weights, dtype=g.dtype, device=g.device)
-        return torch.einsum("p,pnchw->nchw", w, g.view(len(points), *z.shape))
+        return torch.einsum("p,p...->...", w, g.view(len(points), *z.shape))
 
     return run
 

@@ -39,7 +39,7 @@ def explains(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def check(model: object, x: object) -> None:
         check_evaluation(model)
         if not isinstance(x, Tensor):
-            raise ValueError(f"x is a {type(x).__name__}; accepted is a floating batch [N, C, H, W], N >= 1")
+            raise ValueError(f"x is a {type(x).__name__}; accepted is a floating batch [N, ...], N >= 1")
 
     return _guarded(method, check)
 
@@ -158,8 +158,11 @@ def check_target(x: Tensor, target: Target) -> Tensor:
     A target is one class for all images, or one an image: integers of Python or numpy, a list or tuple of them, an
     array or a tensor of shape [N], or [N, 1] as ``argmax(1, keepdim=True)`` gives.
     """
-    if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
-        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; accepted is a floating batch [N, C, H, W], N >= 1")
+    if x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
+        raise ValueError(
+            f"x is {x.dtype} of shape {tuple(x.shape)}; accepted is a floating batch of images [N, C, H, W], signals "
+            "[N, C, L] or features [N, F], N >= 1"
+        )
     if not torch.isfinite(x).all():
         raise ValueError("x has NaN or infinite values; attributions are defined for finite images")
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
@@ -203,12 +206,13 @@ def target_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """Each row's logit of its class, [N]; a ValueError where there is no such class, or no number."""
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"the model returned a {type(logits).__name__}; attributions take a model with logits [N, classes]: wrap "
-            "it in one that returns them alone"
+            f"the model returned a {type(logits).__name__}; attributions take a model with logits [N, classes]: name "
+            "them, for example models.Output(model, 'logits')"
         )
     if logits.ndim != 2:
         raise ValueError(
-            f"the model returned {tuple(logits.shape)}; attributions take a model with logits [N, classes]"
+            f"the model returned {tuple(logits.shape)}; attributions take a model with logits [N, classes]: choose a "
+            "number a row with models.Output"
         )
     if len(logits) != len(labels):
         raise ValueError(

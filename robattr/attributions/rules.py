@@ -310,6 +310,7 @@ _ONTO_ITSELF = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__"})
 _POOLED = frozenset(
     {
         "sum",
+        "mean",
         "avg_pool1d",
         "avg_pool2d",
         "avg_pool3d",

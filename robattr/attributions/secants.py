@@ -429,6 +429,8 @@ def _steepness(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> floa
         return float(args[1] if len(args) > 1 else kwargs.get("beta", 1.0))
     if name == "softclip":
         return float(args[1] if len(args) > 1 else kwargs["beta"])
+    if name == "softswish":  # at most beta^3 / 16 + 0.07 beta^2, since it bends where |x| is near 3
+        return max(1.1, float(args[1] if len(args) > 1 else kwargs["beta"]))
     alpha = float(args[1] if len(args) > 1 else kwargs.get("alpha", 1.0)) if name in ("elu", "celu") else 1.0
     usual = 3.2  # 4.1, of Tanh, is the largest fourth derivative of the others
     return max(usual, 2 / alpha) if name == "celu" else max(usual, (8 * abs(alpha)) ** (1 / 3))

@@ -28,6 +28,7 @@ from robattr.data.cifar10 import (
     CIFAR10_SHA256 as CIFAR10_SHA256,
 )
 from robattr.data.loading import has_own_size, image_shape, load
+from robattr.data.pictures import wordnet_ids
 from robattr.data.sets import DataError, ImageSet, check_images, check_labels
 from robattr.data.sources import DatasetInfo, available, data_root, fetch
 
@@ -43,4 +44,5 @@ __all__ = [
     "has_own_size",
     "image_shape",
     "load",
+    "wordnet_ids",
 ]

@@ -30,6 +30,12 @@ def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return wnids, tuple(names)
 
 
+def wordnet_ids(found: ImageSet) -> tuple[str, ...] | None:
+    """The WordNet ids of a set's classes, where these are the 1,000 of ImageNet; None otherwise."""
+    ids, names = _imagenet()
+    return ids if found.class_names == names else None
+
+
 def _prepared(size: int) -> str:
     return f"RGB, shorter side to {_resized(size)} px (bicubic), center crop of {size} px, divided by 255"
 

@@ -6,8 +6,10 @@ an epsilon is in pixel units everywhere and a gradient is one with respect to pi
 
 from __future__ import annotations
 
-from robattr.models.building import available, build, known, load_images
+from robattr.models.building import available, build, check_name, check_pass, known, load_images
 from robattr.models.classifier import Classifier, ModelError, Normalize
+from robattr.models.clipping import SoftClip, softclip as softclip, softswish as softswish
+from robattr.models.code import check_allowed, code_digests, names_code, public_name
 from robattr.models.folding import (
     apply_folds as apply_folds,
     check_same_logits as check_same_logits,
@@ -16,19 +18,30 @@ from robattr.models.folding import (
     rescale_output,
 )
 from robattr.models.networks import CIFAR10_MEAN as CIFAR10_MEAN, CIFAR10_STD as CIFAR10_STD, takes_input_size
-from robattr.models.smooth import SoftClip, is_smooth, set_beta, softclip as softclip, softplus_surrogate
+from robattr.models.outputs import Output
+from robattr.models.smooth import is_smooth, set_beta, softplus_surrogate
+from robattr.models.weights import read_class_names, read_state
 
 __all__ = [
     "Classifier",
     "ModelError",
     "Normalize",
+    "Output",
     "SoftClip",
     "available",
     "build",
+    "check_allowed",
+    "check_name",
+    "check_pass",
+    "code_digests",
     "fold_batchnorm",
     "is_smooth",
     "known",
     "load_images",
+    "names_code",
+    "public_name",
+    "read_class_names",
+    "read_state",
     "rescale_output",
     "set_beta",
     "softplus_surrogate",

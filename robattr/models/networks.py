@@ -114,7 +114,7 @@ _OWN: dict[str, _Own] = {
 
 
 def _own(name: str) -> _Own | None:
-    return _OWN.get("resnet18-cifar" if name == "resnet18" else name)
+    return _OWN.get(name)
 
 
 def takes_input_size(name: str) -> bool:

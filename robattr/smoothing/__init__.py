@@ -13,7 +13,8 @@ at most 1 long: then M = 1 exactly, and the length of h(x) says how aligned the 
   certificates.
 
 A second number about the noisy maps bounds the angle much further where images have many values, and needs no bound on
-g: the *spread*, the largest variance of g along one direction (:func:`certified_cosine_spectral`).
+g: the *spread*, the largest variance of g along one direction (:func:`certified_cosine_spectral`). With it
+:func:`certify_map` certifies what attacks on explanations aim at: the mass, center and top pixels of a heatmap.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ from robattr.smoothing.certificates import (
 )
 from robattr.smoothing.certifying import Certificate, certify
 from robattr.smoothing.eigenvalue import Eigenvalue, Maps, largest_eigenvalue
+from robattr.smoothing.functionals import (
+    certified_displacement,
+    certified_intersection,
+    certified_mean,
+    certified_mean_of_values,
+)
+from robattr.smoothing.heatmaps import HeatmapCertificate, certify_map, map_bounds, map_split
 from robattr.smoothing.inverse import max_epsilon, min_radius
 from robattr.smoothing.noise import Ball, Gaussian, Noise, sample_ball
 from robattr.smoothing.sampling import Smoothed, smooth, smoothed
@@ -45,14 +53,22 @@ __all__ = [
     "Eigenvalue",
     "Field",
     "Gaussian",
+    "HeatmapCertificate",
     "Maps",
     "Noise",
     "Smoothed",
     "certified_cosine",
     "certified_cosine_gaussian",
     "certified_cosine_spectral",
+    "certified_displacement",
+    "certified_intersection",
+    "certified_mean",
+    "certified_mean_of_values",
     "certify",
+    "certify_map",
     "largest_eigenvalue",
+    "map_bounds",
+    "map_split",
     "max_epsilon",
     "max_shift_spectral",
     "mean_lower_bound",

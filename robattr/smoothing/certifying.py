@@ -156,7 +156,7 @@ def certify(
             rows.add(i, norm=0.0, norm_lower=0.0, spread=1.0, center=0.0)
             continue
         take = partial(take, samples=samples, seed=seeds[1])
-        spread = _Spread(chosen.mean, samples, memory, take, split["spread"] / 10) if spectral else None
+        spread = Spread(chosen.mean, samples, memory, take, split["spread"] / 10) if spectral else None
         options = {} if spread is None else {"each": spread.add}
         found = take(direction=chosen.mean / chosen.norm, **options)
         assert found.along is not None
@@ -181,8 +181,11 @@ def certify(
     )
 
 
-class _Spread:
-    """The largest eigenvalue of the mean of ``(g - m)(g - m)'`` over an image's samples, as they come."""
+class Spread:
+    """The largest eigenvalue of the mean of ``(g - m)(g - m)'`` over an image's samples, as they come.
+
+    ``again`` calls its argument ``each`` with the same samples [1, k, d] once more, where they do not fit the memory.
+    """
 
     def __init__(self, center: Tensor, samples: int, memory: float, again: Callable[..., object], alpha: float) -> None:
         self._center, self._again, self._alpha = center.flatten(), again, alpha
@@ -190,7 +193,7 @@ class _Spread:
         self._dimension, self._samples, self._memory = d, samples, memory
         self._kept: Maps | None = None
 
-    def add(self, rows: slice, maps: Tensor) -> None:
+    def add(self, _: object, maps: Tensor) -> None:
         moved = self._moved(maps)
         if self._kept is None and Maps.fit(self._samples, self._dimension, self._memory):
             self._kept = Maps(self._samples, self._dimension, itemsize=moved.element_size(), memory=self._memory)

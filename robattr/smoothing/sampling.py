@@ -77,7 +77,7 @@ def smooth(
 
     Args:
         model: images to logits, in evaluation mode.
-        x: images [N, C, H, W].
+        x: images [N, C, H, W], or any other batch [N, ...].
         target: class explained of each image, int64 [N], or one int for all.
         noise: :class:`Ball` or :class:`Gaussian`.
         samples: how many, >= 1.
@@ -98,8 +98,10 @@ def smooth(
         raise ValueError(
             f"direction has shape {list(direction.shape)}; accepted is that of the images, {list(x.shape)}"
         )
-    # Channels last is the faster layout of convolutions; the copy is ours.
-    model, x = frozen(model).to(memory_format=torch.channels_last), x.detach()
+    model, x = frozen(model), x.detach()
+    if x.ndim == 4 and all(p.ndim < 5 for p in model.parameters()):
+        # Channels last is the faster layout of convolutions; the copy is ours.
+        model = model.to(memory_format=torch.channels_last)
     dimension = x[0].numel()
     total = torch.zeros(len(x), dimension, dtype=torch.float64, device=x.device)
     squares, longest = (torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
@@ -216,7 +218,7 @@ def _sum_of_maps(
 ) -> Tensor:
     maps = attribution(model, _moved(images, noise), labels.repeat_interleave(len(noise)), create_graph=True)
     if normalize:
-        square = maps.square().sum((1, 2, 3), keepdim=True)
+        square = maps.square().flatten(1).sum(1).view(-1, *[1] * (maps.ndim - 1))
         _check_lengths(square.detach().flatten().sqrt(), maps.detach().flatten(1))
         maps = maps / torch.where(square > 0, square, 1).sqrt()
     return maps.reshape(len(images), len(noise), *images.shape[1:]).sum(1)

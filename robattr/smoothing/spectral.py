@@ -209,9 +209,20 @@ def _cut_off(h: Array, lam: Array, a: Array) -> Array:
 
 
 def _relative_radius(lam: Array, a: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """``(sqrt(lam) sd(A) + E|L - A|) / E[A]``, rounded up, for A = L cut off at the two t; E[A], and sd(A).
+    """``(sqrt(lam) sd(A) + E|L - A|) / E[A]``, rounded up, for A = L cut off at the two t; E[A], and sd(A)."""
+    mean, deviation, below, above, slack = moments(a, low, high)
+    rest = mean - slack
+    fine = rest > 0
+    radius = (np.sqrt(lam) * deviation + below + above + slack) / np.where(fine, rest, 1)
+    return np.asarray(np.where(fine, radius, np.inf)), mean, deviation
 
-    t is standard normal, ``L = exp(a t - a^2 / 2)``; with weight L it is normal around a, with L^2 around 2 a.
+
+def moments(a: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Of A, the likelihood ratio L cut off at two heights, given by the t with ``L = exp(a t - a^2 / 2)``.
+
+    Returns E[A]; sd(A), rounded up; E(A - L)+ and E(L - A)+; and by how much rounding may be off in these.
+
+    t is standard normal; with weight L it is normal around a, with L^2 around 2 a.
     """
     bottom, top = np.exp(a * low - a * a / 2), np.exp(a * high - a * a / 2)
     p, q = special.ndtr(low), special.ndtr(-high)
@@ -226,11 +237,7 @@ def _relative_radius(lam: Array, a: Array, low: Array, high: Array) -> tuple[Arr
         mass, larger = _mass(low - k * a, high - k * a)
         variance, size = variance + weight * mass, size + abs(weight) * larger
     variance = variance - (mean - 1) ** 2 + 3 * _ROUNDING * (size + slack)
-    deviation = np.sqrt(np.maximum(variance, 0))
-    rest = mean - slack
-    fine = rest > 0
-    radius = (np.sqrt(lam) * deviation + below + above + slack) / np.where(fine, rest, 1)
-    return np.asarray(np.where(fine, radius, np.inf)), mean, deviation
+    return mean, np.sqrt(np.maximum(variance, 0)), below, above, slack
 
 
 def _mass(low: Array, high: Array) -> tuple[Any, Any]:

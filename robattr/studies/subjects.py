@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robattr import models
+from robattr import data, models
 from robattr.data import ImageSet
 from robattr.models import Classifier
 
-__all__ = ["Subject", "load_subject", "subject_of"]
+__all__ = ["Subject", "load_subject", "resolve", "specification", "subject_of"]
+
+_FIELDS = ("name", "weights", "num_classes", "class_names", "input_size", "mean", "std")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,133 @@ class Subject:
         return int((~self.correct).sum())
 
 
+def specification(model: str | Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """What a network is, as arguments of :func:`robattr.models.build`, checked as far as nothing is run or read.
+
+    Args:
+        model: a name, or a mapping of ``name`` and any of ``weights``, ``num_classes``, ``class_names``,
+            ``input_size``, ``mean`` and ``std``.
+        options: the same, by name; None for what is not given.
+
+    Raises:
+        ValueError: the name is unknown, an argument is, or one is given in both.
+    """
+    fields = {"name": model} if isinstance(model, str) else dict(model) if isinstance(model, Mapping) else {}
+    if unknown := [str(key) for key in fields if key not in _FIELDS]:
+        raise ValueError(f"model has {', '.join(unknown)}; accepted are {', '.join(_FIELDS)}")
+    if not isinstance(fields.get("name"), str):
+        raise ValueError(f"model is {model!r}; accepted is a name, or a mapping with a name")
+    for key, value in options.items():
+        if value is not None:
+            if fields.get(key) is not None:
+                raise ValueError(f"{key} is {value!r}, and {fields[key]!r} in model; give it once")
+            fields[key] = value
+    models.check_name(fields["name"])
+    for key in ("weights", "class_names"):
+        path = fields.get(key)
+        if isinstance(path, (str, Path)) and str(path) != "random" and not Path(path).expanduser().is_file():
+            raise ValueError(f"{key} is {path}; there is no such file")
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def resolve(
+    model: str | Mapping[str, Any],
+    dataset: str,
+    *,
+    split: str = "test",
+    images: int | None = None,
+    seed: int = 0,
+    weights: str | Path | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
+    num_classes: int | None = None,
+    input_size: Sequence[int] | int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    data_root: Path | str | None = None,
+) -> tuple[Classifier, ImageSet]:
+    """A network and pictures for it, from what a reader says of both; all is checked before the pictures are read.
+
+    Of a network with names of its classes from a file, or one from a file of code that has them, the classes of the
+    pictures are found by name, whatever their order and however many of them are there. Of others the classes of the
+    pictures must be as many, in the same order.
+
+    Args:
+        model: ``path/to/module.py:function``, which **runs that file**, or another name that
+            :func:`robattr.models.build` takes; or a mapping, see :func:`specification`.
+        dataset: see :func:`robattr.data.load`, also for ``split``, ``seed`` and ``data_root``; ``folder:PATH`` for
+            pictures of one's own.
+        images: number of images drawn; None for all.
+        weights, class_names, num_classes, input_size, mean, std: see :func:`robattr.models.build`. Where nothing says
+            the number of classes, it is that of the pictures; where nothing says the size, that of a data set with a
+            size of its own.
+
+    Returns:
+        The classifier, in evaluation mode, its parameters constants, on the CPU; and the images at its size, with
+        labels that are the network's classes.
+
+    Raises:
+        ValueError: classes, channels, size or an argument that do not fit; one line says which.
+        DataError, ModelError: data or weights cannot be had; the reader's code fails.
+    """
+    fields = specification(
+        model,
+        weights=weights,
+        class_names=class_names,
+        num_classes=num_classes,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+    )
+    name = fields["name"]
+    # One picture says what the classes are, and that pictures can be read at all.
+    first = data.load(dataset, split, root=data_root, limit=1, seed=seed)
+    own_code, sized = models.names_code(name), models.takes_input_size(name)
+    if data.has_own_size(dataset) and (own_code or sized):
+        fields.setdefault("input_size", data.image_shape(dataset))
+    weights = fields.get("weights")
+    free = weights == "random" or (weights is None and (own_code or sized))
+    if free and "class_names" not in fields:
+        fields.setdefault("num_classes", len(first.class_names))
+    built = models.build(**fields).requires_grad_(False)
+    named = "class_names" in fields or (own_code and bool(built.class_names))
+    _labelled(first, built, named)
+    models.check_pass(built, models.load_images(built, dataset, split, root=data_root, limit=1, seed=seed).images)
+    found = models.load_images(built, dataset, split, root=data_root, limit=images, seed=seed)
+    return built, _labelled(found, built, named)
+
+
+def _labelled(found: ImageSet, model: Classifier, named: bool) -> ImageSet:
+    """Images with the network's classes as labels: found by name, or as many and in the same order."""
+    if not named:
+        if len(found.class_names) != model.num_classes:
+            raise ValueError(
+                f"{found.name} has {len(found.class_names)} classes and {model.name} has {model.num_classes}; choose a "
+                "model that was trained on these classes, give the names of its classes (class_names), or name the "
+                "folders of ImageNet's classes by their WordNet ids"
+            )
+        return found
+    place = {each: i for i, each in enumerate(model.class_names)}
+    names = found.class_names
+    present: Sequence[int] = range(len(names))
+    if (ids := data.wordnet_ids(found)) is not None:
+        # Photographs of ImageNet stand for all of its classes, by whose names or ids theirs are found.
+        present = sorted(set(found.labels.tolist()))
+        names = names if all(names[i] in place for i in present) else ids
+    for i in present:
+        if names[i] not in place:
+            close = difflib.get_close_matches(names[i], place, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            shown = ", ".join([*model.class_names[:5], *(["..."] if len(place) > 5 else [])])
+            raise ValueError(f"{found.name} has the class {names[i]!r}, which {model.name} has not{hint} ({shown})")
+    index = torch.tensor([place.get(each, -1) for each in names])
+    return replace(
+        found,
+        labels=index[found.labels],
+        class_names=model.class_names,
+        provenance={key: value for key, value in found.provenance.items() if key != "sha256"},
+    )
+
+
 def subject_of(
     model: Classifier,
     dataset: str,
@@ -76,11 +208,10 @@ def subject_of(
         DataError: the data cannot be had.
     """
     loaded = models.load_images(model, dataset, split, root=data_root, limit=images, seed=seed)
-    if len(loaded.class_names) != model.num_classes:
-        raise ValueError(
-            f"{dataset} has {len(loaded.class_names)} classes and the model has {model.num_classes}; choose a model "
-            "that was trained on these classes, or name the folders of ImageNet's classes by their WordNet ids"
-        )
+    return _subject(model, _labelled(loaded, model, False), batch_size)
+
+
+def _subject(model: Classifier, loaded: ImageSet, batch_size: int) -> Subject:
     device = next(model.buffers()).device
     with torch.no_grad():
         parts = [model(part.to(device)).softmax(1).cpu() for part in torch.split(loaded.images, batch_size)]
@@ -90,7 +221,7 @@ def subject_of(
 
 def load_subject(
     dataset: str,
-    model: str,
+    model: str | Mapping[str, Any],
     *,
     split: str = "test",
     images: int | None = None,
@@ -100,17 +231,17 @@ def load_subject(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
 ) -> Subject:
-    """As :func:`subject_of`, of a model by its name.
+    """As :func:`subject_of`, of a model by its name, or of a reader's own, see :func:`resolve`.
 
     Args:
-        model: see :func:`robattr.models.build`, also for ``weights``.
+        model: see :func:`resolve`, also for ``weights``.
         device: where the model goes.
 
     Raises:
-        ValueError: see :func:`subject_of`.
+        ValueError: see :func:`resolve`.
         DataError, ModelError: data or weights cannot be had.
     """
-    network = models.build(model, weights=weights).to(device).requires_grad_(False)
-    return subject_of(
-        network, dataset, split=split, images=images, seed=seed, data_root=data_root, batch_size=batch_size
+    network, loaded = resolve(
+        model, dataset, split=split, images=images, seed=seed, weights=weights, data_root=data_root
     )
+    return _subject(network.to(device), loaded, batch_size)

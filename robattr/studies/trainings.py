@@ -53,8 +53,9 @@ ObjectiveName = Literal[
 # Weights of Joo et al. 2023, in their unit; ours for the two baselines that the paper does not have.
 _WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "lenet": {"hessian": 1e-3, "l2": 0.01, "cosine": 1.0},
-    "resnet18": {"hessian": 1e-4, "l2": 0.01, "cosine": 0.1},
+    "resnet18-cifar": {"hessian": 1e-4, "l2": 0.01, "cosine": 0.1},
 }
+_RENAMED = {"resnet18": "resnet18-cifar"}  # as grids and records of earlier versions say it
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "cross-entropy": (),
     "hessian": ("hessian",),
@@ -78,6 +79,10 @@ def _fits_option(name: str, value: float) -> bool:
 
 def _accepted(option: str) -> str:
     return {"steps": "whole numbers, at least 1", "epsilon": "numbers > 0, in 1/255"}.get(option, "numbers >= 0")
+
+
+def _named_now(model: Any) -> Any:
+    return _RENAMED.get(model, model) if isinstance(model, str) else model
 
 
 class Training(BaseModel):
@@ -124,7 +129,9 @@ class Training(BaseModel):
         for option, value in given.items():
             if isinstance(value, (int, float)) and not _fits_option(option, value):
                 raise ValueError(f"options has {option} = {value}; accepted are {_accepted(option)}")
-        published = {"epsilon": 4.0, "steps": 2.0} | dict(_WEIGHTS.get(values.get("model", "lenet"), _WEIGHTS["lenet"]))
+        published = {"epsilon": 4.0, "steps": 2.0} | dict(
+            _WEIGHTS.get(_named_now(values.get("model", "lenet")), _WEIGHTS["lenet"])
+        )
         return values | {"options": {option: float(given.get(option, published[option])) for option in accepted}}
 
     @model_validator(mode="after")
@@ -170,9 +177,10 @@ class Training(BaseModel):
 
     def build(self, num_classes: int | None = None, *, weights: Path | str = "random") -> Classifier:
         """The network for these images; with its initial weights, which depend on the seed, or with those of a file."""
-        sized = models.takes_input_size(self.model)
+        name = _named_now(self.model)
+        sized = models.takes_input_size(name) or models.names_code(name)
         return models.build(
-            self.model,
+            name,
             activation=self.activation,
             beta=self.beta,
             weights=weights,

@@ -1,0 +1,506 @@
+"""Certificates of what attacks on explanations measure: mass, center and top pixels of a smoothed heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robattr import metrics
+from robattr._rows import parts_of
+from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
+from robattr.smoothing.certificates import mean_lower_bound, sampling_error
+from robattr.smoothing.certifying import Spread
+from robattr.smoothing.eigenvalue import EXACT
+from robattr.smoothing.functionals import (
+    certified_displacement,
+    certified_mean,
+    certified_mean_of_values,
+    intersection_of,
+    tolerances,
+)
+from robattr.smoothing.noise import Gaussian
+from robattr.smoothing.sampling import _draws, _lengths, _moved
+from robattr.smoothing.spectral import shifted_spread, spread_upper_bound
+
+__all__ = ["HeatmapCertificate", "certify_map", "map_bounds", "map_split"]
+
+Values = NDArray[np.float64]
+
+_GROUPS = 200  # of equally many draws, each with the least of them: what is kept of a law
+_DIRECTIONS = 32  # of half a circle
+
+
+@dataclass(frozen=True, eq=False)
+class HeatmapCertificate:
+    """What is certified of each image's smoothed heatmap, with probability at least 1 - alpha for each image, together.
+
+    The heatmap I of an attribution is its sum of absolute values over channels, divided so that its sum is 1; a map of
+    zeros counts as uniform. The *smoothed heatmap* is the expectation of I(x + noise): a heatmap again, whose mass in a
+    region and whose center are expectations too. The top pixels are those of the *smoothed unit map*, the expectation
+    of I / ||I||, whose length is bounded by 1: without a bound near what is seen no number of samples says much.
+
+    Bounds are for all perturbations up to an l2 length, epsilon; K numbers of pixels, E epsilons.
+
+    Attributes:
+        epsilon: [E], in units of a [0, 1] image.
+        k: [K], numbers of pixels.
+        heatmap: [N, H, W] float64; estimate of the smoothed heatmap.
+        unit: [N, H, W] float64; estimate of the smoothed unit map.
+        top: bool [N, K, H, W]; the k largest pixels of the heatmap of other samples, those that choose.
+        mass: [N, K]; estimate of the smoothed heatmap's mass in ``top``.
+        mass_lower: [N, K, E]; what that mass is at x + delta at least. 0 says nothing.
+        region_mass: [N]; estimate of the mass in the region that was given; None without one.
+        region_lower: [N, E]; what it is at x + delta at least; 0 says nothing.
+        region_upper: [N, E]; and at most; 1 says nothing.
+        cosine: [N, E]; what :func:`certify` certifies of the signed map's direction, from the same samples; -1 says
+            nothing. None where it was not asked for.
+        center: [N, 2]; estimate of the center of mass, (row, column) in pixels.
+        center_shift: [N, E]; how far the center of the smoothed heatmap moves at most, in pixels. Infinite where
+            nothing is certified: not even that it stays within the map's diagonal.
+        center_disc: [N, E]; radius around ``center`` of a disc that holds the center of the smoothed heatmap at
+            x + delta.
+        intersection: [N, K, E]; the share of the k largest pixels of ``unit``, the map that is seen, that is at least
+            among the k largest of the smoothed unit map at x + delta. 0 says nothing.
+        intersection_estimates: [N, K, E]; the same where the map at x + delta is an estimate too, from as many samples,
+            for a delta that was chosen without their noise: what a reader sees.
+        samples: of each estimate.
+        alpha: probability of failure.
+        split: what of alpha each statement takes.
+        noise: the law.
+        labels: int64 [N]; the class explained.
+        statistics: what all bounds follow from, by :func:`map_bounds`: a row an image.
+    """
+
+    epsilon: tuple[float, ...]
+    k: tuple[int, ...]
+    heatmap: Tensor
+    unit: Tensor
+    top: Tensor
+    mass: Tensor
+    mass_lower: Tensor
+    center: Tensor
+    center_shift: Tensor
+    center_disc: Tensor
+    intersection: Tensor
+    intersection_estimates: Tensor
+    samples: int
+    alpha: float
+    split: dict[str, float]
+    noise: Gaussian
+    labels: Tensor
+    statistics: dict[str, Tensor]
+    region_mass: Tensor | None = None
+    region_lower: Tensor | None = None
+    region_upper: Tensor | None = None
+    cosine: Tensor | None = None
+
+
+def certify_map(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    noise: Gaussian,
+    epsilon: float | Sequence[float],
+    k: int | Sequence[int] = 1000,
+    region: Tensor | None = None,
+    cosine: bool = False,
+    samples: int = 10_000,
+    choose: int = 1000,
+    alpha: float = 0.001,
+    attribution: Attribution = gradient,
+    memory: float = 4e9,
+    seed: int = 0,
+    max_batch: int = 128,
+    progress: bool = False,
+) -> HeatmapCertificate:
+    """Certify mass, center and top pixels of each image's smoothed heatmap from samples, or abstain.
+
+    ``choose`` samples say which pixels are the top ones and where deviations are measured from; other, independent
+    ``samples`` certify. The mass has the best of three bounds (:mod:`robattr.smoothing.functionals`): from a lower
+    confidence bound on its mean, by betting; from that and an upper one on its standard deviation; from a band around
+    its law. The center moves by no more than its largest standard deviation allows, over 32 directions that betting
+    bounds, of which the nearest to the worst one counts, whichever that is; the same for the unit map, with the spread
+    of :func:`certify`. Each statement takes the same share of alpha, so that together they fail with probability at
+    most alpha for an image.
+
+    The l2 lengths are those of Gaussian certificates. One step of 1/255 in every value of a 224 pixel photograph is an
+    l2 length of 1.5: of attacks that may change every value these certificates say little.
+
+    Args:
+        model: images to logits, in evaluation mode.
+        x: images [N, C, H, W] in [0, 1].
+        target: class explained of each image, int64 [N], or one int for all.
+        noise: :class:`Gaussian`.
+        epsilon: one or several l2 lengths, >= 0.
+        k: one or several numbers of pixels, from 1 to H x W.
+        region: bool [H, W], or one for each image [N, H, W], whose mass is certified too.
+        cosine: certify the direction of the signed, normalized map too, from the same samples.
+        samples: of the estimate, and for the certificate; >= 2.
+        choose: further samples; >= 1.
+        alpha: probability of failure for an image, between 0 and 1.
+        attribution: a method of :mod:`robattr.attributions`.
+        memory: bytes that the samples of one image may take. More are computed again for each of some 20 passes.
+        seed: of the noise.
+        max_batch: largest number of images in one pass.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        ValueError: an argument is not what is accepted; before any work starts.
+    """
+    labels = check_target(x, target)
+    height, width = x.shape[2:]
+    lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
+    if not lengths or any(not e >= 0 for e in lengths):
+        raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
+    counts = tuple(int(v) for v in np.ravel(k))
+    if not counts or any(not 1 <= v <= height * width for v in counts) or not np.array_equal(counts, np.ravel(k)):
+        raise ValueError(f"k is {k}; accepted are whole numbers of pixels from 1 to {height * width}")
+    if not isinstance(noise, Gaussian):
+        raise ValueError(f"noise is {noise}; accepted is Gaussian noise, whose likelihood ratio has a variance")
+    if samples < 2 or choose < 1:
+        raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    shapes = ([height, width], [len(x), height, width])
+    if region is not None and (region.dtype != torch.bool or list(region.shape) not in shapes):
+        raise ValueError(
+            f"region is {region.dtype} {list(region.shape)}; accepted is bool {shapes[0]}, or one for each image, "
+            f"{shapes[1]}"
+        )
+    parts_of(len(x), max_batch)
+    split = map_split(alpha, counts, region is not None, cosine)
+    seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
+    model = frozen(model)
+    found = []
+    for i in tqdm(range(len(x)), desc="certify", disable=None if progress else True):
+        maps = partial(_maps, model, x[i : i + 1], labels[i : i + 1], noise, attribution, max_batch)
+        inside = None if region is None else (region[i] if region.ndim == 3 else region)
+        found.append(_measured(maps, x, counts, inside, samples, choose, seeds, split, memory))
+    statistics = {
+        name: torch.from_numpy(np.stack([row.statistics[name] for row in found])) for name in found[0].statistics
+    }
+    bounds = map_bounds(
+        {name: value.numpy() for name, value in statistics.items()}, noise=noise, epsilon=lengths, k=counts,
+        samples=samples, alpha=alpha, size=(height, width),
+    )  # fmt: skip
+    return HeatmapCertificate(
+        epsilon=lengths,
+        k=counts,
+        heatmap=torch.stack([row.heatmap for row in found]),
+        unit=torch.stack([row.unit for row in found]),
+        top=torch.stack([row.top for row in found]),
+        mass=statistics["mass"],
+        center=statistics["center"],
+        region_mass=statistics.get("region"),
+        samples=samples,
+        alpha=alpha,
+        split=split,
+        noise=noise,
+        labels=labels.cpu(),
+        statistics=statistics,
+        **{name: torch.from_numpy(value) for name, value in bounds.items()},
+    )
+
+
+def map_split(alpha: float, k: Sequence[int], region: bool = False, cosine: bool = False) -> dict[str, float]:
+    """What of alpha each statement takes."""
+    names = [f"{kind}/{v}" for v in k for kind in ("mass_mean", "mass_deviation", "mass_law")]
+    if region:
+        names += ["region_mean", "region_most", "region_deviation", "region_law", "region_law_most"]
+    if cosine:
+        names += ["direction_norm", "direction_spread"]
+    names += ["center_spread", "center_estimate", "norm", "spread", "estimate", "estimate_moved"]
+    return {name: alpha / len(names) for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    heatmap: Tensor
+    unit: Tensor
+    top: Tensor
+    statistics: dict[str, Values]
+
+
+def _maps(
+    model: nn.Module,
+    x: Tensor,
+    label: Tensor,
+    noise: Gaussian,
+    attribution: Attribution,
+    max_batch: int,
+    use: Callable[[Tensor, Tensor], None],
+    *,
+    samples: int,
+    seed: int,
+) -> None:
+    """Calls ``use`` with the heatmaps [k, H x W] of one image's samples, whose sums are 1, and the signed maps."""
+    model, x = model.to(memory_format=torch.channels_last), x.detach()
+    for z in _draws(noise, samples, x, seed, max_batch):
+        signed = attribution(model, _moved(x, z), label.expand(len(z))).detach()
+        maps = heatmap(signed).flatten(1)
+        total = maps.sum(1, keepdim=True)
+        if not bool(total.isfinite().all()):
+            raise ValueError("a map has values that are not finite; scale the model's logits, or take float64")
+        use(torch.where(total == 0, 1 / maps.shape[1], maps), signed.flatten(1))
+
+
+def _measured(
+    maps: Callable[..., None],
+    x: Tensor,
+    k: Sequence[int],
+    region: Tensor | None,
+    samples: int,
+    choose: int,
+    seeds: Sequence[int],
+    split: Mapping[str, float],
+    memory: float,
+) -> _Measured:
+    """One image's statistics: confidence bounds and what else :func:`map_bounds` takes."""
+    height, width = x.shape[2:]
+    pixels = height * width
+    sums = torch.zeros(2, pixels, dtype=torch.float64, device=x.device)
+    direction = torch.zeros(x[0].numel() if "direction_norm" in split else 0, dtype=torch.float64, device=x.device)
+
+    def add(block: Tensor, signed: Tensor) -> None:
+        sums[0] += block.sum(0, dtype=torch.float64)
+        sums[1] += _unit(block).sum(0, dtype=torch.float64)
+        if len(direction):
+            direction.add_(_directions(signed).sum(0, dtype=torch.float64))
+
+    maps(add, samples=choose, seed=seeds[0])
+    chosen, pointed = sums / choose, direction / choose
+    center = metrics.center_of_mass(chosen[:1].view(1, height, width))[0]
+    order = chosen[0].sort(descending=True, stable=True).indices
+    top = torch.zeros(len(k), pixels, dtype=torch.bool, device=x.device)
+    for row, number in zip(top, k, strict=True):
+        row[order[:number]] = True
+    inside = top if region is None else torch.cat([top, region.flatten()[None].to(x.device)])
+    regions = inside.double()
+    expected = (regions @ chosen[0]).cpu().numpy()
+    length, pointed_length = chosen[1].norm(), pointed.norm()
+    rows = torch.arange(height, dtype=torch.float64, device=x.device).repeat_interleave(width)
+    columns = torch.arange(width, dtype=torch.float64, device=x.device).repeat(height)
+    linear = torch.cat([regions.T, torch.stack([rows, columns], 1)], 1)
+    scalars: list[Tensor] = []
+    along: list[Tensor] = []
+    pointed_along: list[Tensor] = []
+    sums.zero_()
+    direction.zero_()
+
+    def again_unit(each: Callable[[object, Tensor], None]) -> None:
+        maps(lambda block, _: each(None, _unit(block)[None]), samples=samples, seed=seeds[1])
+
+    def again_signed(each: Callable[[object, Tensor], None]) -> None:
+        maps(lambda _, signed: each(None, _directions(signed)[None]), samples=samples, seed=seeds[1])
+
+    # Signed maps have as many values more as there are channels.
+    share = pixels / (pixels + len(direction))
+    spread = Spread(chosen[1], samples, memory * share, again_unit, split["spread"] / 10)
+    signed_spread = None
+    if bool(pointed_length > 0):
+        signed_spread = Spread(pointed, samples, memory * (1 - share), again_signed, split["direction_spread"] / 10)
+
+    def measure(block: Tensor, signed: Tensor) -> None:
+        add(block, signed)
+        unit = _unit(block)
+        # In float64: sums of many pixels.
+        scalars.append((block.double() @ linear).cpu())
+        along.append((unit.double() @ chosen[1] / length).cpu())
+        spread.add(None, unit[None])
+        if signed_spread is not None:
+            directions = _directions(signed)
+            pointed_along.append((directions.double() @ pointed / pointed_length).cpu())
+            signed_spread.add(None, directions[None])
+
+    maps(measure, samples=samples, seed=seeds[1])
+    values = torch.cat(scalars).numpy()
+    mean, unit_mean = sums / samples
+    statistics: dict[str, Values] = {"mass": values[:, : len(k)].mean(0)}
+    laws = [_law(values[:, j], expected[j], split, f"/{v}", "mass") for j, v in enumerate(k)]
+    statistics |= {name: np.stack([law[name] for law in laws]) for name in laws[0]}
+    if region is not None:
+        s = values[:, len(k)]
+        statistics |= {"region": s.mean(), **_law(s, expected[-1], split, "", "region")}
+        statistics["region_most"] = 1 - mean_lower_bound(np.clip(1 - s, 0, 1), split["region_most"], low=0.0)
+        statistics["region_law_most"] = 1 - _groups(1 - s)
+    centers = values[:, -2:]
+    statistics["center"] = centers.mean(0)
+    statistics["center_spread"] = _center_spread(centers, center.cpu().numpy(), (height, width), split["center_spread"])
+    statistics["norm_lower"] = mean_lower_bound(np.clip(torch.cat(along).numpy(), 0, 1), split["norm"], low=0.0)
+    # Neither map has negative values, so <g, m> >= 0 and ||g - m||^2 <= 1 + ||m||^2.
+    statistics |= _spreads(spread.largest(), samples, split["spread"], 1 + float(length) ** 2, pixels, "")
+    if signed_spread is not None:
+        along_direction = np.clip(torch.cat(pointed_along).numpy(), -1, 1)
+        lower = float(mean_lower_bound(along_direction, split["direction_norm"]))
+        statistics["direction_norm_lower"] = np.asarray(max(lower, 0.0))
+        limit = (1 + float(pointed_length)) ** 2
+        eigenvalue, risk = signed_spread.largest(), split["direction_spread"]
+        statistics |= _spreads(eigenvalue, samples, risk, limit, len(direction), "direction_")
+    elif len(direction):  # gradients that are zero everywhere have no direction
+        names = ("direction_norm_lower", "direction_spread", "direction_spread_upper")
+        statistics |= dict(zip(names, map(np.asarray, (0.0, 1.0, 1.0)), strict=True))
+    reach = [tolerances(unit_mean.cpu().numpy(), number)[1] for number in k]
+    for number, distances in zip(k, reach, strict=True):
+        statistics[f"reach/{number}"] = distances
+    shape = (height, width)
+    return _Measured(
+        mean.view(shape).cpu(), unit_mean.view(shape).cpu(), top.view(-1, *shape).cpu(),
+        {name: np.asarray(value, dtype=np.float64) for name, value in statistics.items()},
+    )  # fmt: skip
+
+
+def _spreads(
+    eigenvalue: float, samples: int, risk: float, limit: float, dimension: int, kind: str
+) -> dict[str, Values]:
+    """The largest eigenvalue of the samples and the bound that follows; a tenth of the risk is for random starts."""
+    risk = risk if dimension <= EXACT else 0.9 * risk
+    upper = spread_upper_bound(eigenvalue, samples, risk, limit=limit)
+    return {f"{kind}spread": np.asarray(eigenvalue), f"{kind}spread_upper": upper}
+
+
+def _directions(signed: Tensor) -> Tensor:
+    factor, _ = _lengths(signed[None], True)
+    return signed * factor[0][:, None]
+
+
+def _unit(maps: Tensor) -> Tensor:
+    # By the maximum first: squares of very small values would be 0.
+    maps = maps / maps.amax(1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(maps, dim=1, keepdim=True)
+    return maps / length
+
+
+def _law(s: Values, center: float, split: Mapping[str, float], place: str, kind: str) -> dict[str, Values]:
+    """Of a number in [0, 1]: a lower bound on its mean, an upper one on its deviation, its draws in groups."""
+    s = np.clip(s, 0, 1)
+    center = min(max(float(center), 0.0), 1.0)
+    square = _square_upper(s - center, max(center, 1 - center), split[f"{kind}_deviation{place}"])
+    return {
+        f"{kind}_mean": mean_lower_bound(s, split[f"{kind}_mean{place}"], low=0.0),
+        f"{kind}_deviation": np.sqrt(square),
+        f"{kind}_law": _groups(s),
+    }
+
+
+def _square_upper(values: Values, limit: float | Values, alpha: float) -> Values:
+    """An upper confidence bound on the mean square of values [..., n] that are at most ``limit`` [...] in size.
+
+    Around a center that these draws did not choose: at least the variance.
+    """
+    share = np.minimum((values / np.asarray(limit)[..., None]) ** 2, 1.0)
+    return np.asarray(-mean_lower_bound(-share, alpha, low=-1.0, high=0.0) * np.square(limit))
+
+
+def _groups(s: Values) -> Values:
+    """The least of each of up to 200 groups of sorted draws: a law that lies below theirs."""
+    parts = np.array_split(np.sort(s), min(_GROUPS, len(s)))
+    return np.array([part[0] for part in parts])
+
+
+def _draws_of(groups: Values, n: int) -> Values:
+    sizes = [len(part) for part in np.array_split(np.empty(n, dtype=bool), len(groups))]
+    return np.repeat(groups, sizes)
+
+
+def _center_spread(centers: Values, chosen: Values, size: tuple[int, int], alpha: float) -> Values:
+    """What the largest eigenvalue of the center's covariance is at most, in square pixels.
+
+    Of 32 directions one is within pi / 64 of the top eigenvector v, and along it the variance is at least ``lam
+    cos(pi / 64)^2``. Which one it is does not depend on the samples, so its confidence bound needs no union: the
+    largest of all is at least that.
+    """
+    angle = np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    directions = np.stack([np.sin(angle), np.cos(angle)])
+    corners = np.array([(r, c) for r in (0, size[0] - 1) for c in (0, size[1] - 1)], dtype=np.float64)
+    limits = np.abs((corners - chosen) @ directions).max(0)
+    limits = np.maximum(limits, 1e-12)  # a map of one row does not move along its columns
+    upper = _square_upper(((centers - chosen) @ directions).T, limits, alpha)
+    return np.asarray(upper.max() / np.cos(np.pi / 2 / _DIRECTIONS) ** 2)
+
+
+def map_bounds(
+    statistics: Mapping[str, Values],
+    *,
+    noise: Gaussian,
+    epsilon: Sequence[float],
+    k: Sequence[int],
+    samples: int,
+    alpha: float,
+    size: tuple[int, int],
+) -> dict[str, Values]:
+    """The bounds of :class:`HeatmapCertificate` at any epsilons, from its statistics; no network and no randomness.
+
+    Args:
+        statistics: of a certificate, a row an image.
+        noise: as there.
+        epsilon: l2 lengths, >= 0.
+        k: as there.
+        samples: as there.
+        alpha: as there.
+        size: (height, width) of the map.
+
+    Returns:
+        The bounds by their names there.
+    """
+    split = map_split(alpha, k, "region" in statistics, "direction_norm_lower" in statistics)
+    shift = np.asarray(epsilon, dtype=np.float64) / noise.sigma
+
+    def lower(mean: Values, deviation: Values, law: Values, risk: float) -> Values:
+        """[N, E] of [N], [N] and [N, groups]."""
+        by_law = [certified_mean_of_values(_draws_of(row, samples), shift, alpha=risk) for row in law]
+        return np.maximum(certified_mean(mean[:, None], shift, deviation=deviation[:, None]), np.stack(by_law))
+
+    mean, deviation, law = (statistics[f"mass_{name}"] for name in ("mean", "deviation", "law"))
+    masses = [lower(mean[:, j], deviation[:, j], law[:, j], split[f"mass_law/{v}"]) for j, v in enumerate(k)]
+    found = {"mass_lower": np.stack(masses, 1)}
+    if "region" in statistics:
+        s = {name: statistics[f"region_{name}"] for name in ("mean", "most", "deviation", "law", "law_most")}
+        found["region_lower"] = lower(s["mean"], s["deviation"], s["law"], split["region_law"])
+        # 1 - s is a number in [0, 1] too; of its groups each has the least, so of s each has the most.
+        found["region_upper"] = 1 - lower(1 - s["most"], s["deviation"], 1 - s["law_most"], split["region_law_most"])
+    if "direction_norm_lower" in statistics:
+        h, lam = (statistics[f"direction_{name}"][:, None] for name in ("norm_lower", "spread_upper"))
+        found["cosine"] = noise.certified_cosine(h, size[0] * size[1], epsilon, spread=lam)
+    # Samples and their mean lie in the map, no farther apart than its diagonal.
+    diagonal = max(float(np.hypot(size[0] - 1, size[1] - 1)), 1e-12)
+    spread = statistics["center_spread"][:, None]
+    moved = certified_displacement(spread, shift, bound=diagonal)
+    error = _error_of_center(spread, diagonal, samples, split["center_estimate"])
+    found["center_shift"] = np.where(moved < diagonal, moved, np.inf)
+    found["center_disc"] = np.where(moved + error < diagonal, moved + error, np.inf)
+    length, lam = statistics["norm_lower"][:, None], statistics["spread_upper"][:, None]
+    # Two unit maps without negative values are at most sqrt(2) apart, and so are one and the mean.
+    moved = certified_displacement(lam, shift, bound=np.sqrt(2))
+    here = sampling_error(samples, split["estimate"], mean_norm=length, spread=lam)
+    there = sampling_error(
+        samples, split["estimate_moved"], mean_norm=np.maximum(length - moved, 0), spread=shifted_spread(lam, shift)
+    )
+    for name, distance in (("intersection", moved + here), ("intersection_estimates", moved + here + there)):
+        rows = []
+        for number in k:
+            leaving = _leaving(number)
+            reach = statistics[f"reach/{number}"]
+            rows.append([intersection_of(leaving, r, d, number) for r, d in zip(reach, distance, strict=True)])
+        found[name] = np.moveaxis(np.array(rows), 0, 1)
+    return found
+
+
+def _leaving(k: int) -> Values:
+    return tolerances(np.arange(k, 0, -1), k)[0]
+
+
+def _error_of_center(spread: Values, diagonal: float, samples: int, alpha: float) -> Values:
+    """How far the mean of n centers is from its expectation, in pixels: Bousquet's inequality, as for maps."""
+    log = np.log(1 / alpha)
+    mean = np.sqrt(2 * spread / samples)  # the trace is at most twice the largest eigenvalue
+    return np.asarray(
+        mean + np.sqrt(2 * log * (spread + 2 * diagonal * mean) / samples) + diagonal * log / (3 * samples)
+    )
