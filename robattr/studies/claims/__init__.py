@@ -27,6 +27,7 @@ from robattr.studies.claims.history import (
     write_history,
 )
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, used
+from robattr.studies.claims.multiverse import DEPENDS as DEPENDS, Multiverse, multiverse
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
 from robattr.studies.claims.tables import as_json, details, effect_text, summary, table, verdict_text
 
@@ -36,6 +37,7 @@ __all__ = [
     "Comparison",
     "Evidence",
     "History",
+    "Multiverse",
     "Outcome",
     "Registration",
     "State",
@@ -53,6 +55,7 @@ __all__ = [
     "load_claims",
     "mean_of",
     "measured_in",
+    "multiverse",
     "rank_agreement",
     "read_history",
     "summary",

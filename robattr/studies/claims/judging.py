@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,12 @@ from robattr.studies.intervals import Interval, two_way_interval
 from robattr.studies.records import Measurement
 
 Array = NDArray[np.float64]
+
+
+class Intervals(Protocol):
+    """A mean with an interval from a table [runs, images], as :func:`robattr.studies.intervals.two_way_interval`."""
+
+    def __call__(self, table: Array, *, shares: bool = False, level: float = 0.95) -> Interval: ...
 
 
 class State(StrEnum):
@@ -139,7 +146,7 @@ def judge(
         verdicts.append(
             Verdict(
                 claim,
-                _verdict(claim, [outcome.state for outcome in outcomes]),
+                verdict_of(claim, [outcome.state for outcome in outcomes]),
                 tuple(outcomes),
                 len(used),
                 tuple(sorted({m.commit for m in from_})),
@@ -155,7 +162,8 @@ def _time(date: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _verdict(claim: Claim, states: Sequence[State]) -> VerdictName:
+def verdict_of(claim: Claim, states: Sequence[State]) -> VerdictName:
+    """What the states of its comparisons make of a claim."""
     if not states:
         return VerdictName.UNTRIED
     holds, fails = states.count(State.HOLDS), states.count(State.FAILS)
@@ -171,9 +179,22 @@ def _verdict(claim: Claim, states: Sequence[State]) -> VerdictName:
 
 
 def outcome_of(
-    comparison: Comparison, evidence: Evidence, measurements: Sequence[Measurement], *, level: float = 0.95
+    comparison: Comparison,
+    evidence: Evidence,
+    measurements: Sequence[Measurement],
+    *,
+    level: float = 0.95,
+    intervals: Intervals = two_way_interval,
 ) -> Outcome:
-    """What the records of one grid say about a comparison."""
+    """What the records of one grid say about a comparison.
+
+    Args:
+        comparison: what is asked.
+        evidence: how much there has to be.
+        measurements: of the grid.
+        level: of confidence.
+        intervals: how a table [runs, images] of effects becomes a mean with an interval.
+    """
     first = matching(measurements, comparison.quantity, comparison.of)
     if comparison.direction == "never":
         runs = tuple(dict.fromkeys(m.run for m in first))
@@ -181,7 +202,7 @@ def outcome_of(
             comparison, first, runs, level
         )
     if comparison.rank_with:
-        return _ranked(comparison, evidence, measurements, first, level)
+        return _ranked(comparison, evidence, measurements, first, level, intervals)
     second: list[Measurement] | None = None
     if comparison.against or comparison.baseline:
         others = matching(measurements, comparison.baseline or comparison.quantity, comparison.against or comparison.of)
@@ -200,11 +221,11 @@ def outcome_of(
     table = effects_of(comparison, first, second)
     if not np.isfinite(table).all():
         return Outcome(comparison, State.MISSING, None, runs, "numbers that are not above 0 have no ratio")
-    effect = two_way_interval(table, shares=are_shares(first, second, table), level=level)
+    effect = intervals(table, shares=are_shares(first, second, table), level=level)
     if comparison.ratio:
         mean, low, high = np.exp([effect.mean, effect.low, effect.high]).tolist()
         effect = Interval(mean, low, high, effect.n)
-    return Outcome(comparison, _state(comparison, effect), effect, runs)
+    return Outcome(comparison, state_of(comparison, effect), effect, runs)
 
 
 def _short(
@@ -223,6 +244,7 @@ def _ranked(
     measurements: Sequence[Measurement],
     first: Sequence[Measurement],
     level: float,
+    intervals: Intervals,
 ) -> Outcome:
     columns = [first, matching(measurements, str(comparison.rank_with), comparison.of)]
     if comparison.baseline:
@@ -231,7 +253,7 @@ def _ranked(
     runs = tuple(run for run in by_run[0] if all(run in column for column in by_run))
     points = min((column[run].n for column in by_run for run in runs), default=0)
     if comparison.within_runs:
-        return _ranked_within(comparison, evidence, by_run, runs, points, level)
+        return _ranked_within(comparison, evidence, by_run, runs, points, level, intervals)
     by_seed: dict[int | None, list[str]] = {}
     for run in runs:
         by_seed.setdefault(by_run[0][run].seed, []).append(run)
@@ -244,8 +266,8 @@ def _ranked(
         ranked, reference, *other = ([column[run].value for run in each] for column in by_run)
         rho = float(stats.spearmanr(ranked, reference).statistic)
         effects.append(rho - (float(stats.spearmanr(other[0], reference).statistic) if other else 0.0))
-    effect = two_way_interval(np.array(effects)[:, None], level=level)
-    return Outcome(comparison, _state(comparison, effect), effect, runs)
+    effect = intervals(np.array(effects)[:, None], level=level)
+    return Outcome(comparison, state_of(comparison, effect), effect, runs)
 
 
 def _ranked_within(
@@ -255,6 +277,7 @@ def _ranked_within(
     runs: tuple[str, ...],
     points: int,
     level: float,
+    intervals: Intervals,
 ) -> Outcome:
     """Ranks over the images of each run; networks of one seed count as one, since they share images and their order."""
     if (short := _short(comparison, evidence, runs, len({by_run[0][run].seed for run in runs}), points)) is not None:
@@ -268,8 +291,8 @@ def _ranked_within(
         rho = float(stats.spearmanr(ranked, reference).statistic)
         rho -= float(stats.spearmanr(other[0], reference).statistic) if other else 0.0
         by_seed.setdefault(by_run[0][run].seed, []).append(rho)
-    effect = two_way_interval(np.array([np.mean(each) for each in by_seed.values()])[:, None], level=level)
-    return Outcome(comparison, _state(comparison, effect), effect, runs)
+    effect = intervals(np.array([np.mean(each) for each in by_seed.values()])[:, None], level=level)
+    return Outcome(comparison, state_of(comparison, effect), effect, runs)
 
 
 def matching(measurements: Sequence[Measurement], quantity: str, runs: str) -> list[Measurement]:
@@ -313,7 +336,8 @@ def effects_of(comparison: Comparison, first: Sequence[Measurement], second: Seq
     return np.stack(rows)
 
 
-def _state(comparison: Comparison, effect: Interval) -> State:
+def state_of(comparison: Comparison, effect: Interval) -> State:
+    """What an effect with its interval says about a comparison."""
     low, high, by = effect.low, effect.high, comparison.by
     if comparison.direction == "within":
         ends = (1 / by, by) if comparison.ratio else (-by, by)
