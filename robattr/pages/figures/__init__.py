@@ -40,8 +40,8 @@ from robattr.pages.figures.training import (
     rescaling,
     spread_text,
 )
-from robattr.pages.figures.verdicts import forest, margin
-from robattr.pages.figures.widgets import certificate_explorer, certificate_tables, slider
+from robattr.pages.figures.verdicts import forest, margin, protocol_bars
+from robattr.pages.figures.widgets import certificate_explorer, certificate_tables, protocol_explorer, slider
 
 __all__ = [
     "CERTIFICATES",
@@ -78,6 +78,8 @@ __all__ = [
     "objective_table",
     "pictures",
     "population",
+    "protocol_bars",
+    "protocol_explorer",
     "rank_table",
     "rescaling",
     "sample_bounds",

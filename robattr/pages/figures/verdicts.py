@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from robattr.pages.figures.style import closed
-from robattr.studies.claims import Comparison, Outcome, State, Verdict
+from robattr.studies.claims import Comparison, Multiverse, Outcome, State, Verdict
 from robattr.studies.intervals import Interval
 
 _LOOK = {
@@ -104,6 +104,43 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
     ax.grid(alpha=0.25, axis="x")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("effect past the least that was asked for, in units of that", fontsize=8.5)
+    figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False)
+    figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
+    return closed(figure)
+
+
+def protocol_bars(found: Sequence[Multiverse], *, title: str) -> Figure:
+    """A bar a claim: the shares of protocols that say the same as the one asked for, decide less, or say the opposite.
+
+    Args:
+        found: of :func:`robattr.studies.claims.multiverse`.
+        title: the finding.
+    """
+    wrapped = ["\n".join(textwrap.wrap(each.claim.sentence, _WIDTH)) for each in found]
+    heights = [0.05 + _LINE * (text.count("\n") + 1) + 0.08 for text in wrapped]
+    total = sum(heights)
+    figure = plt.figure(figsize=(7.2, total + 1.5))
+    ax = figure.add_axes((0.44, 0.85 / (total + 1.5), 0.53, total / (total + 1.5)))
+    looks = {"same": ("#0072B2", ""), "less": ("#C8C8C8", ""), "opposite": ("#D55E00", "////")}
+    words = {"same": "the same verdict", "less": "another, not the opposite", "opposite": "the opposite"}
+    y = 0.0
+    for i, (each, text, height) in enumerate(zip(found, wrapped, heights, strict=True)):
+        left = 0.0
+        for name, share in each.shares.items():
+            color, hatch = looks[name]
+            ax.barh(
+                y + height / 2, share, 0.16, left, color=color, hatch=hatch, edgecolor="white", lw=0.5,
+                label=words[name] if i == 0 else None,
+            )  # fmt: skip
+            left += share
+        ax.text(-0.03, y + height / 2, text, transform=ax.get_yaxis_transform(), fontsize=8, va="center", ha="right")
+        y += height
+    ax.set_xlim(0, 1)
+    ax.set_ylim(y, 0)
+    ax.set_yticks([])
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"], fontsize=8)
+    ax.set_xlabel("share of protocols, %", fontsize=8.5)
+    ax.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False)
     figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
     return closed(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from robattr import smoothing
 from robattr.pages.figures.certificates import CERTIFICATES, certificate_text
 from robattr.pages.figures.maps import ceiling
 from robattr.pages.figures.style import COLORS, MAP
+from robattr.studies.claims import Multiverse, VerdictName
 
 
 def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: str) -> str:
@@ -175,6 +177,40 @@ def certificate_explorer(
         f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
         f"{_embedded({'data': data, 'layout': layout})}</div>"
         f"{_embedded(tables, compact=True)}</div>"
+    )
+
+
+_AGREEMENTS = {"same": "the same", "less": "neither the same nor the opposite", "opposite": "the opposite"}
+
+
+def protocol_explorer(found: Sequence[Multiverse]) -> str:
+    """HTML with a list of claims and one for each choice of a protocol; a sentence says the verdict under it.
+
+    It works from the disk, from a table inside: for each claim its choices, and for each protocol, in the order in
+    which the last choice changes fastest, a letter for the verdict and one for how it agrees with the one asked for.
+
+    Args:
+        found: of :func:`robattr.studies.claims.multiverse`.
+    """
+    names = {chr(97 + i): str(name) for i, name in enumerate(VerdictName)}
+    letters = {name: letter for letter, name in names.items()}
+    claims = []
+    for each in found:
+        protocols = list(itertools.product(*each.choices.values()))
+        claims.append(
+            {
+                "choices": [[name, list(options)] for name, options in each.choices.items()],
+                "verdicts": "".join(letters[str(each.verdicts[p])] for p in protocols),
+                "agreements": "".join(each.agreement(p)[0] for p in protocols),
+            }
+        )
+    table = {"claims": claims, "names": names, "words": {name[0]: text for name, text in _AGREEMENTS.items()}}
+    options = "".join(f"<option>{_escaped(each.claim.sentence)}</option>" for each in found)
+    return (
+        '<div class="protocol-explorer"><label class="explorer-control">claim'
+        f'<select data-name="claim">{options}</select></label><div class="explorer-choices"></div>'
+        '<p class="explorer-values" role="status" aria-live="polite"></p>'
+        f"{_embedded(table, compact=True)}</div>"
     )
 
 

@@ -1,9 +1,9 @@
 """Every verdict under many reasonable protocols: which choices carry it, and which would turn it.
 
 A protocol is one option of each choice that a careful author might have made otherwise: how much is asked for, how an
-interval is formed, whether images on which an attack failed count, by which measure and at which epsilon, which seeds and
-which images. Everything is computed from stored values of single images; choices that would need another run, such as
-another k or another normalization of the heatmap, are not among them.
+interval is formed, whether images on which an attack failed count, by which measure and at which epsilon, which seeds
+and which images. Everything is computed from stored values of single images. Choices that would need another run, such
+as another k or another normalization of the heatmap, are not among them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 from robattr.studies.claims.judging import (
     Array,
@@ -29,7 +30,7 @@ from robattr.studies.claims.judging import (
     verdict_of,
 )
 from robattr.studies.claims.schema import Claim, Comparison, Evidence
-from robattr.studies.intervals import Interval, interval, two_way_interval
+from robattr.studies.intervals import Interval, two_way_interval
 from robattr.studies.records import Measurement
 
 FAMILIES = (("topk_intersection", "rank_correlation", "cosine"), ("cosine", "pearson", "ssim"))
@@ -41,26 +42,30 @@ DEPENDS = 0.1
 THRESHOLDS = {"as asked": 1.0, "half": 0.5, "double": 2.0}
 
 
-def _images_alone(table: Array, *, shares: bool = False, level: float = 0.95) -> Interval:
+def _students(table: Array, *, shares: bool = False, level: float = 0.95) -> Interval:
     """Other images, these very networks."""
-    over_images = table.mean(0)
-    if len(over_images) < 2:
-        return two_way_interval(table, shares=shares, level=level)
-    return interval(over_images, level=level) if len(table) > 1 else two_way_interval(table, shares=shares, level=level)
+    return _by_t(table.mean(0), table.size, level)
 
 
 def _seeds_alone(table: Array, *, shares: bool = False, level: float = 0.95) -> Interval:
     """Other seeds, these very images."""
-    if len(table) < 2:
-        return two_way_interval(table, shares=shares, level=level)
-    return two_way_interval(table.mean(1, keepdims=True), level=level)
+    return _by_t(table.mean(1), table.size, level)
 
 
-INTERVALS: Mapping[str, Intervals] = {
+def _by_t(values: Array, size: int, level: float) -> Interval:
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return Interval(mean, mean, mean, size)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, size)
+
+
+INTERVALS: dict[str, Intervals] = {
     "over seeds and images": two_way_interval,
-    "over images alone": _images_alone,
+    "over images alone": _students,
     "over seeds alone": _seeds_alone,
 }
+OF_ONE_RUN: dict[str, Intervals] = {"bootstrap over images": two_way_interval, "Student's t over images": _students}
 
 Agreement = Literal["same", "less", "opposite"]
 
@@ -148,13 +153,13 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     choices: dict[str, tuple[str, ...]] = {}
     if any(c.by > (1 if c.ratio else 0) for c in claim.comparisons):
         choices["threshold"] = tuple(THRESHOLDS)
-    choices["interval"] = tuple(INTERVALS)
+    seeds = sorted({m.seed for m in here if m.seed is not None})
+    choices["interval"] = tuple(INTERVALS if len(seeds) > 1 else OF_ONE_RUN)
     for name, options in (("measure", _measures(claim, quantities)), ("epsilon", _epsilons(claim, quantities))):
         if options:
             choices[name] = ("as asked", *options)
     if any(_successes(c, quantities) for c in claim.comparisons):
         choices["failed attacks"] = ("count as unchanged", "left out")
-    seeds = sorted({m.seed for m in here if m.seed is not None})
     if len(seeds) > 2:
         choices["seeds"] = ("all", *(f"without {seed}" for seed in seeds))
     if any(m.values is not None and m.n >= 20 for m in here):
@@ -179,7 +184,8 @@ def _outcome(
         renamed = _renamed(renamed, lambda q: _in_measure(q, measure))
     if (epsilon := option.get("epsilon", "as asked")) != "as asked":
         renamed = _renamed(renamed, lambda q: _at_epsilon(q, epsilon))
-    kept = list(here)
+    named = {renamed.quantity, renamed.baseline, renamed.rank_with, *_successes(renamed, {m.quantity for m in here})}
+    kept = [m for m in here if m.quantity in named] if "*" not in renamed.quantity else list(here)
     runs, images = evidence.runs, evidence.images
     if (seeds := option.get("seeds", "all")) != "all":
         kept = [m for m in kept if m.seed is None or f"without {m.seed}" != seeds]
@@ -189,7 +195,7 @@ def _outcome(
     if (half := option.get("images", "all")) != "all":
         kept = [_half(m, half == "first half") for m in kept]
         images = max(images // 2, 1)
-    how = INTERVALS[option["interval"]]
+    how = (INTERVALS | OF_ONE_RUN)[option["interval"]]
     return outcome_of(renamed, Evidence(runs=runs, images=images), kept, intervals=how)
 
 
@@ -198,6 +204,9 @@ def _state(outcome: Outcome, factor: float) -> State:
     if outcome.effect is None or c.direction == "never":
         return outcome.state
     by = math.exp(math.log(c.by) * factor) if c.ratio else c.by * factor
+    if not (c.baseline or c.against) and c.direction == "greater" and 0.5 <= c.by < 1:
+        # A level that can be 1 at most, as a share: what may be missing to 1 is halved or doubled.
+        by = 1 - (1 - c.by) / factor
     return state_of(c.model_copy(update={"by": by}), outcome.effect)
 
 
