@@ -13,7 +13,7 @@ JOBS ?= 1
 THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
 GRID ?= cifar10-lenet-medium
-GRIDS ?= cifar10-lenet cifar10-lenet-full-attacks photographs-gradient-full photographs-methods-full certificates-full certificates-photographs
+GRIDS ?= cifar10-lenet cifar10-lenet-full-attacks photographs-gradient-full photographs-methods-full certificates-full
 MINUTES ?= 12
 
 BIN := $(VENV)/bin

@@ -158,6 +158,8 @@ def certify_map(
         ValueError: an argument is not what is accepted; before any work starts.
     """
     labels = check_target(x, target)
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
     height, width = x.shape[2:]
     lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
     if not lengths or any(not e >= 0 for e in lengths):
@@ -246,7 +248,9 @@ def _maps(
     seed: int,
 ) -> None:
     """Calls ``use`` with the heatmaps [k, H x W] of one image's samples, whose sums are 1, and the signed maps."""
-    model, x = model.to(memory_format=torch.channels_last), x.detach()
+    if all(p.ndim < 5 for p in model.parameters()):
+        model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
+    x = x.detach()
     for z in _draws(noise, samples, x, seed, max_batch):
         signed = attribution(model, _moved(x, z), label.expand(len(z))).detach()
         maps = heatmap(signed).flatten(1)
