@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from robattr import _files, models, smoothing
+from robattr.attributions import METHODS
 from robattr.studies import certification, grids
 from robattr.studies.certification import KIND, Certification
 from robattr.studies.grids import Network, Record
@@ -117,6 +118,100 @@ def test_where_nothing_is_certified_nothing_is_violated() -> None:
     values = {"norm_lower/uniform/1": np.array([0.0, 0.1]), "attacked/uniform/1/0.5/random": np.array([-1.0, 0.3])}
     found = certification.check([Record(KIND, "n", NETWORK, SMALL, 64, values, {})])
     assert (found.points, found.covered, found.violations, found.margin) == (2, 0, 0, np.inf)
+
+
+HEATMAPS = certification.Heatmaps(
+    methods=("gradient", "input_x_gradient"), sigmas=(0.1,), epsilons=(0.01, 0.02), k=(3, 40), samples=600, choose=100
+)
+
+
+@pytest.fixture(scope="module")
+def heatmaps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
+    """A record of heatmaps that was written and read again, and the folder of its single images."""
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    folder = tmp_path_factory.mktemp("heatmaps")
+    config = SMALL.model_copy(update={"laws": (), "attacked": 0, "images": 2, "heatmaps": HEATMAPS})
+    found = certification.measure(model, config, device="cpu", folder=folder)
+    provenance = {
+        "network": {"model": "digits-cnn", "weights": {"sha256": "0" * 64}},
+        "dataset": found.dataset,
+        **{"seconds": 1.0, "device": "cpu", "cpu": "a processor", "threads": 1, "gpu": "none", "python": "3.11.0"},
+        **{"versions": {}, "commit": "0123456789", "date": "2026-01-01"},
+    }
+    grids.save_record(
+        Record(KIND, "maps", NETWORK, config, found.dimension, found.values, provenance), folder / "maps.json"
+    )
+    return grids.load_record(folder / "maps.json"), folder
+
+
+def test_heatmaps_are_certified_from_what_is_recorded(heatmaps: tuple[Record, Path]) -> None:
+    record, _ = heatmaps
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    drawn = models.load_images(model, "digits", limit=2, seed=0)
+    for method in HEATMAPS.methods:
+        said = certification.certified_of_map(record, method, 0.1, [0.01, 0.02], size=(8, 8))
+        for name, bound in said.items():
+            for j, epsilon in enumerate(("0.01", "0.02")):
+                recorded = record.values[f"certified/{name}/{method}/0.1/{epsilon}"]
+                np.testing.assert_allclose(recorded, bound[:, j], rtol=1e-6, atol=1e-12)
+        found = smoothing.certify_map(
+            model, drawn.images, model(drawn.images).argmax(1), noise=smoothing.Gaussian(0.1), epsilon=[0.01, 0.02],
+            k=(3, 40), samples=600, choose=100, cosine=True, detail=20, attribution=METHODS[method],
+        )  # fmt: skip
+        # Rounding to 7 digits certifies less, by no more than that: certificates have derivatives of order 1 to 100.
+        assert found.cosine is not None
+        for bound, recorded in (
+            (found.cosine, said["cosine"]),
+            (found.mass_lower[:, 0], said["mass-3"]),
+            (found.mass_lower[:, 1], said["mass-40"]),
+            (-found.center_shift, -said["center"]),
+            (-found.center_disc, -said["disc"]),
+            (found.intersection[:, 1], said["top-40"]),
+        ):
+            difference = bound.numpy() - recorded
+            assert (difference >= 0).all()
+            assert (difference <= 1e-4).all()
+        # All statements say something.
+        assert (said["cosine"] > 0.5).all()
+        assert (said["mass-40"] > 0.3).all()
+        assert (said["center"] < 3).all()
+        # Any 40 of 64 pixels share 16; in the steps of 2 that are kept, 15.
+        assert (said["top-40"] >= 15 / 40).all()
+        assert (said["top-40"] > 16 / 40).any()
+        epsilon = record.values[f"certified_epsilon/0.9/{method}/0.1"]
+        statistics = [record.values[f"of_map/direction_{n}/{method}/0.1"] for n in ("norm_lower", "spread_upper")]
+        back = smoothing.certified_cosine_spectral(*statistics, epsilon / 0.1, bound=1.0)
+        np.testing.assert_allclose(back, 0.9, atol=1e-5)
+    with pytest.raises(ValueError, match=r"sigma 0\.2; the record has heatmaps of gradient, input_x_gradient at"):
+        certification.certified_of_map(record, "gradient", 0.2, 0.01, size=(8, 8))
+
+
+def test_stopped_heatmaps_go_on(heatmaps: tuple[Record, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    record, folder = heatmaps
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    (folder / "heatmaps-gradient-0.1" / "1.json").write_text('{"mass": 0.1', encoding="utf-8")  # a process was killed
+    real, images = smoothing.certify_map, []
+
+    def certify_map(*args: Any, **options: Any) -> Any:
+        images.append(args[1])
+        return real(*args, **options)
+
+    monkeypatch.setattr(smoothing, "certify_map", certify_map)
+    again = certification.measure(model, record.config, device="cpu", folder=folder).values
+    assert len(images) == 1
+    assert again.keys() == record.values.keys()
+    for name, values in record.values.items():
+        np.testing.assert_allclose(again[name], values, rtol=1e-6, atol=1e-12)
+
+
+def test_heatmaps_that_cannot_be_are_refused() -> None:
+    for fields, message in (
+        ({"methods": ("gradients",)}, "methods has gradients; accepted are gradient, "),
+        ({"sigmas": (0.0,)}, "sigmas and epsilons are lengths > 0"),
+        ({"k": (0,)}, "k are numbers of pixels >= 1"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            certification.Heatmaps.model_validate(fields)
 
 
 def test_a_stopped_measurement_goes_on(tmp_path: Path, record: Record) -> None:

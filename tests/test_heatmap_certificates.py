@@ -451,7 +451,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: certified_intersection([1.0, 2.0], 0.1, 3), "k is 3;"),
     (lambda: certified_intersection([1.0, 2.0], -0.1, 1), "displacement is -0.1;"),
     (lambda: certified_intersection([1.0, 2.0], 0.1, 1, steps=0), "steps is 0;"),
-    (lambda: certify_map(FLAT, X[0], 0, **asked()), "x is torch.float32 of shape (1, 6, 6);"),  # type: ignore[arg-type]
+    (lambda: certify_map(FLAT, X[0], 0, **asked()), "x has shape [1, 6, 6]; accepted are images [N, C, H, W]"),  # type: ignore[arg-type]
     (lambda: certify_map(FLAT, X, 0, **asked(noise=Ball(1.0))), "noise is Ball(radius=1.0);"),  # type: ignore[arg-type]
     (lambda: certify_map(FLAT, X, 0, **asked(epsilon=-0.1)), "epsilon is -0.1;"),  # type: ignore[arg-type]
     (lambda: certify_map(FLAT, X, 0, **asked(k=0)), "k is 0;"),  # type: ignore[arg-type]

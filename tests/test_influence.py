@@ -305,6 +305,35 @@ def test_any_parameters_equal_the_dense_system(loss: Loss, names: list[str] | No
         assert ((layer.influence(problem.t, problem.u).values - found.values).abs() <= 2 * bound).all()
 
 
+def test_attention_has_the_influence_of_its_products() -> None:
+    """The fused kernel has no second derivative; what it computes, written down, has."""
+
+    class Attends(nn.Module):
+        def __init__(self, fused: bool) -> None:
+            super().__init__()
+            self.fused = fused
+            self.into, self.last = nn.Linear(4, 4), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.into(x.flatten(1)[:, :8].unflatten(1, (2, 4)))
+            if self.fused:
+                y = F.scaled_dot_product_attention(z[:, None], z[:, None], z[:, None])[:, 0]
+            else:
+                y = (z @ z.transpose(1, 2) / 2).softmax(2) @ z
+            out: Tensor = self.last(y.flatten(1))
+            return out
+
+    torch.manual_seed(3)
+    fused, written = Attends(True).double().eval(), Attends(False).double().eval()
+    written.load_state_dict(fused.state_dict())
+    x, t = torch.rand(12, 1, 3, 3, dtype=torch.float64), torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    y, u = torch.arange(12) % 3, torch.tensor([0, 2])
+    a, b = (influence(m, x, y, t, u, damping=2.0, tolerance=1e-12) for m in (fused, written))
+    # Both systems are solved to 1e-12, of a matrix whose least eigenvalue damping keeps near 1.
+    torch.testing.assert_close(a.values, b.values, rtol=1e-9, atol=1e-11)
+    assert (b.values.abs() > 1e-6).all()
+
+
 @pytest.mark.parametrize("layers", [None, ["3"]])
 def test_captum_gives_minus_n_times_less(layers: list[str] | None) -> None:
     """Captum's influence has no sign and takes the sum of training losses: minus 1/n of ours.

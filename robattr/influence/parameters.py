@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robattr._rows import parts_of
 from robattr.attributions import Target, check_target, frozen
@@ -79,7 +80,8 @@ def influence(
         """Of each image, [N], as a function of the chosen parameters."""
         pieces = torch.split(flat, [shape.numel() for shape in shapes.values()])
         values = {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
-        out: Tensor = functional_call(model, values, (x,))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+            out: Tensor = functional_call(model, values, (x,))
         if loss == "squared":
             return (out - y.to(out)).square().sum(1) / 2
         return F.cross_entropy(out, y, reduction="none")

@@ -33,7 +33,6 @@ __all__ = ["HeatmapCertificate", "certify_map", "map_bounds", "map_split"]
 
 Values = NDArray[np.float64]
 
-_GROUPS = 200  # of equally many draws, each with the least of them: what is kept of a law
 _DIRECTIONS = 32  # of half a circle
 
 
@@ -116,6 +115,7 @@ def certify_map(
     choose: int = 1000,
     alpha: float = 0.001,
     attribution: Attribution = gradient,
+    detail: int = 200,
     memory: float = 4e9,
     seed: int = 0,
     max_batch: int = 128,
@@ -147,6 +147,8 @@ def certify_map(
         choose: further samples; >= 1.
         alpha: probability of failure for an image, between 0 and 1.
         attribution: a method of :mod:`robattr.attributions`.
+        detail: how much of a law and of a map's order the statistics keep: so many groups of draws, each with the least
+            of them, and so many numbers of pixels that may leave. Fewer certify a little less.
         memory: bytes that the samples of one image may take. More are computed again for each of some 20 passes.
         seed: of the noise.
         max_batch: largest number of images in one pass.
@@ -156,6 +158,8 @@ def certify_map(
         ValueError: an argument is not what is accepted; before any work starts.
     """
     labels = check_target(x, target)
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
     height, width = x.shape[2:]
     lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
     if not lengths or any(not e >= 0 for e in lengths):
@@ -169,6 +173,8 @@ def certify_map(
         raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    if detail < 1:
+        raise ValueError(f"detail is {detail}; accepted is a number >= 1, for example 200")
     shapes = ([height, width], [len(x), height, width])
     if region is not None and (region.dtype != torch.bool or list(region.shape) not in shapes):
         raise ValueError(
@@ -183,7 +189,7 @@ def certify_map(
     for i in tqdm(range(len(x)), desc="certify", disable=None if progress else True):
         maps = partial(_maps, model, x[i : i + 1], labels[i : i + 1], noise, attribution, max_batch)
         inside = None if region is None else (region[i] if region.ndim == 3 else region)
-        found.append(_measured(maps, x, counts, inside, samples, choose, seeds, split, memory))
+        found.append(_measured(maps, x, counts, inside, samples, choose, seeds, split, detail, memory))
     statistics = {
         name: torch.from_numpy(np.stack([row.statistics[name] for row in found])) for name in found[0].statistics
     }
@@ -242,7 +248,9 @@ def _maps(
     seed: int,
 ) -> None:
     """Calls ``use`` with the heatmaps [k, H x W] of one image's samples, whose sums are 1, and the signed maps."""
-    model, x = model.to(memory_format=torch.channels_last), x.detach()
+    if all(p.ndim < 5 for p in model.parameters()):
+        model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
+    x = x.detach()
     for z in _draws(noise, samples, x, seed, max_batch):
         signed = attribution(model, _moved(x, z), label.expand(len(z))).detach()
         maps = heatmap(signed).flatten(1)
@@ -261,6 +269,7 @@ def _measured(
     choose: int,
     seeds: Sequence[int],
     split: Mapping[str, float],
+    detail: int,
     memory: float,
 ) -> _Measured:
     """One image's statistics: confidence bounds and what else :func:`map_bounds` takes."""
@@ -324,13 +333,13 @@ def _measured(
     values = torch.cat(scalars).numpy()
     mean, unit_mean = sums / samples
     statistics: dict[str, Values] = {"mass": values[:, : len(k)].mean(0)}
-    laws = [_law(values[:, j], expected[j], split, f"/{v}", "mass") for j, v in enumerate(k)]
+    laws = [_law(values[:, j], expected[j], split, f"/{v}", "mass", detail) for j, v in enumerate(k)]
     statistics |= {name: np.stack([law[name] for law in laws]) for name in laws[0]}
     if region is not None:
         s = values[:, len(k)]
-        statistics |= {"region": s.mean(), **_law(s, expected[-1], split, "", "region")}
+        statistics |= {"region": s.mean(), **_law(s, expected[-1], split, "", "region", detail)}
         statistics["region_most"] = 1 - mean_lower_bound(np.clip(1 - s, 0, 1), split["region_most"], low=0.0)
-        statistics["region_law_most"] = 1 - _groups(1 - s)
+        statistics["region_law_most"] = 1 - _groups(1 - s, detail)
     centers = values[:, -2:]
     statistics["center"] = centers.mean(0)
     statistics["center_spread"] = _center_spread(centers, center.cpu().numpy(), (height, width), split["center_spread"])
@@ -347,7 +356,7 @@ def _measured(
     elif len(direction):  # gradients that are zero everywhere have no direction
         names = ("direction_norm_lower", "direction_spread", "direction_spread_upper")
         statistics |= dict(zip(names, map(np.asarray, (0.0, 1.0, 1.0)), strict=True))
-    reach = [tolerances(unit_mean.cpu().numpy(), number)[1] for number in k]
+    reach = [tolerances(unit_mean.cpu().numpy(), number, detail)[1] for number in k]
     for number, distances in zip(k, reach, strict=True):
         statistics[f"reach/{number}"] = distances
     shape = (height, width)
@@ -378,7 +387,7 @@ def _unit(maps: Tensor) -> Tensor:
     return maps / length
 
 
-def _law(s: Values, center: float, split: Mapping[str, float], place: str, kind: str) -> dict[str, Values]:
+def _law(s: Values, center: float, split: Mapping[str, float], place: str, kind: str, detail: int) -> dict[str, Values]:
     """Of a number in [0, 1]: a lower bound on its mean, an upper one on its deviation, its draws in groups."""
     s = np.clip(s, 0, 1)
     center = min(max(float(center), 0.0), 1.0)
@@ -386,7 +395,7 @@ def _law(s: Values, center: float, split: Mapping[str, float], place: str, kind:
     return {
         f"{kind}_mean": mean_lower_bound(s, split[f"{kind}_mean{place}"], low=0.0),
         f"{kind}_deviation": np.sqrt(square),
-        f"{kind}_law": _groups(s),
+        f"{kind}_law": _groups(s, detail),
     }
 
 
@@ -399,9 +408,9 @@ def _square_upper(values: Values, limit: float | Values, alpha: float) -> Values
     return np.asarray(-mean_lower_bound(-share, alpha, low=-1.0, high=0.0) * np.square(limit))
 
 
-def _groups(s: Values) -> Values:
-    """The least of each of up to 200 groups of sorted draws: a law that lies below theirs."""
-    parts = np.array_split(np.sort(s), min(_GROUPS, len(s)))
+def _groups(s: Values, number: int) -> Values:
+    """The least of each group of sorted draws: a law that lies below theirs."""
+    parts = np.array_split(np.sort(s), min(number, len(s)))
     return np.array([part[0] for part in parts])
 
 
@@ -486,15 +495,11 @@ def map_bounds(
     for name, distance in (("intersection", moved + here), ("intersection_estimates", moved + here + there)):
         rows = []
         for number in k:
-            leaving = _leaving(number)
             reach = statistics[f"reach/{number}"]
+            leaving = tolerances(np.arange(number), number, reach.shape[-1])[0]
             rows.append([intersection_of(leaving, r, d, number) for r, d in zip(reach, distance, strict=True)])
         found[name] = np.moveaxis(np.array(rows), 0, 1)
     return found
-
-
-def _leaving(k: int) -> Values:
-    return tolerances(np.arange(k, 0, -1), k)[0]
 
 
 def _error_of_center(spread: Values, diagonal: float, samples: int, alpha: float) -> Values:

@@ -2,12 +2,14 @@
 
 A certification is a validated configuration of one network: some images are certified at several radii, with uniform
 noise and with Gaussian noise of the same variance; some are attacked within several l2 balls, and what the attacks
-reach stands beside what was certified. A grid is a YAML file of networks that share one measurement; each becomes one
-JSON record.
+reach stands beside what was certified. With ``heatmaps``, the spectral certificate and those of mass, center and top
+pixels are measured too, from the same samples. A grid is a YAML file of networks that share one measurement; each
+becomes one JSON record.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robattr import attacks, metrics, models, smoothing
-from robattr._files import locked
-from robattr.attributions import gradient, heatmap
+from robattr._files import locked, write_text
+from robattr.attributions import METHODS, gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
 from robattr.studies.grids import Kind, Measured, Record
@@ -38,7 +40,9 @@ __all__ = [
     "TARGETS",
     "Certification",
     "Check",
+    "Heatmaps",
     "certified",
+    "certified_of_map",
     "check",
     "inverses",
     "measure",
@@ -54,6 +58,31 @@ ADVERSARIES = ("adaptive", "transfer", "random")
 """The gradient through the smoothing; the attack on the plain gradient, transferred; random directions."""
 
 Values = dict[str, NDArray[np.float64]]
+
+
+class Heatmaps(BaseModel):
+    """What is certified of smoothed heatmaps, and of the direction of the signed maps, with Gaussian noise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    methods: tuple[str, ...] = Field(("gradient",), min_length=1, description="of attribution")
+    sigmas: tuple[float, ...] = Field((0.1,), min_length=1, description="of the noise, in units of a [0, 1] image")
+    epsilons: tuple[float, ...] = Field((0.05, 0.1), min_length=1)
+    k: tuple[int, ...] = Field((1000,), min_length=1, description="numbers of top pixels")
+    samples: int = Field(10_000, ge=2)
+    choose: int = Field(1000, ge=1)
+    alpha: float = Field(0.001, gt=0, lt=1)
+    detail: int = Field(20, ge=1, description="how much of laws and of orders of pixels is kept")
+
+    @model_validator(mode="after")
+    def _known(self) -> Heatmaps:
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise ValueError(f"methods has {', '.join(unknown)}; accepted are {', '.join(METHODS)}")
+        if min((*self.sigmas, *self.epsilons)) <= 0:
+            raise ValueError("sigmas and epsilons are lengths > 0")
+        if min(self.k) < 1:
+            raise ValueError("k are numbers of pixels >= 1")
+        return self
 
 
 class Certification(BaseModel):
@@ -83,6 +112,7 @@ class Certification(BaseModel):
     check_samples: int = Field(1000, ge=2, description="fresh samples that measure what an attack has reached")
     fractions: int = Field(20, ge=1, description="of the insertion score")
     seed: int = Field(0, ge=0)
+    heatmaps: Heatmaps | None = Field(None, description="certificates of heatmaps, and spectral ones of directions")
 
     @model_validator(mode="after")
     def _fits(self) -> Certification:
@@ -133,7 +163,11 @@ def measure(
     - ``insertion/plain``, ``insertion/<law>/<radius>``: insertion score of their heatmaps;
     - ``attacked/<law>/<radius>/<epsilon>/<adversary>``: estimate of cos(h(x), h(x + delta)), without bias from finite
       samples; ``violated/...``: see :func:`violated`;
-    - ``plain/<epsilon>``: cosine that the attack on the plain gradient reaches, without smoothing.
+    - ``plain/<epsilon>``: cosine that the attack on the plain gradient reaches, without smoothing;
+    - ``of_map/<statistic>/<method>/<sigma>``: statistics of :class:`robattr.smoothing.HeatmapCertificate`, rounded to 7
+      digits to the side that certifies less, numbered where there are several for an image; from them follows
+      ``certified/<quantity>/<method>/<sigma>/<epsilon>``, see :func:`certified_of_map`, and
+      ``certified_epsilon/<cosine>/<method>/<sigma>`` of the spectral certificate.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -190,6 +224,8 @@ def measure(
     if config.attacked:
         values |= _attack(model, config, x[: config.attacked], y[: config.attacked], max_batch, progress)
     found_values = {name: v.double().cpu().numpy() for name, v in values.items()}
+    if config.heatmaps is not None:
+        found_values |= _heatmaps(model, config.heatmaps, config.seed, x, y, folder, max_batch, progress)
     return Measured(
         dimension=dimension,
         values=found_values | violated(found_values, dimension),
@@ -237,6 +273,156 @@ def violated(values: Values, dimension: int) -> Values:
         if (said := bound > -1).any():
             found[f"violated/{law}/{radius}/{epsilon}/{adversary}"] = (cosines < bound)[said].astype(np.float64)
     return found
+
+
+_UP = ("deviation", "spread", "most")  # statistics of which more certifies less; of the others less does
+
+
+def _heatmaps(
+    model: Classifier,
+    config: Heatmaps,
+    seed: int,
+    x: Tensor,
+    y: Tensor,
+    folder: Path | str | None,
+    max_batch: int,
+    progress: bool,
+) -> Values:
+    values: Values = {}
+    bar = tqdm(
+        total=len(config.methods) * len(config.sigmas) * len(x), desc="heatmaps", disable=None if progress else True
+    )
+    with bar:
+        for method in config.methods:
+            for sigma in config.sigmas:
+                place = f"{method}/{sigma:g}"
+                rows = []
+                for i in range(len(x)):
+                    path = None if folder is None else Path(folder) / f"heatmaps-{method}-{sigma:g}" / f"{i}.json"
+                    with nullcontext() if path is None else locked(path):
+                        row = None if path is None else _kept(path)
+                        if row is None:
+                            found = smoothing.certify_map(
+                                model,
+                                x[i : i + 1],
+                                y[i : i + 1],
+                                noise=Gaussian(sigma),
+                                epsilon=config.epsilons,
+                                k=config.k,
+                                cosine=True,
+                                samples=config.samples,
+                                choose=config.choose,
+                                alpha=config.alpha,
+                                attribution=METHODS[method],
+                                detail=config.detail,
+                                seed=seed,
+                                max_batch=max_batch,
+                            )
+                            row = _row(found.statistics)
+                            if path is not None:
+                                write_text(path, json.dumps(row))
+                    rows.append(row)
+                    bar.update()
+                values |= {f"of_map/{name}/{place}": np.array([row[name] for row in rows]) for name in rows[0]}
+                size = (int(x.shape[2]), int(x.shape[3]))
+                said = _of_map(values, config, size, method, sigma, config.epsilons)
+                values |= {
+                    f"certified/{name}/{place}/{epsilon:g}": bound[:, j]
+                    for name, bound in said.items()
+                    for j, epsilon in enumerate(config.epsilons)
+                }
+                lower, spread = (values[f"of_map/direction_{name}/{place}"] for name in ("norm_lower", "spread_upper"))
+                for target in TARGETS:
+                    shift = smoothing.max_shift_spectral(lower, spread, target, bound=1.0)
+                    values[f"certified_epsilon/{target:g}/{place}"] = sigma * np.minimum(shift, 100.0)
+    return values
+
+
+def _row(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """One image's statistics by name, with 7 digits, rounded to the side that certifies less."""
+    row: dict[str, float] = {}
+    for name, value in statistics.items():
+        up = any(part in name for part in _UP)
+        estimate = name in ("mass", "center", "spread", "direction_spread")
+        # More pixels than there are others cannot leave, at any distance: JSON has no infinity.
+        flat = value[0].flatten().clamp(max=1e9).tolist()
+        for j, v in enumerate(flat):
+            kept = float(f"{v:.7g}")
+            if not estimate and (kept < v if up else kept > v):
+                step = 10.0 ** (np.floor(np.log10(abs(v))) - 6)
+                kept = float(f"{kept + (step if up else -step):.7g}")
+            row[name if len(flat) == 1 else f"{name}/{j}"] = kept
+    return row
+
+
+def _kept(path: Path) -> dict[str, float] | None:
+    try:
+        return {str(name): float(v) for name, v in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def certified_of_map(
+    record: Record, method: str, sigma: float, epsilon: float | Sequence[float], *, size: tuple[int, int]
+) -> Values:
+    """What is certified of each image's smoothed heatmap at any epsilons, from a record's statistics.
+
+    Args:
+        record: of a certification with ``heatmaps``.
+        method: of attribution.
+        sigma: of the noise.
+        epsilon: l2 lengths, >= 0.
+        size: (height, width) of the maps.
+
+    Returns:
+        [N, E] each: ``cosine`` (-1 says nothing); ``mass-<k>``, the mass that stays in the map's own top k pixels;
+        ``top-<k>`` and ``top-seen-<k>``, the share of the top k that stays there, in the expectation and in what a
+        reader sees (0 says nothing); ``center`` and ``disc``, how far the center moves at most and the radius around
+        its estimate, in pixels (the diagonal says nothing).
+
+    Raises:
+        ValueError: the record has none of that method and sigma.
+    """
+    config = record.config.heatmaps
+    if config is None or method not in config.methods or sigma not in config.sigmas:
+        there = "none" if config is None else f"{', '.join(config.methods)} at sigma {list(config.sigmas)}"
+        raise ValueError(f"method is {method!r} and sigma {sigma}; the record has heatmaps of {there}")
+    return _of_map(record.values, config, size, method, sigma, np.atleast_1d(epsilon).tolist())
+
+
+def _of_map(
+    values: Values, config: Heatmaps, size: tuple[int, int], method: str, sigma: float, epsilons: Sequence[float]
+) -> Values:
+    several: dict[str, list[tuple[int, NDArray[np.float64]]]] = {}
+    statistics: Values = {}
+    for name, value in values.items():
+        kind, *parts = name.split("/")
+        if kind != "of_map" or parts[-2:] != [method, f"{sigma:g}"]:
+            continue
+        named = 2 if parts[0] == "reach" else 1  # reach/<k>
+        number = int(parts[named]) if len(parts) > named + 2 else 0
+        several.setdefault("/".join(parts[:named]), []).append((number, value))
+    for name, columns in several.items():
+        shaped = np.stack([value for _, value in sorted(columns, key=lambda column: column[0])], 1)
+        many = name.startswith(("mass", "reach"))
+        statistics[name] = shaped if many or name == "center" else shaped[:, 0]
+    count = len(config.k)
+    statistics["mass_law"] = statistics["mass_law"].reshape(len(statistics["mass_law"]), count, -1)
+    bounds = smoothing.map_bounds(
+        statistics, noise=Gaussian(sigma), epsilon=epsilons, k=config.k, samples=config.samples, alpha=config.alpha,
+        size=size,
+    )  # fmt: skip
+    diagonal = float(np.hypot(size[0] - 1, size[1] - 1))
+    said = {
+        "cosine": bounds["cosine"],
+        "center": np.minimum(bounds["center_shift"], diagonal),
+        "disc": np.minimum(bounds["center_disc"], diagonal),
+    }
+    for j, k in enumerate(config.k):
+        said[f"mass-{k}"] = bounds["mass_lower"][:, j]
+        said[f"top-{k}"] = bounds["intersection"][:, j]
+        said[f"top-seen-{k}"] = bounds["intersection_estimates"][:, j]
+    return said
 
 
 def _attack(
@@ -378,6 +564,11 @@ _UNITS = {
 
 def _describe(quantity: str, config: Certification) -> dict[str, Any]:
     kind, *rest = quantity.split("/")
+    if kind == "of_map":
+        return {"unit": "pixel" if rest[0] == "center" else "square pixel" if rest[0] == "center_spread" else "1"}
+    if kind == "certified":
+        unit = "pixel" if rest[0] in ("center", "disc") else "1"
+        return {"unit": unit, "epsilon": float(rest[-1]), "norm": "l2"}
     epsilon = {"plain": rest[:1], "attacked": rest[2:3], "violated": rest[2:3]}.get(kind, [])
     perturbed = {"epsilon": float(epsilon[0]), "norm": "l2"} if epsilon else {}
     return {"unit": _UNITS.get(kind, "1"), **perturbed}
