@@ -386,7 +386,8 @@ def _suggested(model: nn.Module) -> str:
     attends = [i for i, (_, kind) in enumerate(named) if "Attention" in kind]
     normed = [name for name, kind in named[: attends[-1] if attends else 0] if "Norm" in kind]
     convolutions = [name for name, kind in named if "Conv" in kind]
-    return (normed or convolutions or [named[-1][0]])[-1]
+    found: str = (normed or convolutions or [named[-1][0]])[-1]
+    return found
 
 
 def _explained(model: nn.Module, x: Tensor, labels: Tensor, where: _Where, create_graph: bool) -> tuple[_Seen, Tensor]:
