@@ -186,6 +186,8 @@ class _Attentions(Decomposed):
                 f"attention over all tokens of an image, [{self.n}, heads, tokens, tokens], the same in all layers: "
                 f"not in windows; take attn_lrp, {OTHERS}"
             )
+        if torch.is_grad_enabled() and not weights.requires_grad:
+            weights.requires_grad_()  # the logit has a gradient by them even where they are constants
         self.pooled.clear()
         self.weights.append(weights)
 
