@@ -582,7 +582,7 @@ def test_bad_input_is_refused_in_one_line(name: str, images: Tensor, labels: Ten
     nan = images.clone()
     nan[0, 0, 0, 0] = float("nan")
     cases = [
-        (images[0], labels, "[N, C, H, W]"),
+        (images[0], labels, "takes [N, 3, H, W]"),
         (images[:0], labels[:0], "N >= 1"),
         ((images * 255).byte(), labels, "floating"),
         (nan, labels, "NaN"),

@@ -65,7 +65,7 @@ def test_grad_cam_by_hand() -> None:
 
 def test_the_heatmap_of_a_layer_is_its_map() -> None:
     """Three channels have a third each, and the places of a layer are drawn as large as the image, bilinearly."""
-    model, x = seeded(lambda: models.build("resnet18", num_classes=4)), rand(2, 3, 32, 32)
+    model, x = seeded(lambda: models.build("resnet18-cifar", num_classes=4)), rand(2, 3, 32, 32)
     stages = dict(model.named_modules())
     kept: list[Tensor] = []
     handle = stages["network.layer4"].register_forward_hook(lambda module, args, out: kept.append(out))
