@@ -28,17 +28,21 @@ from robattr.attacks import (
     random_sign,
 )
 from robattr.attributions import (
-    METHODS,
+    METHODS as ALL_METHODS,
+    NEEDS_ATTENTION,
     Attribution,
     gradient,
     guided_backpropagation,
     heatmap,
     input_x_gradient,
     integrated_gradients,
+    layer_integrated_gradients,
     smoothgrad,
 )
 from robattr.studies.intervals import interval
 
+# Those of the vision transformers are attacked in test_attention.py.
+METHODS = {name: method for name, method in ALL_METHODS.items() if name not in NEEDS_ATTENTION}
 EPSILON = 8 / 255
 SHORT = {"step": 2 / 255, "iterations": 5}
 
@@ -227,6 +231,7 @@ def test_every_objective_grows_under_its_attack(images: Tensor) -> None:
 def test_any_attribution_can_be_attacked(name: str, images: Tensor) -> None:
     short: dict[str, Attribution] = {
         "integrated_gradients": partial(integrated_gradients, steps=5),
+        "layer_integrated_gradients": partial(layer_integrated_gradients, steps=5),
         "smoothgrad": partial(smoothgrad, samples=5, sigma=0.05),
     }
     result = attack(lenet(), images[3:], TopK(100), attribution=short.get(name, METHODS[name]), iterations=10)
@@ -476,6 +481,7 @@ def test_the_smooth_copy_gives_a_relu_network_its_direction(images: Tensor) -> N
 def test_any_attribution_can_be_manipulated(name: str, digits: Tensor) -> None:
     short: dict[str, Attribution] = {
         "integrated_gradients": partial(integrated_gradients, steps=5),
+        "layer_integrated_gradients": partial(layer_integrated_gradients, steps=5),
         "smoothgrad": partial(smoothgrad, samples=5, sigma=0.05),
     }
     result = manipulate(
@@ -828,6 +834,7 @@ def test_the_smooth_copy_gives_the_cosine_attack_its_direction(images: Tensor) -
 def test_the_cosine_of_any_attribution_can_be_attacked(name: str, digits: Tensor) -> None:
     short: dict[str, Attribution] = {
         "integrated_gradients": partial(integrated_gradients, steps=5),
+        "layer_integrated_gradients": partial(layer_integrated_gradients, steps=5),
         "smoothgrad": partial(smoothgrad, samples=5, sigma=0.25),
     }
     method = short.get(name, METHODS[name])

@@ -5,10 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robattr.attributions import Attribution, Normalization, gradient, guided_backpropagation, heatmap, input_x_gradient
+from robattr.attributions import (
+    Attribution,
+    Normalization,
+    grad_cam,
+    gradient,
+    guided_backpropagation,
+    heatmap,
+    input_x_gradient,
+    layer_activation_x_gradient,
+)
 
 # Their one pass over the images is an ordinary one, so its logits are the images' logits, graph included.
-_ONE_PASS = (gradient, input_x_gradient, guided_backpropagation)
+_ONE_PASS = (gradient, input_x_gradient, guided_backpropagation, grad_cam, layer_activation_x_gradient)
 
 
 def _map_and_logits(

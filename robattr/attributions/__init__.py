@@ -13,7 +13,15 @@ Methods that average over points keep memory bounded: no pass holds more than ``
 from __future__ import annotations
 
 from robattr._rows import parts_of as parts_of
+from robattr.attributions.attention import attention_rollout, gradient_rollout
+from robattr.attributions.attnlrp import attn_lrp
 from robattr.attributions.gradients import gradient, input_x_gradient, integrated_gradients, smoothgrad
+from robattr.attributions.layers import (
+    grad_cam,
+    guided_grad_cam,
+    layer_activation_x_gradient,
+    layer_integrated_gradients,
+)
 from robattr.attributions.maps import heatmap
 from robattr.attributions.protocol import (
     Attribution,
@@ -30,14 +38,22 @@ from robattr.attributions.secants import deeplift
 
 __all__ = [
     "METHODS",
+    "NEEDS_ATTENTION",
     "Attribution",
+    "attention_rollout",
+    "attn_lrp",
     "deep_taylor",
     "deeplift",
+    "grad_cam",
     "gradient",
+    "gradient_rollout",
     "guided_backpropagation",
+    "guided_grad_cam",
     "heatmap",
     "input_x_gradient",
     "integrated_gradients",
+    "layer_activation_x_gradient",
+    "layer_integrated_gradients",
     "lrp",
     "smoothgrad",
 ]
@@ -51,5 +67,15 @@ METHODS: dict[str, Attribution] = {
     "deeplift": deeplift,
     "lrp": lrp,
     "deep_taylor": deep_taylor,
+    "attn_lrp": attn_lrp,
+    "grad_cam": grad_cam,
+    "guided_grad_cam": guided_grad_cam,
+    "layer_activation_x_gradient": layer_activation_x_gradient,
+    "layer_integrated_gradients": layer_integrated_gradients,
+    "attention_rollout": attention_rollout,
+    "gradient_rollout": gradient_rollout,
 }
 """Every method by name, for parameters that are plain literals."""
+
+NEEDS_ATTENTION = frozenset({"attention_rollout", "gradient_rollout"})
+"""Those of the methods that are for vision transformers alone, and refuse any other network."""

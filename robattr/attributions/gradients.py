@@ -73,23 +73,30 @@ def integrated_gradients(
 
     Other arguments, errors and the shape of the result are those of :func:`gradient`.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; integrated gradients take at least 1")
-    if rule == "midpoint":
-        nodes = (np.arange(steps) + 0.5) / steps
-        weights = np.full(steps, 1 / steps)
-    elif rule == "gauss-legendre":
-        nodes, weights = np.polynomial.legendre.leggauss(steps)
-        nodes, weights = (nodes + 1) / 2, weights / 2
-    else:
-        raise ValueError(f"rule is {rule!r}; accepted are 'midpoint' and 'gauss-legendre'")
+    nodes, weights = _quadrature(steps, rule)
     start = _baseline(baseline, x)
 
     def at(a: float) -> _Point:
         return lambda z, rows: start[rows] + a * (z - start[rows])
 
-    mean = _mean_gradient(model, x, target, [at(a) for a in nodes], weights.tolist(), create_graph, max_batch)
+    mean = _mean_gradient(model, x, target, [at(a) for a in nodes], weights, create_graph, max_batch)
     return ((x if create_graph else x.detach()) - start) * mean
+
+
+def _quadrature(steps: int, rule: str) -> tuple[list[float], list[float]]:
+    """Points in (0, 1) and their weights, which sum to 1.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; integrated gradients take at least 1")
+    if rule == "midpoint":
+        return [(i + 0.5) / steps for i in range(steps)], [1 / steps] * steps
+    if rule == "gauss-legendre":
+        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
+    raise ValueError(f"rule is {rule!r}; accepted are 'midpoint' and 'gauss-legendre'")
 
 
 @explains

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robattr.attributions.protocol import Normalization
 
@@ -36,3 +37,15 @@ def heatmap(attribution: Tensor, normalize: Normalization | None = "sum") -> Ten
     else:
         raise ValueError(f"normalize is {normalize!r}; accepted are 'sum', 'max', 'l2' and None")
     return h / torch.where(scale > 0, scale, 1)
+
+
+def on_pixels(places: Tensor, x: Tensor) -> Tensor:
+    """One number a place [N, h, w], or [N, l], as an attribution shaped like x.
+
+    It is drawn at the size of the image, between the places bilinearly. All channels of a pixel have an equal share of
+    its number, so the heatmap of the result is the map itself, and cosines and norms of what is shaped like x are
+    those of the map.
+    """
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[places.ndim - 1]
+    wide = F.interpolate(places[:, None], size=x.shape[2:], mode=mode, align_corners=False)
+    return (wide / x.shape[1]).repeat(1, x.shape[1], *[1] * (places.ndim - 1))

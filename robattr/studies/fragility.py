@@ -28,7 +28,15 @@ from tqdm import tqdm
 
 from robattr import attacks, metrics, regularizers
 from robattr._files import file_digest, free, write_text
-from robattr.attributions import METHODS, Attribution, gradient, heatmap, integrated_gradients, smoothgrad
+from robattr.attributions import (
+    METHODS,
+    Attribution,
+    gradient,
+    heatmap,
+    integrated_gradients,
+    layer_integrated_gradients,
+    smoothgrad,
+)
 from robattr.models import Classifier
 from robattr.studies.grids import Kind, Measured, Record
 from robattr.studies.runs import public_name
@@ -40,7 +48,8 @@ __all__ = ["ATTACKS", "KIND", "Attacked", "Fragility", "attacked", "every_attack
 AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
 ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
 
-_PATHS = ("integrated_gradients", "smoothgrad")  # methods that take many points for one image
+# Methods that take many points for one image.
+_PATHS = ("integrated_gradients", "smoothgrad", "layer_integrated_gradients")
 _POINTS = 50  # of them, at most, where their own number is left to them
 
 Region = tuple[float, float, float, float]
@@ -73,7 +82,7 @@ def bound_method(name: str, steps: int | None) -> Attribution:
 
     Args:
         name: of :data:`robattr.attributions.METHODS`.
-        steps: points of integrated gradients and SmoothGrad; None for the method's default.
+        steps: points of integrated gradients, of pixels or of a layer, and SmoothGrad; None for the method's default.
 
     Raises:
         ValueError: steps are given to a method that has none.
@@ -82,6 +91,8 @@ def bound_method(name: str, steps: int | None) -> Attribution:
         return METHODS[name]
     if name == "integrated_gradients":
         return partial(integrated_gradients, steps=steps)
+    if name == "layer_integrated_gradients":
+        return partial(layer_integrated_gradients, steps=steps)
     if name == "smoothgrad":
         return partial(smoothgrad, samples=steps)
     raise ValueError(f"attribution_steps is {steps}; {name} has no steps: leave it out")

@@ -62,6 +62,13 @@ METHODS = {
     "lrp": "LRP",
     "deep_taylor": "deep Taylor",
     "guided_backpropagation": "guided backpropagation",
+    "attn_lrp": "AttnLRP",
+    "grad_cam": "Grad-CAM",
+    "guided_grad_cam": "guided Grad-CAM",
+    "layer_activation_x_gradient": "layer: activation × gradient",
+    "layer_integrated_gradients": "layer: integrated gradients",
+    "attention_rollout": "attention rollout",
+    "gradient_rollout": "rollout by gradient",
 }
 """Attribution methods, as they are written in figures and tables."""
 MAP = "inferno"  # perceptually uniform, and readable without color
