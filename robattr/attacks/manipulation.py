@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ def manipulate(
     gamma: float = 0.5,
     learning_rate: float = 1 / 255,
     iterations: int = 100,
+    iterate: Literal["best", "last"] = "best",
     beta: float | tuple[float, float] | None = None,
     labels: Target | None = None,
     batch_size: int = 64,
@@ -91,9 +93,9 @@ def manipulate(
         ``gamma * ||h - target_map||^2 + (1 - gamma) * ||logits - logits of the clean image||^2``
 
     where h is the heatmap divided by its maximum and norms are sums over pixels and classes. Each step is followed by
-    the projection to the l-infinity ball of radius epsilon and to [0, 1]. The iterate with the lowest loss is returned,
-    which is not always the last one. The maximum is part of what is differentiated: with it held constant the loss of a
-    LeNet with Softplus(3) falls less far at every learning rate.
+    the projection to the l-infinity ball of radius epsilon and to [0, 1]. The iterate with the lowest loss is returned
+    by default, which is not always the last one. The maximum is part of what is differentiated: with it held constant
+    the loss of a LeNet with Softplus(3) falls less far at every learning rate.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -104,6 +106,7 @@ def manipulate(
         gamma: weight of the map against the logits, from 0 to 1.
         learning_rate: Adam's, about the largest change of a value in a step, in the same units as epsilon; > 0.
         iterations: number of steps, >= 1.
+        iterate: the one that is returned: that with the lowest loss, or the last one, as in the authors' code.
         beta: None differentiates the model itself, which has to be smooth. A piecewise linear model takes the sharpness
             of a smooth copy that gives the direction, as in :func:`iterative_attack`; loss, best iterate and
             similarities come from the model itself.
@@ -132,6 +135,8 @@ def manipulate(
             f"learning_rate is {learning_rate}; accepted is a rate > 0 in units of a [0, 1] image, for example 1 / 255"
         )
     check_iterations(iterations)
+    if iterate not in ("best", "last"):
+        raise ValueError(f"iterate is {iterate!r}; accepted are 'best' and 'last'")
     schedule = _schedule(beta, iterations)
     model = frozen(model)
     smooth = model if beta is None else softplus_surrogate(model, schedule[0], images[:1].detach())
@@ -160,7 +165,7 @@ def manipulate(
                 more = p < iterations
                 z = x.detach().requires_grad_(more)
                 loss = loss_of(model, z, y, goal, logits, graph=more and beta is None)
-                better = loss.detach() < least
+                better = loss.detach() < least if iterate == "best" else torch.ones_like(least, dtype=torch.bool)
                 least = torch.where(better, loss.detach(), least)
                 best_x = torch.where(better[:, None, None, None], x, best_x)
                 best = torch.where(better, p, best)

@@ -16,7 +16,7 @@ from robattr.studies.runs import code_digest
 
 __all__ = ["KINDS", "Kind", "Measured", "Total", "Values", "kind_named"]
 
-KINDS = ("alignment", "certification", "fragility", "importance")
+KINDS = ("alignment", "certification", "conventions", "fragility", "importance")
 """Modules of :mod:`robattr.studies` that hold a ``KIND``."""
 
 Values = dict[str, NDArray[np.float64]]
