@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -96,6 +96,10 @@ class _Guided(Calls):
             self._handles.clear()
 
 
+Rule = Literal["epsilon", "epsilon-plus", "alpha2-beta1", "epsilon-plus-flat", "alpha2-beta1-flat", "epsilon-gamma-box"]
+"""Rules for a whole network, of which the last three have another one for the layer that reads the pixels."""
+
+
 @explains
 def lrp(
     model: nn.Module,
@@ -103,12 +107,14 @@ def lrp(
     target: Target,
     *,
     create_graph: bool = False,
-    rule: Literal["epsilon", "epsilon-plus", "alpha2-beta1"] = "epsilon",
+    rule: Rule = "epsilon",
     epsilon: float = 1e-6,
+    rules: Mapping[str | type[nn.Module], Any] | Any = None,
+    canonizers: Sequence[Any] = (),
     max_batch: int | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Layer-wise relevance propagation (Bach et al. 2015), with zennit's rules.
+    """Layer-wise relevance propagation (Bach et al. 2015), with zennit's rules, or with rules of one's own.
 
     Relevance starts as the target's logit and ends on the pixels (normalization is a bijection of each pixel and keeps
     it). Batch normalizations are folded first (:func:`robattr.models.fold_batchnorm`); activations and multiplications
@@ -118,9 +124,18 @@ def lrp(
     without biases, which take relevance, that what arrives is the logit, but for what stabilizers keep.
 
     Args:
-        rule: ``epsilon`` everywhere, ``epsilon-plus`` (z+ for convolutions) or ``alpha2-beta1`` (for convolutions).
+        rule: ``epsilon`` everywhere, ``epsilon-plus`` (z+ for convolutions) or ``alpha2-beta1`` (for convolutions), as
+            zennit's composites; with ``-flat`` the layer that reads the pixels shares its relevance evenly.
+            ``epsilon-gamma-box`` is gamma for convolutions and z-box at the pixels, as in :func:`deep_taylor`.
         epsilon: stabilizer of the epsilon rule, in units of the pre-activation, > 0.
-        check: refuse a result that fails a check; False is for who wants it knowingly.
+        rules: for some layers, or all, another rule: a mapping from a type of module, or the path of one as in
+            ``model.named_modules()``, to a rule of zennit or the name of one (``epsilon``, ``z+``, ``gamma``,
+            ``alpha2-beta1``, ``flat``, ``w2``, ``z-box``, ``pass``); or a composite of zennit. A path comes before a
+            type, an earlier type before a later one. So can layers be explained that have no rule of their own:
+            ``rules={torch.nn.LayerNorm: "pass"}``.
+        canonizers: of zennit, which change a copy of the network before rules are put on it. Its logits have to stay.
+        check: refuse a result that fails a check; False is for who wants it knowingly. Where ``rules`` has more than
+            names, only the logits are checked: what such a rule keeps is its own affair.
 
     Other arguments and the shape of the result are those of :func:`gradient`. With ``create_graph`` the result is a
     function of x only: the parameters are constants.
@@ -128,23 +143,31 @@ def lrp(
     Raises:
         ValueError: as for :func:`gradient`; or the model calls what has no rule (softmax, a layer normalization, a
             product of two maps, a convolution as a function), named with its layer; or has a layer that runs twice; or
-            a batch normalization that cannot be folded; or is compiled or scripted; or a check fails.
+            a batch normalization that cannot be folded; or is compiled or scripted; or a check fails. Or ``rules``
+            names what the model has not, or what is no rule, or a layer of several inputs or outputs.
     """
-    from zennit.rules import AlphaBeta, Epsilon, ZPlus
+    from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, ZBox, ZPlus
     from zennit.types import Convolution, Linear
 
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon}; the stabilizer of the epsilon rule is > 0, for example 1e-6")
-    layers: list[tuple[Any, Any]]
-    if rule == "epsilon":
-        layers = [(Linear, Epsilon(epsilon))]
-    elif rule == "epsilon-plus":
-        layers = [(Convolution, ZPlus()), (Linear, Epsilon(epsilon))]
-    elif rule == "alpha2-beta1":
-        layers = [(Convolution, AlphaBeta(alpha=2, beta=1)), (Linear, Epsilon(epsilon))]
-    else:
-        raise ValueError(f"rule is {rule!r}; accepted are 'epsilon', 'epsilon-plus' and 'alpha2-beta1'")
-    return _relevance(model, x, target, lambda low, high: layers, None, create_graph, max_batch, check)
+    convolutions = {
+        "epsilon": Epsilon(epsilon),
+        "epsilon-plus": ZPlus(),
+        "alpha2-beta1": AlphaBeta(alpha=2, beta=1),
+        "epsilon-gamma": Gamma(gamma=0.25),
+    }
+    firsts: dict[str, Callable[[Tensor, Tensor], Any]] = {
+        "flat": lambda low, high: Flat(),
+        "box": lambda low, high: ZBox(low, high),
+    }
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule is {rule!r}; accepted are {', '.join(map(repr, get_args(Rule)))}")
+    base, _, end = rule.rpartition("-")
+    first = firsts.get(end)
+    layers: _Layers = [(Convolution, convolutions[base if first else rule]), (Linear, Epsilon(epsilon))]
+    own = _Own(rules, canonizers)
+    return _relevance(model, x, target, lambda low, high: layers, first, create_graph, max_batch, check, own)
 
 
 @explains
@@ -175,6 +198,132 @@ def deep_taylor(
 _Layers = list[tuple[Any, Any]]
 
 
+class _Own:
+    """Rules that somebody gave, looked up by the layer.
+
+    Raises:
+        ValueError: naming what is no rule.
+    """
+
+    def __init__(self, rules: Any, canonizers: Sequence[Any]) -> None:
+        from zennit.canonizers import Canonizer
+        from zennit.core import Composite, Hook
+
+        self.composite = rules if isinstance(rules, Composite) else None
+        if not (rules is None or self.composite or isinstance(rules, Mapping)):
+            raise ValueError(
+                f"rules is a {type(rules).__name__}; accepted are a mapping from a type of module, or a path, to a "
+                "rule, and a composite of zennit"
+            )
+        self.rules: dict[Any, Any] = dict(rules) if isinstance(rules, Mapping) else {}
+        for key, value in self.rules.items():
+            if not (isinstance(value, Hook) or (isinstance(value, str) and value in _NAMED)):
+                raise ValueError(
+                    f"the rule of {_spelled(key)} is {value!r}; accepted are rules of zennit and {', '.join(_NAMED)}"
+                )
+            if not isinstance(key, (str, type)):
+                raise ValueError(f"rules has the key {key!r}; accepted are types of modules and paths of them")
+        self.named = self.composite is None and all(isinstance(value, str) for value in self.rules.values())
+        self.canonizers = [*(self.composite.canonizers if self.composite else ()), *canonizers]
+        for each in self.canonizers:
+            if not isinstance(each, Canonizer):
+                raise ValueError(f"canonizers has {each!r}; accepted are canonizers of zennit")
+
+    def of_normalizations(self, model: nn.Module) -> bool:
+        """Whether a rule is for a batch normalization, which then is not folded."""
+        from zennit.types import BatchNorm
+
+        return any(
+            isinstance(module, BatchNorm) and (name in self.rules or any(_is(module, key) for key in self.rules))
+            for name, module in model.named_modules()
+        )
+
+    def check(self, model: nn.Module, network: nn.Module, prefix: str) -> None:
+        """Refuse rules for what is not in the network.
+
+        Raises:
+            ValueError: naming it.
+        """
+        modules = dict(network.named_modules())
+        for key in self.rules:
+            if isinstance(key, str) and (not key.startswith(prefix) or key[len(prefix) :] not in modules):
+                raise ValueError(
+                    f"rules has {key!r}; accepted are paths of the modules of {type(model).__name__}, as "
+                    "model.named_modules() has them"
+                )
+            if not isinstance(key, str) and not any(_is(module, key) for module in modules.values()):
+                raise ValueError(f"rules has {_spelled(key)}, and {type(model).__name__} has no such module")
+
+    def mapped(self, usual: Any, prefix: str, low: Tensor, high: Tensor) -> _Mapped:
+        return _Mapped(self, usual, prefix, low, high)
+
+
+class _Mapped:
+    """A rule for each module, in the order in which zennit asks.
+
+    Attributes:
+        ruled: those that have one.
+        own: those of them for which somebody gave it.
+    """
+
+    def __init__(self, given: _Own, usual: Any, prefix: str, low: Tensor, high: Tensor) -> None:
+        self.given = given
+        self.usual = usual
+        self.prefix = prefix
+        self.box = low, high
+        self.contexts: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}
+        self.ruled: set[nn.Module] = set()
+        self.own: set[nn.Module] = set()
+        self.parts: set[nn.Module] = set()  # what is within a layer that somebody gave a rule is part of it
+
+    def __call__(self, ctx: dict[Any, Any], name: str, module: nn.Module) -> Any:
+        hook = self.usual.module_map(self.contexts[0], name, module)
+        if module in self.parts:
+            return None
+        given = self.given.rules.get(self.prefix + name)
+        if given is None and self.given.composite is not None:
+            given = self.given.composite.module_map(self.contexts[1], name, module)
+        if given is None:
+            given = next((rule for key, rule in self.given.rules.items() if _is(module, key)), None)
+        if given is not None:
+            hook = _rule_of(given, *self.box)
+            self.own.add(module)
+            self.parts.update(part for part in module.modules() if part is not module)
+        if hook is not None:
+            self.ruled.add(module)
+        return hook
+
+
+def _is(module: nn.Module, key: object) -> bool:
+    return isinstance(key, type) and isinstance(module, key)
+
+
+def _spelled(key: object) -> str:
+    return key.__name__ if isinstance(key, type) else repr(key)
+
+
+_NAMED = ("epsilon", "z+", "gamma", "alpha2-beta1", "flat", "w2", "z-box", "pass")
+
+
+def _rule_of(hook: Any, low: Tensor, high: Tensor) -> Any:
+    """A rule by its name; the box is the range of a [0, 1] image after the model's normalization."""
+    from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, WSquare, ZBox, ZPlus
+
+    if not isinstance(hook, str):
+        return hook
+    makers: dict[str, Callable[[], Any]] = {
+        "epsilon": Epsilon,
+        "z+": ZPlus,
+        "gamma": Gamma,
+        "alpha2-beta1": lambda: AlphaBeta(alpha=2, beta=1),
+        "flat": Flat,
+        "w2": WSquare,
+        "z-box": lambda: ZBox(low, high),
+        "pass": Pass,
+    }
+    return makers[hook]()
+
+
 class _Shared(Calls):
     """The pass of the images whose calls outside of ruled layers get a rule of their own, or a refusal.
 
@@ -183,7 +332,11 @@ class _Shared(Calls):
     get; sums and average poolings share it in proportion.
     """
 
-    def __init__(self, network: nn.Module, ruled: Any, first: nn.Module | None, names: dict[nn.Module, str]) -> None:
+    def __init__(
+        self, network: nn.Module, ruled: set[nn.Module], first: nn.Module | None, names: dict[nn.Module, str]
+    ) -> None:
+        from zennit.types import Linear
+
         super().__init__()
         self.network = network
         self.first = first
@@ -193,7 +346,10 @@ class _Shared(Calls):
         self.handles: list[Any] = []
         self.rules: list[Any] = []  # zennit's hooks refer to them weakly
         for module in names:
-            if isinstance(module, ruled):
+            if module in ruled:
+                # zennit's rules look at the graph's node behind an output, which has one value only after a copy.
+                if not isinstance(module, Linear):
+                    self.handles.append(module.register_forward_hook(_copied, prepend=True))
                 self.handles.append(module.register_forward_pre_hook(self._enters, with_kwargs=True, prepend=True))
                 self.handles.append(module.register_forward_hook(self._leaves))
 
@@ -215,6 +371,8 @@ class _Shared(Calls):
             )
         if isinstance(module, Linear):
             self.first = None
+        if sum(isinstance(v, Tensor) for v in (*args, *kwargs.values())) != 1:
+            raise ValueError(f"{name} takes several tensors, and a rule of LRP is for layers of one; take attn_lrp")
         self.ran.add(module)
         self.depth += 1
         # zennit looks for what a layer is given among the positional arguments.
@@ -222,6 +380,11 @@ class _Shared(Calls):
 
     def _leaves(self, module: nn.Module, args: Any, out: Any) -> None:
         self.depth -= 1
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"{self.names[module]} ({type(module).__name__}) returns a {type(out).__name__}, and a rule of LRP is "
+                "for layers that return one tensor; take attn_lrp"
+            )
 
     def call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.depth or name in _UNTOUCHED:
@@ -267,7 +430,10 @@ class _Shared(Calls):
             name in _WINNERS and len(moved) == 1
         ):
             return None
-        raise ValueError(f"LRP has no rule for {name}, which {place(self.network)} calls; take {OTHERS}")
+        raise ValueError(
+            f"LRP has no rule for {name}, which {place(self.network)} calls; give that layer one with rules=, or take "
+            f"attn_lrp, {OTHERS}"
+        )
 
     def _by(self, rule: Any, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         module = _Call(function)
@@ -275,6 +441,10 @@ class _Shared(Calls):
         self.rules += [rule, module]
         out: Tensor = module(z)
         return out
+
+
+def _copied(module: nn.Module, args: Any, out: Any) -> Any:
+    return out.clone() if isinstance(out, Tensor) else out
 
 
 class _Call(nn.Module):
@@ -356,8 +526,10 @@ def _relevance(
     create_graph: bool,
     max_batch: int | None,
     check: bool,
+    own: _Own | None = None,
 ) -> Tensor:
     from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
+    from zennit.core import Composite
     from zennit.rules import Norm
     from zennit.types import AvgPool, Linear
 
@@ -365,19 +537,28 @@ def _relevance(
     labels = check_target(x, target)
     state = tuple((id(v), v._version, v.data_ptr()) for v in (*model.parameters(), *model.buffers()))
     before, folds = _FOLDS.get(model, (None, {}))
-    known = before == state
-    if not known:
-        folds = folds_of(model, x[:1].detach())
+    own = _Own(None, ()) if own is None else own
+    # Who has canonizers, or a rule for normalizations, has another network than the one that was seen.
+    kept = own.of_normalizations(model)
+    usual = not own.canonizers and not kept
+    known = usual and before == state
+    if not usual:
+        folds = {}
+    if not known and not kept:
+        try:
+            folds = folds_of(model, x[:1].detach())
+        except ValueError:
+            if usual:
+                raise
     # A copy, because hooks change modules while they are in use; the caller's model stays as it is.
     caller, model = model, apply_folds(model, folds).requires_grad_(False)
     network: nn.Module = model
     normalize: nn.Module = nn.Identity()
+    prefix = ""
     if isinstance(model, Classifier):
         model.check_shape(x)
-        network, normalize = model.network, model.normalize
-    names = {module: name or "the model itself" for name, module in network.named_modules()}
-    linear = [module for module in names if isinstance(module, Linear)]
-    unbiased = all(module.bias is None or not bool(module.bias.any()) for module in linear)
+        network, normalize, prefix = model.network, model.normalize, "network."
+    own.check(caller, network, prefix)
     parts = []
     for part in parts_of(len(x), max_batch):
         leaf = x[part] if create_graph and x.requires_grad else x[part].detach().requires_grad_()
@@ -388,9 +569,15 @@ def _relevance(
             composite: Any = LayerMapComposite(layers)
         else:
             composite = SpecialFirstLayerMapComposite(layers, first_map=[(Linear, first_for(low, high))])
+        mapped = own.mapped(composite, prefix, low, high)
         # The hooks die with the context, so that a later derivative of the result is the true one.
-        with composite.context(network) as hooked:
-            shared = _Shared(hooked, (Linear, AvgPool), linear[0] if first_for and linear else None, names)
+        with Composite(mapped, own.canonizers).context(network) as hooked:
+            names = {module: name or "the model itself" for name, module in hooked.named_modules()}
+            linear = [module for module in names if isinstance(module, Linear)]
+            biases = [getattr(module, "bias", None) for module in (*linear, *mapped.own)]
+            unbiased = not any(isinstance(bias, Tensor) and bool(bias.any()) for bias in biases)
+            first = linear[0] if first_for and linear and linear[0] not in mapped.own else None
+            shared = _Shared(hooked, mapped.ruled, first, names)
             try:
                 with shared:
                     out = called(hooked, z)
@@ -398,12 +585,14 @@ def _relevance(
                 if check and not known:
                     with torch.no_grad():
                         check_same_logits(out, caller(x[part].detach().clone()), type(caller).__name__)
-                    _FOLDS[caller], known = (state, folds), True
+                    known = True
+                    if usual:
+                        _FOLDS[caller] = state, folds
                 seed = torch.zeros_like(out).scatter(1, labels[part, None], logit[:, None])
                 (r,) = torch.autograd.grad(out, z, seed, create_graph=create_graph)
             finally:
                 shared.remove()
-        if check and unbiased:
+        if check and unbiased and own.named:
             _check_conserved(r, logit, part.start)
         parts.append(r)
     return torch.cat(parts)

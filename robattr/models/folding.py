@@ -95,7 +95,7 @@ def folds_of(model: nn.Module, example: Tensor | None) -> dict[str, str]:
 
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_LAYERS = (nn.Conv2d, nn.Linear)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def _folds(
@@ -232,7 +232,7 @@ def apply_folds(model: M, folds: dict[str, str]) -> M:
     return folded
 
 
-def _fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _fold(layer: nn.Conv1d | nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a batch normalization without running statistics cannot be folded: it depends on the batch")
     with torch.no_grad():
