@@ -67,11 +67,14 @@ def test_every_method_takes_any_batch_or_says_why_not(method: str, kind: str) ->
         refused = str(error)
     if refused:
         assert "\n" not in refused
-        assert method not in ("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "deeplift", "lrp")
+        anything = ("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "deeplift", "lrp", "attn_lrp")
+        assert method not in anything
         return
     assert a.shape == x.shape
     assert a.isfinite().all()
-    assert (a.flatten(1) != 0).any(1).all()
+    # Grad-CAM is zero for an image of which no place speaks for the class.
+    some = (a.flatten(1) != 0).any(1)
+    assert some.any() if "cam" in method else some.all()
     one = METHODS[method](model, x[2:3], 1)
     torch.testing.assert_close(one, a[2:3], rtol=1e-9, atol=1e-12)  # float64: sums of some twenty products
     z = x.clone().requires_grad_()
