@@ -1415,7 +1415,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: take(noise=BALL, samples=2, direction=torch.zeros(1, 25)), "direction has shape [1, 25];"),
     (lambda: take(noise=BALL, samples=2, max_batch=0), "max_batch is 0;"),
     (lambda: smooth(network().train(), IMAGE, 0, noise=BALL, samples=2), "the model is in training mode"),
-    (lambda: smooth(network(), IMAGE[0], 0, noise=BALL, samples=2), "x is torch.float64 of shape (1, 5, 5);"),
+    (lambda: smooth(network(), IMAGE[0, 0, 0], 0, noise=BALL, samples=2), "x is torch.float64 of shape (5,);"),
     (lambda: smooth(network(), IMAGE, TARGET, noise=BALL, samples=2), "target is torch.int64 of shape (3,);"),
     (lambda: smoothed(network(), IMAGE, 0, noise=BALL, samples=0, create_graph=True), "samples is 0;"),
     (lambda: smoothed(network(), IMAGE, 0, noise=BALL, max_batch=0, create_graph=True), "max_batch is 0;"),
