@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -156,6 +157,79 @@ def reference(
     except TrainingError as error:
         _refuse(error)
     click.echo(path)
+
+
+@main.command()
+@click.option(
+    "--model", required=True, help="A network: its name, or path/to/module.py:function, which runs that file."
+)
+@click.option("--data", "dataset", required=True, help="Pictures: folder:PATH with PATH/<class>/*.jpg, or a data set.")
+@click.option("--split", default="test", show_default=True, help="Of the data set.")
+@click.option("--weights", help="A state dict: .safetensors, .pt or .pth; or random.")
+@click.option(
+    "--class-names", type=click.Path(path_type=Path), help="The network's classes in order: a line each, or JSON."
+)
+@click.option("--input-size", type=int, help="Side of the images that a network of a file takes, in pixels.")
+@click.option("--methods", help="Attribution methods, with commas between.")
+@click.option("--minutes", default=10.0, show_default=True, help="How long it may take.")
+@click.option("-o", "--output", default="report", show_default=True, type=click.Path(path_type=Path), help="A folder.")
+@_refusals
+def audit(
+    model: str,
+    dataset: str,
+    split: str,
+    weights: str | None,
+    class_names: Path | None,
+    input_size: int | None,
+    methods: str | None,
+    minutes: float,
+    output: Path,
+) -> None:
+    """A report card of a network's attribution maps, in minutes and with nothing to tune.
+
+    The worst over many attacks for each picture, random noise, sanity checks, certified floors: OUTPUT/index.html is a
+    page that stands alone, OUTPUT/audit.jsonl has its numbers, OUTPUT/images the changed pictures. It stops on time
+    with what it has, and so it does at Ctrl-C; the same command goes on.
+    """
+    started = time.monotonic()
+    from pydantic import ValidationError
+
+    from robattr.models import ModelError
+    from robattr.pages import report
+    from robattr.studies import audit as study, subjects
+    from robattr.studies.grids.measured import said
+
+    options: dict[str, Any] = {"minutes": minutes}
+    if methods is not None:
+        options["methods"] = tuple(name.strip() for name in methods.split(",") if name.strip())
+    try:
+        config = study.Audit(**options)
+    except ValidationError as error:
+        raise ValueError(said(error)) from None
+    try:
+        network, images = subjects.resolve(
+            model,
+            dataset,
+            split=split,
+            images=config.most_images,
+            weights=weights,
+            class_names=class_names,
+            input_size=input_size,
+            lenient=True,
+        )
+        found = study.audit(
+            network, images, config, output, say=lambda line: click.echo(line, err=True), started=started,
+            source={"network": Path(model).name},
+        )  # fmt: skip
+    except ModelError as error:
+        _refuse(error)
+    try:
+        standing: Any = study.standing(found, study.peers(book.find_root() / "results" / "reference"))
+    except ValueError as error:
+        standing = str(error)
+    click.echo(report.write(found, standing))
+    if found.description["stopped"] == "interrupted":
+        raise SystemExit(130)
 
 
 @main.command()

@@ -33,6 +33,7 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     size: int | None = None,
+    lenient: bool = False,
 ) -> ImageSet:
     """Load a data set into memory.
 
@@ -63,6 +64,8 @@ def load(
         size: Side of the images in pixels. Photographs are prepared at it, 224 if not given; ``digits`` and CIFAR-10
             have 8 and 32, and come as means of blocks where it is smaller, bilinearly enlarged where it is larger. A
             table has none.
+        lenient: Take what there is: all images where ``limit`` is above their number, and of a folder's pictures those
+            that can be read; ``unreadable`` of the provenance names the others, with a semicolon between.
 
     Returns:
         The images, labels, class names and provenance.
@@ -71,7 +74,7 @@ def load(
         DataError: an unknown name or split, a limit or size out of range, a missing, damaged or unreadable file, no
             network where one is needed.
     """
-    draw = _Draw(name, limit, seed)
+    draw = _Draw(name, limit, seed, lenient)
     if name.startswith("folder:"):
         return _load_folder(draw, split, _checked_size(size))
     _check_split(name, split, _named(name).splits)

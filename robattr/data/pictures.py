@@ -1,5 +1,6 @@
 """Photographs from files, and folders of them as data sets."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -76,7 +77,12 @@ def _load_folder(draw: _Draw, split: str, size: int) -> ImageSet:
     path = Path(draw.name.removeprefix("folder:")).expanduser()
     folders = _class_folders(path, split)
     files = [(file, label) for label, folder in enumerate(folders) for file in _image_files(folder)]
-    chosen = [files[i] for i in draw.indices(len(files)).tolist()]
+    unreadable: list[str] = []
+    if draw.lenient:
+        chosen, pixels = _readable(files, draw, size, unreadable, path)
+    else:
+        chosen = [files[i] for i in draw.indices(len(files)).tolist()]
+        pixels = _stacked([file for file, _ in chosen], size)
     class_names = tuple(folder.name for folder in folders)
     index = list(range(len(folders)))
     if all(re.fullmatch(r"n\d{8}", name) for name in class_names):
@@ -85,14 +91,36 @@ def _load_folder(draw: _Draw, split: str, size: int) -> ImageSet:
         if position.keys() >= set(class_names):
             index, class_names = [position[name] for name in class_names], imagenet_names
     return ImageSet(
-        images=_stacked([file for file, _ in chosen], size),
+        images=pixels,
         labels=torch.tensor([index[label] for _, label in chosen]),
         class_names=class_names,
         name=draw.name,
         split=split,
         provenance={"source": f"folder {path.name}", "licence": "that of the pictures", "prepared": _prepared(size)}
-        | draw.note(len(files)),
+        | draw.note(len(files))
+        | ({"unreadable": "; ".join(unreadable)} if unreadable else {}),
     )
+
+
+def _readable(
+    files: Sequence[tuple[Path, int]], draw: _Draw, size: int, unreadable: list[str], path: Path
+) -> tuple[list[tuple[Path, int]], Tensor]:
+    """The first files of a draw that can be read, and their pixels; those that cannot are named in ``unreadable``."""
+    order = dataclasses.replace(draw, limit=None if draw.limit is None else len(files)).indices(len(files)).tolist()
+    chosen: list[tuple[Path, int]] = []
+    pixels: list[Tensor] = []
+    for i in order:
+        if draw.limit is not None and len(chosen) == draw.limit:
+            break
+        try:
+            pixels.append(torch.from_numpy(_read_image(files[i][0], size)))
+        except DataError:
+            unreadable.append(f"{files[i][0].parent.name}/{files[i][0].name}")
+        else:
+            chosen.append(files[i])
+    if not chosen:
+        raise DataError(f"{path} has no picture that can be read; {unreadable[0]} is one of {len(unreadable)}")
+    return chosen, torch.stack(pixels).float().div_(255)
 
 
 def _class_folders(path: Path, split: str) -> list[Path]:

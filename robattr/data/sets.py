@@ -131,10 +131,13 @@ class _Draw:
     name: str
     limit: int | None
     seed: int
+    lenient: bool = False
 
     def indices(self, n: int) -> Tensor:
         if self.limit is None:
             return torch.arange(n)
+        if self.lenient and self.limit >= 1:
+            return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.limit]
         if not 1 <= self.limit <= n:
             raise DataError(f"limit must be from 1 to {n}, the number of images in {self.name}; got {self.limit}")
         return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.limit]

@@ -300,6 +300,7 @@ def load_images(
     root: Path | str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    lenient: bool = False,
 ) -> ImageSet:
     """Images at the size that a network was made for; see :func:`robattr.data.load`.
 
@@ -318,7 +319,7 @@ def load_images(
     keeps = model.input_size == own or (data.has_own_size(dataset) and not sized)
     if not keeps and height != width:
         raise ValueError(f"{model.name} takes {height} x {width} pixels; images of {dataset} are made square")
-    return data.load(dataset, split, root=root, limit=limit, seed=seed, size=None if keeps else height)
+    return data.load(dataset, split, root=root, limit=limit, seed=seed, size=None if keeps else height, lenient=lenient)
 
 
 def _folded_if_equal(model: Classifier) -> Classifier:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def resolve(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     data_root: Path | str | None = None,
+    lenient: bool = False,
 ) -> tuple[Classifier, ImageSet]:
     """A network and pictures for it, from what a reader says of both; all is checked before the pictures are read.
 
@@ -117,6 +119,7 @@ def resolve(
         weights, class_names, num_classes, input_size, mean, std: see :func:`robattr.models.build`. Where nothing says
             the number of classes, it is that of the pictures; where nothing says the size, that of a data set with a
             size of its own.
+        lenient: see :func:`robattr.data.load`.
 
     Returns:
         The classifier, in evaluation mode, its parameters constants, on the CPU; and the images at its size, with
@@ -137,7 +140,7 @@ def resolve(
     )
     name = fields["name"]
     # One picture says what the classes are, and that pictures can be read at all.
-    first = data.load(dataset, split, root=data_root, limit=1, seed=seed)
+    first = data.load(dataset, split, root=data_root, limit=1, seed=seed, lenient=lenient)
     own_code, sized = models.names_code(name), models.takes_input_size(name)
     if data.has_own_size(dataset) and (own_code or sized):
         fields.setdefault("input_size", data.image_shape(dataset))
@@ -148,8 +151,9 @@ def resolve(
     built = models.build(**fields).requires_grad_(False)
     named = "class_names" in fields or (own_code and bool(built.class_names))
     _labelled(first, built, named)
-    models.check_pass(built, models.load_images(built, dataset, split, root=data_root, limit=1, seed=seed).images)
-    found = models.load_images(built, dataset, split, root=data_root, limit=images, seed=seed)
+    load = partial(models.load_images, built, dataset, split, root=data_root, seed=seed, lenient=lenient)
+    models.check_pass(built, load(limit=1).images)
+    found = load(limit=images)
     return built, _labelled(found, built, named)
 
 
