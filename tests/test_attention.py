@@ -400,8 +400,9 @@ def test_relevance_is_conserved_or_the_map_refused(name: str, monkeypatch: pytes
     module = attributions.attnlrp
 
     def look(r: Tensor, logit: Tensor, ruled: object, first: int) -> None:
-        size = float(r.abs().sum() + logit.abs().sum()) + ruled.size  # type: ignore[attr-defined]
-        found.append(abs(float(r.sum() - logit.sum()) + ruled.taken) / size)  # type: ignore[attr-defined]
+        taken, size = ruled.absorbed()  # type: ignore[attr-defined]
+        size += float(r.abs().sum() + logit.abs().sum())
+        found.append(abs(float(r.sum() - logit.sum()) + taken) / size)
 
     monkeypatch.setattr(module, "_check_conserved", look)
     model, x = ANY[name](), rand(2, 3, 16, 16)
@@ -535,6 +536,12 @@ def calling(function: object) -> nn.Module:
         (lambda z: z.log_softmax(1), "no rule for log_softmax"),
         (lambda z: z.square(), "no rule for square"),
         (lambda z: F.glu(z, 1), "no rule for glu"),
+        (lambda z: torch.einsum("nchw,nchw,nchw->nc", z, z, z), "no rule for einsum"),
+        (
+            lambda z: F.conv2d(z, torch.ones(1, 4, 1, 1, dtype=z.dtype), z.mean((0, 1, 2, 3))[None]),
+            "no rule for conv2d",
+        ),
+        (lambda z: torch.div(z, 2, rounding_mode="floor") + z, "no rule for div"),
         (nn.Tanhshrink(), "no rule for tanhshrink, which function (Tanhshrink) calls"),
         (nn.LSTM(4, 4).double(), "no rule for lstm"),
     ],
@@ -549,6 +556,7 @@ def test_what_has_no_rule_is_refused_by_name(function: object, said: str) -> Non
     assert "\n" not in str(error.value)
 
 
+KERNEL = rand(4, 2, 2, 2, seed=5) - 0.5
 PLAIN = {
     "relu": (torch.relu, [lambda z: F.relu(z, inplace=True), lambda z: F.relu(input=z), lambda z: z.relu_()]),
     "sum": (lambda z: z + 2 * z, [lambda z: torch.add(input=z, other=z, alpha=2), lambda z: z - -2 * z]),
@@ -564,6 +572,11 @@ PLAIN = {
             lambda z: torch.bmm(z.flatten(2), z.flatten(2).mT),
         ],
     ),
+    "transposed": (
+        lambda z: F.conv_transpose2d(z, KERNEL, torch.ones(2, dtype=z.dtype)),
+        [lambda z: F.conv2d(F.pad(z, (1, 1, 1, 1)), KERNEL.transpose(0, 1).flip(2, 3), torch.ones(2, dtype=z.dtype))],
+    ),
+    "quotient": (lambda z: z / 3, [lambda z: torch.div(input=z, other=3), lambda z: z.true_divide_(3)]),
     "softmax": (lambda z: z.softmax(1), [lambda z: torch.softmax(z, dim=-3), nn.Softmax(1)]),
 }  # fmt: skip
 

@@ -327,14 +327,21 @@ def _check_shares(total: Tensor) -> None:
         )
 
 
+def before_patches(tokens: int, grid: tuple[int, ...] | None) -> int | None:
+    """How many tokens come before those of the patches on a grid; None where the tokens are others."""
+    first = tokens - math.prod(grid or ())
+    # Those of classes and registers are fewer than the patches.
+    return first if grid is not None and 0 <= first < math.prod(grid) else None
+
+
 def _of_patches(total: Tensor, seen: _Attentions, pool: Literal["mean"] | int | None, x: Tensor) -> Tensor:
     tokens = total.shape[-1]
-    if seen.grid is None or math.prod(seen.grid) > tokens:
+    first = before_patches(tokens, seen.grid)
+    if first is None or seen.grid is None:
         raise ValueError(
             f"{type(seen.model).__name__} attends over {tokens} tokens, and no convolution before says on which grid "
             f"they lie; take {OTHERS}"
         )
-    first = tokens - math.prod(seen.grid)
     read = seen.pooled if pool is None else [pool]
     if not read:
         raise ValueError(

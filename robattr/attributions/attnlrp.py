@@ -220,30 +220,33 @@ class _Noting(Decomposed):
     def _rule(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], places: list[_Place]) -> _Rule | None:
         if name in ELEMENTWISE or name in ("normalize", "rms_norm") or name == "neg":
             return _Rule(_identity) if len(places) == 1 else None
-        if name in PRODUCTS or (name in QUOTIENTS and places == [(0,)]):
+        first = places in ([(0,)], [("input",)])
+        if name in PRODUCTS or (name in QUOTIENTS and first and not kwargs.get("rounding_mode")):
             return _Rule(_halves if len(places) == 2 else _identity)
         if name in SUMS or name in _DIFFERENCES:
             alpha = float(kwargs.get("alpha", 1)) * (-1 if name in _DIFFERENCES else 1)
-            first, second = (alpha, 1.0) if name in _REVERSED else (1.0, alpha)
-            signs: dict[_Place, float] = {(0,): first, (1,): second, ("input",): first, ("other",): second}
+            one, two = (alpha, 1.0) if name in _REVERSED else (1.0, alpha)
+            signs: dict[_Place, float] = {(0,): one, (1,): two, ("input",): one, ("other",): two}
             return _Rule(self._sum([signs[at] for at in places]))
-        if name in CONTRACTIONS:
-            if name in ("addmm", "baddbmm", "bilinear"):
+        if name in CONTRACTIONS or name in _TRANSPOSED:
+            maps = "conv" in name
+            layered = maps or name == "linear"
+            ends = {at[0] for at in places}
+            if name in ("addmm", "baddbmm", "bilinear") or len(places) > 2 or (layered and ends & {2, "bias"}):
                 return None
             if len(places) == 2:
                 return _Rule(self._products, derivative=True)
-            bias = args[2] if len(args) > 2 and name not in ("einsum",) else kwargs.get("bias")
-            maps = name.startswith("conv")
-            return _Rule(self._linear(bias if isinstance(bias, Tensor) else None, maps), derivative=True)
+            bias = (args[2] if len(args) > 2 else kwargs.get("bias")) if layered else None
+            return _Rule(self._linear(bias, maps), derivative=True)
         if name in _AVERAGES:
             return _Rule(self._linear(None, False), derivative=True)
-        if name == "batch_norm" and places in ([(0,)], [("input",)]):
+        if name == "batch_norm" and first:
             shift = _shift(args, kwargs)
             return None if shift is None else _Rule(self._linear(shift, True), derivative=True)
         if name == "softmax":
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return None if dim is None else _Rule(self._softmax(int(dim)))
-        if name in ("layer_norm", "group_norm", "instance_norm") and places in ([(0,)], [("input",)]):
+        if name in ("layer_norm", "group_norm", "instance_norm") and first:
             return _Rule(self._normalized(name, args, kwargs))
         if name in _STACKING:
             return _Rule(self._stacked, derivative=True)
@@ -378,12 +381,15 @@ class _Ruled(_Noting):
     def __init__(self, network: nn.Module, epsilon: float, noted: list[_Note] | None) -> None:
         super().__init__(network, epsilon)
         self.noted: Iterator[_Note] | None = None if noted is None else iter(noted)
-        self.taken = 0.0
-        self.size = 0.0
+        self.sums: list[Tensor] = []  # on the device, where no call waits for the one before
 
     def absorb(self, taken: Tensor) -> None:
-        self.taken += float(taken.sum(dtype=torch.float64))
-        self.size += float(taken.abs().sum(dtype=torch.float64))
+        self.sums.append(torch.stack([taken.sum(dtype=torch.float64), taken.abs().sum(dtype=torch.float64)]))
+
+    def absorbed(self) -> tuple[float, float]:
+        """How much of the relevance the rules have kept, and how much of it regardless of signs."""
+        taken, size = torch.stack(self.sums).sum(0).tolist() if self.sums else (0.0, 0.0)
+        return taken, size
 
     def by(self, rule: _Rule, function: _Function, inputs: list[Tensor]) -> Tensor:
         values = [v.detach() for v in inputs]
@@ -455,6 +461,7 @@ _ONTO_ITSELF = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__"})
 _AVERAGES = frozenset({"mean", "sum", "interpolate", "upsample"}) | {
     f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)
 }
+_TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _STACKING = frozenset({"cat", "concat", "concatenate", "stack"})
 _WINNERS = frozenset({"amax", "max"}) | {
     f"{kind}max_pool{n}d{end}" for kind in ("", "adaptive_") for n in (1, 2, 3) for end in ("", "_with_indices")
@@ -516,12 +523,13 @@ _MOVING = frozenset(
 
 def _check_conserved(r: Tensor, logit: Tensor, ruled: _Ruled, first: int) -> None:
     """Refuse relevance that was lost or made: half of the digits have to be right, of what is added and subtracted."""
+    taken, size = ruled.absorbed()
     total, wanted = float(r.sum(dtype=torch.float64)), float(logit.sum(dtype=torch.float64))
-    size = float(r.abs().sum(dtype=torch.float64)) + float(logit.abs().sum(dtype=torch.float64)) + ruled.size
-    missed = abs(total + ruled.taken - wanted)
+    size += float(r.abs().sum(dtype=torch.float64)) + float(logit.abs().sum(dtype=torch.float64))
+    missed = abs(total + taken - wanted)
     if not missed <= torch.finfo(r.dtype).eps ** 0.5 * size:
         raise ValueError(
-            f"the relevance of images {first} to {first + len(r) - 1} sums to {total:.6g}, and {ruled.taken:.6g} was "
-            f"taken on the way, for logits of {wanted:.6g}: a relative error of {missed / size:.2g}, so a layer is not "
-            f"known; take {OTHERS}, or check=False to go on knowingly"
+            f"the relevance of images {first} to {first + len(r) - 1} sums to {total:.6g}, and {taken:.6g} was taken "
+            f"on the way, for logits of {wanted:.6g}: a relative error of {missed / size:.2g}, so a layer is not known; "
+            f"take {OTHERS}, or check=False to go on knowingly"
         )

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robattr._rows import parts_of
 from robattr._second_order import SecondOrder
+from robattr.attributions.attention import before_patches
 from robattr.attributions.calls import CONTRACTIONS, OTHERS, Calls, check_calls_are_seen
 from robattr.attributions.gradients import _quadrature
 from robattr.attributions.maps import on_pixels
@@ -250,6 +251,7 @@ class _Pooled:
     value: Tensor
     order: tuple[int, ...] | None
     token: bool = False  # it reads one token alone
+    grid: tuple[int, ...] | None = None  # of the output of the last convolution before
 
 
 class _Poolings(Calls):
@@ -284,7 +286,7 @@ class _Poolings(Calls):
         self.count += 1
         if self.count - 1 == self.ordinal and self.instead is not None:
             v = self.instead
-        self.last = replace(found, value=v)
+        self.last = replace(found, value=v, grid=self.grid)
         # The model goes on with a copy, so that what it writes over is not what was seen.
         rest = {k: w for k, w in kwargs.items() if k != key}
         return func(v.clone(), *args[1:], **rest)
@@ -314,8 +316,10 @@ def _pooled(name: str, v: Tensor, out: Tensor, args: tuple[Any, ...], kwargs: di
 
 
 @contextmanager
-def _named(model: nn.Module, where: _Where, kept: list[Tensor]) -> Iterator[None]:
-    """While this lasts, the output of the named layer is kept, or replaced."""
+def _named(
+    model: nn.Module, where: _Where, kept: list[tuple[Tensor, tuple[int, ...] | None]], poolings: _Poolings
+) -> Iterator[None]:
+    """While this lasts, the output of the named layer is kept, or replaced; and the grid of the convolution before."""
     modules = dict(model.named_modules())
     if where.layer not in modules or not where.layer:
         near = difflib.get_close_matches(str(where.layer), modules, n=3, cutoff=0.3)
@@ -327,8 +331,9 @@ def _named(model: nn.Module, where: _Where, kept: list[Tensor]) -> Iterator[None
     def hook(module: nn.Module, args: Any, out: Any) -> Any:
         if not isinstance(out, Tensor):
             raise ValueError(f"{where.layer} returns a {type(out).__name__}; accepted are layers that return a tensor")
-        kept.append(out if where.instead is None else where.instead)
-        return kept[-1].clone()
+        value = out if where.instead is None else where.instead
+        kept.append((value, poolings.grid))
+        return value.clone()
 
     handle = modules[where.layer].register_forward_hook(hook)
     try:
@@ -339,11 +344,11 @@ def _named(model: nn.Module, where: _Where, kept: list[Tensor]) -> Iterator[None
 
 def _run(model: nn.Module, x: Tensor, labels: Tensor, where: _Where) -> _Seen:
     """One pass, the layer's output in it and the logits of it."""
-    kept: list[Tensor] = []
+    kept: list[tuple[Tensor, tuple[int, ...] | None]] = []
     poolings = _Poolings(len(x), where.instead if where.layer is None else None, where.ordinal)
     with ExitStack() as stack:
         if where.layer is not None:
-            stack.enter_context(_named(model, where, kept))
+            stack.enter_context(_named(model, where, kept, poolings))
         stack.enter_context(poolings)
         logits = called(model, x)
     logit = target_logits(logits, labels)
@@ -355,11 +360,11 @@ def _run(model: nn.Module, x: Tensor, labels: Tensor, where: _Where) -> _Seen:
                 f"{type(model).__name__} {why}, so there is no last map to take; name a layer by its path, for example "
                 f"layer={_suggested(model)!r}, or take attention_rollout"
             )
-        value, order = poolings.last.value, poolings.last.order
+        value, order, grid = poolings.last.value, poolings.last.order, poolings.last.grid
     else:
         if len(kept) != 1:
             raise ValueError(f"{where.layer} runs {len(kept)} times in a pass; accepted are layers that run once")
-        value = kept[0]
+        value, grid = kept[0]
         order = tuple(range(value.ndim))
         if value.ndim == x.ndim and where.channels == -1:
             order = (0, value.ndim - 1, *range(1, value.ndim - 1))
@@ -368,10 +373,9 @@ def _run(model: nn.Module, x: Tensor, labels: Tensor, where: _Where) -> _Seen:
     if len(value) != len(x):
         raise ValueError(f"{where} gives {tuple(value.shape)} for {len(x)} images; accepted is one row an image")
     tokens = None
-    if order is None:
-        grid = poolings.grid
-        if grid is not None and math.prod(grid) <= value.shape[1]:
-            tokens = (value.shape[1] - math.prod(grid), grid)
+    if order is None and value.ndim == 3:
+        first = before_patches(value.shape[1], grid)
+        tokens = None if first is None or grid is None else (first, grid)
     if not where.raw and tokens is None and (order is None or len(order) < 3):
         raise ValueError(
             f"{where} gives {tuple(value.shape)}, of which it is not known where it lies in the image; accepted are "
