@@ -530,6 +530,6 @@ def _check_conserved(r: Tensor, logit: Tensor, ruled: _Ruled, first: int) -> Non
     if not missed <= torch.finfo(r.dtype).eps ** 0.5 * size:
         raise ValueError(
             f"the relevance of images {first} to {first + len(r) - 1} sums to {total:.6g}, and {taken:.6g} was taken "
-            f"on the way, for logits of {wanted:.6g}: a relative error of {missed / size:.2g}, so a layer is not known; "
+            f"on the way, for logits of {wanted:.6g}: a relative error of {missed / size:.2g}; a layer is not known; "
             f"take {OTHERS}, or check=False to go on knowingly"
         )
