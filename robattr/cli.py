@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,11 @@ from rich.table import Table
 
 from robattr import _yaml
 from robattr.pages import chapters as book, execution
+from robattr.pages.values import check_code, check_network, located, with_its_weights
 
+_CODE_HELP = (
+    "A file of Python code that a file, profile or grid names as a network: it is RUN, so trust it. Repeatable."
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -38,6 +43,11 @@ def _refusals(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError) as error:
+            _refuse(error)
+        except RuntimeError as error:
+            # Of ModelError, without the seconds that its module takes to import where nothing needs it.
+            if type(error).__name__ != "ModelError":
+                raise
             _refuse(error)
 
     return wrapped
@@ -79,6 +89,7 @@ def chapters(name: str | None) -> None:
 @click.option("-p", "--parameter", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A value, in YAML.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="YAML file that maps names to values.")
 @click.option("--profile", help="Start from what this profile sets for the chapter.")
+@click.option("--code", type=click.Path(path_type=Path), multiple=True, help=_CODE_HELP)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The executed notebook.")
 @click.option("--errors", type=click.Path(path_type=Path), help="Write a failure's traceback here, not to stderr.")
 @_refusals
@@ -87,23 +98,33 @@ def run(
     pairs: tuple[tuple[str, str], ...],
     file: Path | None,
     profile: str | None,
+    code: tuple[Path, ...],
     output: Path | None,
     errors: Path | None,
 ) -> None:
     """Execute CHAPTER (its number, its name or a part of it) and print where the executed notebook is.
 
-    Values given with -p win over those of the file, and those over the profile's.
+    Values given with -p win over those of the file, and those over the profile's. A model of your own is
+    path/to/module.py:function, or a mapping: -p model '{name: net.py:make, weights: net.pt, class_names: names.txt}'.
+    Such a file of Python code is RUN: name none that you do not trust. Where only the file or the profile names it, it
+    is refused unless --code names it too.
     """
-    root = book.find_root()
+    root, here = book.find_root(), Path.cwd()
     chosen = book.chapter(root, chapter)
-    values: dict[str, Any] = dict(book.profile_parameters(root, profile).get(chosen.name, {})) if profile else {}
+    given = {name: _yaml.parse(value, f"parameter {name!r}") for name, value in pairs}
+    values: dict[str, Any] = {}
+    if profile:
+        content = book.profile_parameters(root, profile).get(chosen.name, {})
+        values |= _from_file(chosen, content, given, f"profiles/{profile}.yaml", root, root, code)
     if file is not None:
         content = _yaml.read(file)
         if not isinstance(content, dict):
             raise book.ChapterError(f"{file}: must map parameters to values")
-        values |= content
-    values |= {name: _yaml.parse(value, f"parameter {name!r}") for name, value in pairs}
+        values |= _from_file(chosen, content, given, str(file), here, root, code)
+    values = with_its_weights(chosen, values | located(chosen, given, here, root))
     values = book.check_parameters(chosen, values)
+    _name_code(code)
+    check_network(chosen, values, root)
     try:
         done = execution.execute(
             chosen,
@@ -123,6 +144,33 @@ def run(
     click.echo(done)
 
 
+def _from_file(
+    chapter: book.Chapter,
+    content: dict[str, Any],
+    given: dict[str, Any],
+    source: str,
+    base: Path,
+    root: Path,
+    code: tuple[Path, ...],
+) -> dict[str, Any]:
+    """Values of a file that count beside those of the command line, once their code is known to be trusted."""
+    counting = {name: value for name, value in content.items() if name not in given}
+    found = located(chapter, counting, base, root)
+    check_code(chapter, found, source, code)
+    return found
+
+
+def _name_code(code: tuple[Path, ...]) -> None:
+    """Let this process and those that it starts know which files of code were named on the command line."""
+    from robattr.models import NAMED
+
+    for path in code:
+        if not path.is_file():
+            raise ValueError(f"--code is {path}; there is no such file")
+    if code:
+        os.environ[NAMED] = os.pathsep.join(str(path.resolve()) for path in code)
+
+
 @main.command()
 @click.argument("grid", type=click.Path(path_type=Path))
 @click.argument("run", required=False)
@@ -131,9 +179,17 @@ def run(
 @click.option("--accelerator", default="auto", help="auto, cpu, cuda, ...: what Lightning Fabric takes.")
 @click.option("--devices", default=1, help="How many of them.")
 @click.option("--strategy", default="auto", help="ddp for several devices.")
+@click.option("--code", type=click.Path(path_type=Path), multiple=True, help=_CODE_HELP)
 @_refusals
 def reference(
-    grid: Path, run: str | None, output: Path | None, root: Path, accelerator: str, devices: int, strategy: str
+    grid: Path,
+    run: str | None,
+    output: Path | None,
+    root: Path,
+    accelerator: str,
+    devices: int,
+    strategy: str,
+    code: tuple[Path, ...],
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
     from robattr.studies import grids
@@ -150,6 +206,7 @@ def reference(
         _show(table)
         return
     path = output or folder / f"{run}.json"
+    _name_code(code)
     compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
     try:
         if grids.run_record(loaded, run, path, root=root, compute=compute) is None:

@@ -69,7 +69,10 @@ def test_a_chapter_is_read(project: Path, stub: book.Chapter) -> None:
         ({"anyOf": [{"type": "string"}, {"type": "boolean"}]}, "a string or true or false"),
         ({"type": "integer", "multipleOf": 8}, "an integer, a multiple of 8"),
         ({"type": "string", "pattern": "^a"}, "a string that matches ^a"),
-        ({"type": "string", "format": "model"}, "the name of a model that robattr.models.available() lists"),
+        (
+            {"type": "string", "format": "model"},
+            "the name of a model (robattr.models.available(), timm:NAME, or path/to/module.py:function, which is run)",
+        ),
         ({}, "any value"),
     ],
 )
@@ -85,7 +88,12 @@ def test_names_of_models_and_data_sets_are_checked_before_anything_runs(
     model: {type: string, format: model}"""
     write_chapter("03_names", schemas, "dataset = 'digits'\nmodel = 'efficientnet-lite0'")
     chapter = book.chapter(project, "03_names")
-    for good in ({"model": "resnet50"}, {"model": "torchvision/resnet18"}, {"dataset": f"folder:{project}"}):
+    for good in (
+        {"model": "resnet50"},
+        {"model": "torchvision/resnet18"},
+        {"model": "torchvision:resnet18"},
+        {"dataset": f"folder:{project}"},
+    ):
         assert book.check_parameters(chapter, good) == good
     for bad, accepts in (
         ({"model": "resnet5O"}, "robattr.models.available()"),

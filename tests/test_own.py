@@ -341,9 +341,10 @@ def test_the_classes_are_checked_before_the_pictures_are_read(code: Path, pictur
 def test_code_named_in_a_file_is_not_run_unless_a_person_named_it(code: Path) -> None:
     name = f"{code}:small"
     with pytest.raises(ValueError, match=r"grid\.yaml names a file of Python code, .*net\.py") as error:
-        models.check_allowed(name, [], "grid.yaml")
+        models.check_allowed(name, "grid.yaml")
     one_line(error)
     with pytest.raises(ValueError, match="names a file of Python code"):
-        models.check_allowed(name, [code.with_name("layers.py")], "grid.yaml")
-    models.check_allowed(name, [code.parent / ".." / "code" / "net.py"], "grid.yaml")
-    models.check_allowed("lenet", [], "grid.yaml")
+        models.check_allowed(name, "grid.yaml", [code.with_name("layers.py")])
+    models.check_allowed(name, "grid.yaml", [code.parent / ".." / "code" / "net.py"])
+    models.check_allowed("lenet", "grid.yaml")
+    models.check_allowed(None, "grid.yaml")

@@ -6,10 +6,10 @@ an epsilon is in pixel units everywhere and a gradient is one with respect to pi
 
 from __future__ import annotations
 
-from robattr.models.building import available, build, check_name, check_pass, known, load_images
+from robattr.models.building import Activation, available, build, check_name, check_pass, known
 from robattr.models.classifier import Classifier, ModelError, Normalize
 from robattr.models.clipping import SoftClip, softclip as softclip, softswish as softswish
-from robattr.models.code import check_allowed, code_digests, names_code, public_name
+from robattr.models.code import NAMED, check_allowed, code_digests, names_code, public_name
 from robattr.models.folding import (
     apply_folds as apply_folds,
     check_same_logits as check_same_logits,
@@ -17,12 +17,15 @@ from robattr.models.folding import (
     folds_of as folds_of,
     rescale_output,
 )
+from robattr.models.images import load_images
 from robattr.models.networks import CIFAR10_MEAN as CIFAR10_MEAN, CIFAR10_STD as CIFAR10_STD, takes_input_size
 from robattr.models.outputs import Output
 from robattr.models.smooth import is_smooth, set_beta, softplus_surrogate
 from robattr.models.weights import read_class_names, read_state
 
 __all__ = [
+    "NAMED",
+    "Activation",
     "Classifier",
     "ModelError",
     "Normalize",

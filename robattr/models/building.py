@@ -12,9 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robattr import data
 from robattr._yaml import one_line
-from robattr.data import ImageSet
 from robattr.models.classifier import Classifier, ModelError, Normalize
 from robattr.models.code import load_code, names_code, place_of, public_name
 from robattr.models.folding import check_same_logits, fold_batchnorm
@@ -172,7 +170,7 @@ def build(
     if names:
         if len(names) != model.num_classes:
             raise ValueError(f"class_names has {len(names)}; {model.name} has {model.num_classes} classes")
-        model.class_names = names
+        model.class_names, model.by_name = names, True
     model.eval()
     _write_over_nothing(model, check=names_code(name) or name.startswith("timm:"))
     if fold:
@@ -236,7 +234,7 @@ def _of_code(
     shown = public_name(name)
     if isinstance(network, Classifier):
         model = network
-        model.name = shown
+        model.name, model.by_name = shown, bool(model.class_names)
         model.input_size = shape or model.input_size
     elif shape is None:
         raise ValueError(f"{shown}: which images does it take? Give input_size, the side of color images or (C, H, W)")
@@ -290,36 +288,6 @@ def check_pass(model: Classifier, images: Tensor) -> Tensor:
     if not torch.isfinite(found).all():
         raise ModelError(f"{model.name} returned values that are not finite; look at its weights")
     return found
-
-
-def load_images(
-    model: Classifier,
-    dataset: str,
-    split: str = "test",
-    *,
-    root: Path | str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    lenient: bool = False,
-) -> ImageSet:
-    """Images at the size that a network was made for; see :func:`robattr.data.load`.
-
-    Digits and CIFAR-10 keep their own size for EfficientNet-Lite0 and torchvision's networks, which are fully
-    convolutional.
-
-    Raises:
-        ValueError: the network takes other channels than the images have, or images that are not square.
-        DataError: the data cannot be had.
-    """
-    own = data.image_shape(dataset)
-    channels, height, width = model.input_size
-    if own[0] != channels:
-        raise ValueError(f"{dataset} has images with {own[0]} channels; {model.name} takes {channels}")
-    sized = takes_input_size(model.name) or names_code(model.name) or model.name.startswith("timm:")
-    keeps = model.input_size == own or (data.has_own_size(dataset) and not sized)
-    if not keeps and height != width:
-        raise ValueError(f"{model.name} takes {height} x {width} pixels; images of {dataset} are made square")
-    return data.load(dataset, split, root=root, limit=limit, seed=seed, size=None if keeps else height, lenient=lenient)
 
 
 def _folded_if_equal(model: Classifier) -> Classifier:

@@ -35,6 +35,8 @@ class Classifier(nn.Module):
         input_size: (C, H, W) of the images that the network was made for; fully convolutional ones take others too.
         num_classes: the number of logits.
         class_names: one name a class, or empty when they are not known.
+        by_name: whether classes of pictures are found among them by name; by their number otherwise. True where a
+            reader gave the names: published ones are spelled in many ways, and their order is everybody's.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Classifier(nn.Module):
         self.input_size = input_size
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
+        self.by_name = False
 
     def check_shape(self, x: Tensor) -> None:
         """Refuse what is not a batch of images with this network's channels, with a ValueError of one line."""

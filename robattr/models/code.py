@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ from robattr._yaml import one_line
 from robattr.models.classifier import ModelError
 
 __all__ = ["check_allowed", "code_digests", "load_code", "names_code", "place_of", "public_name"]
+
+
+NAMED = "ROBATTR_CODE"
+"""Environment variable: files of code that were named on the command line."""
 
 
 def names_code(name: object) -> bool:
@@ -56,24 +61,26 @@ def place_of(name: str) -> tuple[Path, str]:
     return file, function
 
 
-def check_allowed(name: str, code: Collection[Path | str], where: str) -> None:
+def check_allowed(name: str | None, where: str, code: Collection[Path | str] = ()) -> None:
     """Refuse a model's name that was read from a file and means code, unless a person named the file of code.
 
     Args:
-        name: of the model.
-        code: files of code that were named in the call or on the command line.
-        where: what names the model.
+        name: of the model, or None.
+        where: what names the model, for the message.
+        code: files of code that the caller names. Those of ``robattr run --code`` and ``robattr reference --code`` are
+            in the environment variable ``ROBATTR_CODE``, separated as ``PATH`` is.
 
     Raises:
-        ValueError: the file of code is none of ``code``.
+        ValueError: the file of code was not named.
     """
-    if not names_code(name):
+    if name is None or not names_code(name):
         return
     file = Path(name.rpartition(":")[0] or name).expanduser()
-    if file.resolve() not in {Path(each).expanduser().resolve() for each in code}:
+    named = [*code, *filter(None, os.environ.get(NAMED, "").split(os.pathsep))]
+    if file.resolve() not in {Path(each).expanduser().resolve() for each in named}:
         raise ValueError(
-            f"{where} names a file of Python code, {file}, which runs when the network is made; where you trust it, "
-            f"name it yourself: --code {file} on the command line, code=[{str(file)!r}] in Python"
+            f"{where} names a file of Python code, {file}, which would be run; where you trust it, name it yourself: "
+            f"--code {file}, or in Python code=[{str(file)!r}]"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jsonschema
 
 from robattr._yaml import YamlError, one_line, parse
-from robattr.pages.schemas import Schema, Validator, accepted, reason_against, shown
+from robattr.pages.schemas import Schema, Validator, accepted, code_named, reason_against, shown
 
 
 class ChapterError(ValueError):
@@ -286,6 +286,11 @@ def _parameters(path: Path, schemas: Mapping[str, Any], defaults: Mapping[str, A
             raise ChapterError(
                 f"{path.name}: the default of parameter {name!r} is {shown(defaults[name])}{reason}; "
                 f"its schema accepts {accepted(schema)}"
+            )
+        if code_named(schema, defaults[name]) is not None:
+            raise ChapterError(
+                f"{path.name}: the default of parameter {name!r} names a file of Python code, "
+                f"{shown(defaults[name])}; nobody else's code is run: name it on the command line, -p {name} ..."
             )
     return {name: Parameter(name, schema, defaults[name]) for name, schema in schemas.items()}
 

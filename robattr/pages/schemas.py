@@ -32,8 +32,13 @@ Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
 
 _FORMATS = {
     "dataset": ("the name of a data set (robattr data), or folder:PATH with an existing folder", "names of data sets"),
-    "model": ("the name of a model that robattr.models.available() lists", "names of models"),
+    "model": (
+        "the name of a model (robattr.models.available(), timm:NAME, or path/to/module.py:function, which is run)",
+        "names of models",
+    ),
 }
+# Those of robattr.studies.subjects, which takes seconds to import.
+MODEL_FIELDS = ("name", "weights", "num_classes", "class_names", "input_size", "mean", "std")
 _FORMAT_CHECKER = jsonschema.FormatChecker(formats=())
 
 
@@ -47,11 +52,13 @@ def _is_dataset(value: object) -> bool:
     return Path(path).is_dir() if kind == "folder" and path else value in {each.name for each in data.available()}
 
 
-@_FORMAT_CHECKER.checks("model")
+@_FORMAT_CHECKER.checks("model", raises=ValueError)
 def _is_model(value: object) -> bool:
-    from robattr import models
+    from robattr.studies.subjects import specification
 
-    return not isinstance(value, str) or models.known(value)
+    if isinstance(value, (str, Mapping)):
+        specification(value)  # says what is wrong
+    return True
 
 
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
@@ -85,6 +92,8 @@ def accepted(schema: Schema, *, plural: bool = False) -> str:
         return "values of any kind" if plural else "any value"
     if kind == "string" and schema.get("format") in _FORMATS:
         return _FORMATS[schema["format"]][plural]
+    if kind == "object" and schema.get("format") == "model":
+        return "mappings of models" if plural else f"a mapping of {', '.join(MODEL_FIELDS)}"
     words = _NOUNS[kind][plural]
     if kind == "array":
         return _list_words(schema, words)
@@ -119,10 +128,18 @@ def reason_against(schema: Schema, value: Any) -> str | None:
     error = next(iter(Validator(schema, format_checker=_FORMAT_CHECKER).iter_errors(value)), None)
     if error is None:
         return None
+    if isinstance(error.cause, ValueError):
+        return f" ({one_line(error.cause)})"
     if not error.absolute_path:
         return ""
     where = "".join(f"[{step!r}]" for step in error.absolute_path)
     return f" (its {where} is {shown(error.instance)})"
+
+
+def code_named(schema: Schema, value: Any) -> str | None:
+    """The model that a parameter's value names, alone or in a mapping, where it is in a file of Python code."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return name if schema.get("format") == "model" and isinstance(name, str) and ".py" in name else None
 
 
 def shown(value: object) -> str:

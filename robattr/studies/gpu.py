@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from robattr._files import free, write_text
 from robattr.data import ImageSet
+from robattr.models import check_allowed
 from robattr.regularizers import Losses
 from robattr.studies.grids import Grid, Network, load_grid, run_record
 from robattr.studies.runs import environment
@@ -84,12 +85,15 @@ def within(
         The runs that were not reached, ``<grid>/<run>``.
 
     Raises:
-        ValueError: a grid cannot be read.
+        ValueError: a grid cannot be read, or names a file of Python code, see :func:`robattr.models.check_allowed`.
     """
     began = time.monotonic()
     compute = compute or Compute()
     files = [Path(path) for path in paths]
     grids = {file: load_grid(file) for file in files}
+    for file, grid in grids.items():
+        for name, network in grid.networks.items():
+            check_allowed(network.code, f"{file}: {name}")
     deadline = began + 60 * minutes
 
     def stamped(line: str) -> None:
@@ -232,7 +236,7 @@ def _measure(
 def _make(grid: Grid, name: str, path: Path, root: Path, data_root: Path | str | None, device: str) -> None:
     compute = Compute(accelerator=device)
     # Steps are not timed: other work goes on beside them.
-    options = {"timed": False} if grid.kind.name in ("alignment", "fragility") else {}
+    options: dict[str, Any] = {"timed": False} if grid.kind.name in ("alignment", "fragility") else {}
     run_record(grid, name, path, root=root, data_root=data_root, compute=compute, progress=False, **options)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from robattr import data, models
 from robattr.data import ImageSet
 from robattr.models import Classifier
 
-__all__ = ["Subject", "load_subject", "resolve", "specification", "subject_of"]
+__all__ = ["FIELDS", "Subject", "check_classes", "load_subject", "resolve", "specification", "subject_of"]
 
-_FIELDS = ("name", "weights", "num_classes", "class_names", "input_size", "mean", "std")
+FIELDS = ("name", "weights", "num_classes", "class_names", "input_size", "mean", "std")
+"""Of a network in a mapping; all but the name may be left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +59,35 @@ class Subject:
         return int((~self.correct).sum())
 
 
-def specification(model: str | Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """What a network is, as arguments of :func:`robattr.models.build`, checked as far as nothing is run or read.
+def specification(
+    model: str | Mapping[str, Any],
+    dataset: str | None = None,
+    *,
+    split: str = "test",
+    data_root: Path | str | None = None,
+    lenient: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """What a network is, as arguments of :func:`robattr.models.build`. No code is run, no weights are read.
 
     Args:
         model: a name, or a mapping of ``name`` and any of ``weights``, ``num_classes``, ``class_names``,
             ``input_size``, ``mean`` and ``std``.
-        options: the same, by name; None for what is not given.
+        dataset: what is left out and the images say is taken from them: the size where they have one of their own, the
+            number of classes of a network with random weights.
+        split: of the data set.
+        data_root: see :func:`robattr.data.load`, also for ``lenient``.
+        options: the same as in a mapping, by name; None for what is not given.
 
     Raises:
-        ValueError: the name is unknown, an argument is, or one is given in both.
+        ValueError: the name is unknown, a file is not there, an argument is unknown or given twice.
+        DataError: there are no such data.
     """
-    fields = {"name": model} if isinstance(model, str) else dict(model) if isinstance(model, Mapping) else {}
-    if unknown := [str(key) for key in fields if key not in _FIELDS]:
-        raise ValueError(f"model has {', '.join(unknown)}; accepted are {', '.join(_FIELDS)}")
+    fields: dict[str, Any] = {"name": model}
+    if not isinstance(model, str):
+        fields = dict(model) if isinstance(model, Mapping) else {}
+    if unknown := [str(key) for key in fields if key not in FIELDS]:
+        raise ValueError(f"model has {', '.join(unknown)}; accepted are {', '.join(FIELDS)}")
     if not isinstance(fields.get("name"), str):
         raise ValueError(f"model is {model!r}; accepted is a name, or a mapping with a name")
     for key, value in options.items():
@@ -80,12 +95,21 @@ def specification(model: str | Mapping[str, Any], **options: Any) -> dict[str, A
             if fields.get(key) is not None:
                 raise ValueError(f"{key} is {value!r}, and {fields[key]!r} in model; give it once")
             fields[key] = value
+    fields = {key: value for key, value in fields.items() if value is not None}
     models.check_name(fields["name"])
     for key in ("weights", "class_names"):
         path = fields.get(key)
         if isinstance(path, (str, Path)) and str(path) != "random" and not Path(path).expanduser().is_file():
             raise ValueError(f"{key} is {path}; there is no such file")
-    return {key: value for key, value in fields.items() if value is not None}
+    if dataset is not None:
+        own = models.names_code(fields["name"]) or models.takes_input_size(fields["name"])
+        if own and data.has_own_size(dataset):
+            fields.setdefault("input_size", list(data.image_shape(dataset)))
+        weights = fields.get("weights")
+        if (weights == "random" or (own and weights is None)) and "class_names" not in fields:
+            first = data.load(dataset, split, root=data_root, limit=1, lenient=lenient)
+            fields.setdefault("num_classes", len(first.class_names))
+    return fields
 
 
 def resolve(
@@ -95,14 +119,12 @@ def resolve(
     split: str = "test",
     images: int | None = None,
     seed: int = 0,
-    weights: str | Path | None = None,
-    class_names: str | Path | Sequence[str] | None = None,
-    num_classes: int | None = None,
-    input_size: Sequence[int] | int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     data_root: Path | str | None = None,
+    activation: models.Activation = "relu",
+    beta: float = 10.0,
+    labelled: bool = True,
     lenient: bool = False,
+    **options: Any,
 ) -> tuple[Classifier, ImageSet]:
     """A network and pictures for it, from what a reader says of both; all is checked before the pictures are read.
 
@@ -116,10 +138,12 @@ def resolve(
         dataset: see :func:`robattr.data.load`, also for ``split``, ``seed`` and ``data_root``; ``folder:PATH`` for
             pictures of one's own.
         images: number of images drawn; None for all.
-        weights, class_names, num_classes, input_size, mean, std: see :func:`robattr.models.build`. Where nothing says
-            the number of classes, it is that of the pictures; where nothing says the size, that of a data set with a
-            size of its own.
+        activation: see :func:`robattr.models.build`, also for ``beta``.
+        labelled: whether the pictures' classes must be as many as the network's, where they are not found by name.
         lenient: see :func:`robattr.data.load`.
+        options: ``weights``, ``class_names``, ``num_classes``, ``input_size``, ``mean`` and ``std``, see
+            :func:`robattr.models.build`; None for what is not given. Where nothing says the number of classes, it is
+            that of the pictures; where nothing says the size, that of a data set with a size of its own.
 
     Returns:
         The classifier, in evaluation mode, its parameters constants, on the CPU; and the images at its size, with
@@ -129,64 +153,29 @@ def resolve(
         ValueError: classes, channels, size or an argument that do not fit; one line says which.
         DataError, ModelError: data or weights cannot be had; the reader's code fails.
     """
-    fields = specification(
-        model,
-        weights=weights,
-        class_names=class_names,
-        num_classes=num_classes,
-        input_size=input_size,
-        mean=mean,
-        std=std,
-    )
-    name = fields["name"]
-    # One picture says what the classes are, and that pictures can be read at all.
-    first = data.load(dataset, split, root=data_root, limit=1, seed=seed, lenient=lenient)
-    own_code, sized = models.names_code(name), models.takes_input_size(name)
-    if data.has_own_size(dataset) and (own_code or sized):
-        fields.setdefault("input_size", data.image_shape(dataset))
-    weights = fields.get("weights")
-    free = weights == "random" or (weights is None and (own_code or sized))
-    if free and "class_names" not in fields:
-        fields.setdefault("num_classes", len(first.class_names))
-    built = models.build(**fields).requires_grad_(False)
-    named = "class_names" in fields or (own_code and bool(built.class_names))
-    _labelled(first, built, named)
+    fields = specification(model, dataset, split=split, data_root=data_root, lenient=lenient, **options)
+    built = models.build(**fields, activation=activation, beta=beta).requires_grad_(False)
+    # One picture says what the classes are, and that the network takes what it will get.
     load = partial(models.load_images, built, dataset, split, root=data_root, seed=seed, lenient=lenient)
-    models.check_pass(built, load(limit=1).images)
-    found = load(limit=images)
-    return built, _labelled(found, built, named)
+    first = load(limit=1)
+    if labelled:
+        check_classes(built, first)
+    models.check_pass(built, first.images)
+    return built, load(limit=images)
 
 
-def _labelled(found: ImageSet, model: Classifier, named: bool) -> ImageSet:
-    """Images with the network's classes as labels: found by name, or as many and in the same order."""
-    if not named:
-        if len(found.class_names) != model.num_classes:
-            raise ValueError(
-                f"{found.name} has {len(found.class_names)} classes and {model.name} has {model.num_classes}; choose a "
-                "model that was trained on these classes, give the names of its classes (class_names), or name the "
-                "folders of ImageNet's classes by their WordNet ids"
-            )
-        return found
-    place = {each: i for i, each in enumerate(model.class_names)}
-    names = found.class_names
-    present: Sequence[int] = range(len(names))
-    if (ids := data.wordnet_ids(found)) is not None:
-        # Photographs of ImageNet stand for all of its classes, by whose names or ids theirs are found.
-        present = sorted(set(found.labels.tolist()))
-        names = names if all(names[i] in place for i in present) else ids
-    for i in present:
-        if names[i] not in place:
-            close = difflib.get_close_matches(names[i], place, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            shown = ", ".join([*model.class_names[:5], *(["..."] if len(place) > 5 else [])])
-            raise ValueError(f"{found.name} has the class {names[i]!r}, which {model.name} has not{hint} ({shown})")
-    index = torch.tensor([place.get(each, -1) for each in names])
-    return replace(
-        found,
-        labels=index[found.labels],
-        class_names=model.class_names,
-        provenance={key: value for key, value in found.provenance.items() if key != "sha256"},
-    )
+def check_classes(model: Classifier, found: ImageSet) -> None:
+    """Refuse images whose classes are not those of a network, as far as numbers say.
+
+    Raises:
+        ValueError: they are fewer or more.
+    """
+    if len(found.class_names) != model.num_classes:
+        raise ValueError(
+            f"{found.name} has {len(found.class_names)} classes and {model.name} has {model.num_classes}; choose a "
+            "model that was trained on these classes, give the names of its classes (class_names), or name the folders "
+            "of ImageNet's classes by their WordNet ids"
+        )
 
 
 def subject_of(
@@ -212,7 +201,8 @@ def subject_of(
         DataError: the data cannot be had.
     """
     loaded = models.load_images(model, dataset, split, root=data_root, limit=images, seed=seed)
-    return _subject(model, _labelled(loaded, model, False), batch_size)
+    check_classes(model, loaded)
+    return _subject(model, loaded, batch_size)
 
 
 def _subject(model: Classifier, loaded: ImageSet, batch_size: int) -> Subject:

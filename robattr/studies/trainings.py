@@ -88,6 +88,10 @@ def _named_now(model: Any) -> Any:
 class Training(BaseModel):
     """What to train, on what, and how.
 
+    ``model`` may be a reader's own, ``path/to/module.py:function``: that file is **run** when the network is built, see
+    :func:`robattr.models.check_allowed`. Its function gets ``num_classes`` where it has a parameter of that name, and
+    normalizes within the network.
+
     ``options`` are the objective's weights and radius; what is not given is the published value for the model. Epsilon
     is in 1/255.
 
@@ -144,7 +148,7 @@ class Training(BaseModel):
     def key(self) -> str:
         """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        text += self.code + files_digest(self.dataset)
+        text += self.code + files_digest(self.dataset) + "".join(models.code_digests(self.model).values())
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -154,15 +158,16 @@ class Training(BaseModel):
 
     @property
     def public(self) -> Training:
-        """With a ``folder:`` by its own name: the path to it is nobody else's business."""
-        return self.model_copy(update={"dataset": public_name(self.dataset)})
+        """With a ``folder:`` and a file of code by their own names: the paths are nobody else's business."""
+        return self.model_copy(update={"dataset": public_name(self.dataset), "model": models.public_name(self.model)})
 
     @property
     def architecture(self) -> str:
         """Model and activation in words: ``lenet, softplus(3)``."""
         if self.model == "linear":
             return self.model
-        return f"{self.model}, {f'softplus({self.beta:g})' if self.activation == 'softplus' else self.activation}"
+        activation = f"softplus({self.beta:g})" if self.activation == "softplus" else self.activation
+        return f"{models.public_name(self.model)}, {activation}"
 
     def sets(self, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
         """Training and validation images: disjoint draws from the training split."""
@@ -379,6 +384,7 @@ def _keep(
         "dataset": {"name": public_name(config.dataset), "split": "train", **images.provenance},
         "validation": dict(validation.provenance),
         "code": config.code,
+        **({"network": digests} if (digests := models.code_digests(config.model)) else {}),
         "device": _device(compute),
         "compute": asdict(compute),
         "tf32": _device(compute) != "cpu" and torch.backends.cudnn.allow_tf32,

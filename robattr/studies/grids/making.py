@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,26 @@ def run_record(
     data_root: Path | str | None = None,
     compute: Compute | None = None,
     progress: bool = True,
+    code: Collection[Path | str] = (),
     **options: Any,
 ) -> Record | None:
     """Load (or train) one network of a grid, measure it, and write its record to ``path``.
 
     What is measured image by image is kept in ``<root>/<kind>-<name>-<key>`` as it comes; the key is that of the
-    network and the measurement. With several devices the first process measures and writes; the others return None.
+    network and the measurement. A file of Python code that the grid names as a network is run only where ``code`` or
+    the command line names it as well, see :func:`robattr.models.check_allowed`. With several devices the first process
+    measures and writes; the others return None.
     Options are those of the kind's ``measure`` that change no value, as ``max_batch``.
 
     Raises:
-        ValueError: there is no such run.
+        ValueError: there is no such run, or it names a file of code that nobody else did.
     """
     path = Path(path)
     if name not in grid.networks:
         raise ValueError(f"no run {name!r} (there are {', '.join(grid.networks)})")
+    models.check_allowed(grid.networks[name].code, f"the run {name} of the grid", code)
     loaded = grid.networks[name].load(
-        root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress
+        root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress, code=code
     )
     if not trainings.is_first():
         return None
@@ -95,9 +99,9 @@ def run(
         progress: show a bar with the time left.
         options: of the kind's ``measure`` that change no result, as ``max_batch``.
     """
-    of_network = network.training.key if network.training is not None else network.model_dump_json()
+    of_network = network.training.key if network.training is not None else network.public.model_dump_json()
     text = json.dumps([config.model_dump(mode="json"), of_network, kind.code, code_digest(models.build)])
-    text += files_digest(config.dataset, network.weights or network.record)
+    text += network.files_digest(config.dataset)
     folder = Path(root) / f"{kind.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with locked(folder):

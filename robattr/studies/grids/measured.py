@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from robattr.models import Classifier
 from robattr.studies import records, trainings
 from robattr.studies.grids.kinds import Kind, Total, Values, kind_named
 from robattr.studies.records import Measurement
-from robattr.studies.runs import state_digest
+from robattr.studies.runs import files_digest, state_digest
+from robattr.studies.subjects import specification
 from robattr.studies.trainings import Training
 from robattr.training import Compute, Epoch
 
@@ -45,7 +46,10 @@ class Loaded:
 
 
 class Network(BaseModel):
-    """Which network: a reference record with its weights, a training, or a model with published weights.
+    """Which network: a reference record with its weights, a training, or a model with published weights or a reader's.
+
+    ``path/to/module.py:function`` as a model **runs that file** when the network is loaded. Whoever makes a network
+    from what stands in a file checks it first, see :func:`robattr.models.check_allowed`.
 
     Raises:
         pydantic.ValidationError: not exactly one of the three is given.
@@ -55,8 +59,13 @@ class Network(BaseModel):
 
     record: str | None = Field(None, description="a record of a training, with its weights beside it")
     training: Training | None = Field(None, description="a training, which is run where it is not there")
-    model: str | None = Field(None, description="a model with published weights")
-    weights: str | None = Field(None, description="a .safetensors file for the model, in place of the published ones")
+    model: str | None = Field(None, description="a model with published weights, or a reader's own")
+    weights: str | None = Field(None, description="a file for the model, in place of the published ones")
+    num_classes: int | None = Field(None, description="of the model, where neither weights nor names say it")
+    class_names: str | tuple[str, ...] | None = Field(None, description="of the model, in its order, or a file of them")
+    input_size: int | tuple[int, int, int] | None = Field(None, description="side or (channels, height, width)")
+    mean: tuple[float, ...] | None = Field(None, description="of each channel, where it is not the published one")
+    std: tuple[float, ...] | None = Field(None, description="of each channel, likewise")
 
     @model_validator(mode="after")
     def _one(self) -> Network:
@@ -64,12 +73,60 @@ class Network(BaseModel):
             raise ValueError("a network is one of record, training and model")
         if self.weights is not None and self.model is None:
             raise ValueError("weights go with a model; a record and a training have their own")
+        if self.model is None and (given := [name for name in _OF_MODEL if getattr(self, name) is not None]):
+            raise ValueError(f"{given[0]} goes with a model; a record and a training have their own")
         return self
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Mapping[str, Any],
+        dataset: str | None = None,
+        *,
+        split: str = "test",
+        data_root: Path | str | None = None,
+        **options: Any,
+    ) -> Network:
+        """A model by its name, or a reader's own.
+
+        Args:
+            model: see :func:`robattr.studies.subjects.specification`, also for the others.
+            dataset: whose images say what is left out.
+            split: of the data set.
+            data_root: see :func:`robattr.data.load`.
+            options: of the model.
+
+        Raises:
+            ValueError: an argument that does not fit.
+        """
+        fields = specification(model, dataset, split=split, data_root=data_root, **options)
+        return cls.model_validate({"model": fields.pop("name"), **fields})
+
+    @property
+    def code(self) -> str | None:
+        """The model's name, where it is that of a function in a file of Python code; of a training, too."""
+        name = self.model if self.training is None else self.training.model
+        return name if models.names_code(name) else None
+
+    def files_digest(self, dataset: str) -> str:
+        """A digest of what names only point to: the reader's pictures, weights, names of classes, files of code."""
+        found = [files_digest(dataset, self.weights or self.record)]
+        if isinstance(self.class_names, str):
+            found.append(files_digest("", self.class_names))
+        if self.code is not None:
+            found += sorted(models.code_digests(self.code).values())
+        return " ".join(found)
 
     @property
     def public(self) -> Network:
         """Files by their own names: the paths to them are nobody else's business."""
-        own = {name: Path(path).name for name in ("record", "weights") if (path := getattr(self, name)) is not None}
+        own = {
+            name: Path(path).name
+            for name in ("record", "weights", "class_names")
+            if isinstance(path := getattr(self, name), str)
+        }
+        if self.model is not None:
+            own["model"] = models.public_name(self.model)
         training = {} if self.training is None else {"training": self.training.public}
         return self.model_copy(update={**own, **training})
 
@@ -81,6 +138,7 @@ class Network(BaseModel):
         compute: Compute | None = None,
         recorded: Path | None = None,
         progress: bool = False,
+        code: Collection[Path | str] = (),
     ) -> Loaded:
         """The network in evaluation mode, and where it is from.
 
@@ -90,17 +148,19 @@ class Network(BaseModel):
             compute: where to train.
             recorded: a record of the training; where it is there with its weights, those are the network's.
             progress: show a bar while training.
+            code: files of Python code that a record may name, see :func:`robattr.models.check_allowed`.
 
         Raises:
+            ValueError: a record names a file of Python code that is none of those.
             ModelError: weights are missing, or not those that were measured.
         """
         if self.record is not None:
-            return _of_record(load_record(self.record), Path(self.record))
+            return _of_record(load_record(self.record), Path(self.record), code)
         if self.training is not None:
             if recorded is not None and recorded.is_file():
                 found = load_record(recorded)
                 if found.training == self.training and "file" in found.weights:
-                    return _of_record(found, recorded)
+                    return _of_record(found, recorded, code)
             trained = trainings.run_training(
                 self.training, root=root, data_root=data_root, compute=compute, progress=progress
             )
@@ -108,16 +168,23 @@ class Network(BaseModel):
             source["weights"] = {"sha256": state_digest(trained.model)}
             return Loaded(trained.model, source, trained.history, trained.best)
         assert self.model is not None
-        model = models.build(self.model, weights=self.weights).requires_grad_(False)
-        return Loaded(model, {"model": self.model, "weights": {"sha256": state_digest(model)}})
+        files = {"code": models.code_digests(self.model)} if models.names_code(self.model) else {}
+        fields = {name: value for name in _OF_MODEL if (value := getattr(self, name)) is not None}
+        model = models.build(self.model, **fields).requires_grad_(False)
+        return Loaded(
+            model, {"model": models.public_name(self.model), **files, "weights": {"sha256": state_digest(model)}}
+        )
 
 
-def _of_record(found: Record, path: Path) -> Loaded:
+_OF_MODEL = ("weights", "num_classes", "class_names", "input_size", "mean", "std")
+
+
+def _of_record(found: Record, path: Path, code: Collection[Path | str]) -> Loaded:
     training = found.training
     if training is None:
         raise ValueError(f"{path} is no record of a training; its network is named by its model")
     source = {"record": path.name, "weights": found.weights, "training": training.model_dump(mode="json")}
-    return Loaded(found.load_model(path.parent), source, found.history, found.best)
+    return Loaded(found.load_model(path.parent, code=code), source, found.history, found.best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,17 +229,20 @@ class Record:
         found: dict[str, str] = self.provenance["network"]["weights"]
         return found
 
-    def load_model(self, folder: Path | str) -> Classifier:
+    def load_model(self, folder: Path | str, *, code: Collection[Path | str] = ()) -> Classifier:
         """The network that was measured, in evaluation mode, its parameters constants.
 
         Args:
             folder: of the record.
+            code: files of Python code that the record may name, see :func:`robattr.models.check_allowed`.
 
         Raises:
+            ValueError: the record names a file of Python code that is none of those.
             ModelError: the weights were not kept, or the file is not the one that was measured.
         """
         if self.training is None or "file" not in self.weights:
             raise models.ModelError(f"{self.name}: its weights were not kept; train it again with `make reference`")
+        models.check_allowed(self.training.model, f"the record {self.name}", code)
         path = Path(folder) / self.weights["file"]
         if not path.is_file() or file_digest(path) != self.weights["sha256"]:
             raise models.ModelError(

@@ -1,0 +1,99 @@
+"""Values of a chapter's parameters before it runs: where their files lie, whether code they name may run, what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from robattr.pages.chapters import Chapter
+from robattr.pages.schemas import code_named
+
+__all__ = ["check_code", "check_network", "located", "with_its_weights"]
+
+
+def check_code(chapter: Chapter, values: Mapping[str, Any], source: str, code: Collection[Path | str] = ()) -> None:
+    """Refuse values from a file that name Python code which nobody named on the command line.
+
+    Args:
+        chapter: whose parameters they are.
+        values: of parameters, as they stand in the file.
+        source: the file.
+        code: files of code that were named on the command line.
+
+    Raises:
+        ValueError: a model is in a file of code that is none of them, see :func:`robattr.models.check_allowed`.
+    """
+    for name, value in values.items():
+        parameter = chapter.parameters.get(name)
+        model = None if parameter is None else code_named(parameter.schema, value)
+        if model is not None:
+            from robattr.models import check_allowed
+
+            check_allowed(model, f"{source}: {name}", code)
+
+
+def located(chapter: Chapter, values: Mapping[str, Any], base: Path, root: Path) -> dict[str, Any]:
+    """Values whose relative paths are meant from ``base``, as a chapter has them, which runs in ``root``.
+
+    Those are the paths of a ``folder:``, of a file of code, of weights and of names of classes.
+    """
+    if base.resolve() == root.resolve():
+        return dict(values)
+
+    def below(path: Any) -> Any:
+        return str(base.resolve() / Path(path).expanduser()) if isinstance(path, str) and path != "random" else path
+
+    def model(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            files = {key: below(value[key]) for key in ("weights", "class_names") if key in value}
+            return {**value, **files, **({"name": model(value["name"])} if "name" in value else {})}
+        return below(value) if isinstance(value, str) and ".py" in value else value
+
+    found = {}
+    for name, value in values.items():
+        form = chapter.parameters[name].schema.get("format") if name in chapter.parameters else None
+        if form == "model":
+            value = model(value)
+        elif form == "weights":
+            value = below(value)
+        elif form == "dataset" and isinstance(value, str) and value.startswith("folder:"):
+            value = f"folder:{below(value.removeprefix('folder:'))}"
+        found[name] = value
+    return found
+
+
+def check_network(chapter: Chapter, values: Mapping[str, Any], root: Path) -> None:
+    """Whether the network and the pictures of a chapter fit each other, where a value is about either.
+
+    The network is made and sees one picture: a misfit is a line here, not a traceback in a notebook. **This runs a file
+    of code that is the model**, as the chapter will.
+
+    Args:
+        chapter: with parameters ``model`` and ``dataset``; nothing is done for others.
+        values: those that are not its defaults, with paths as they are from here, see :func:`located`.
+        root: the project's folder, from which the defaults' paths are.
+
+    Raises:
+        ValueError, ModelError: see :func:`robattr.studies.subjects.resolve`.
+    """
+    parameters = chapter.parameters
+    about = ("model", "dataset", "weights")
+    if not {"model", "dataset"} <= parameters.keys() or not any(name in values for name in about):
+        return
+    from robattr.studies.subjects import resolve
+
+    defaults = {name: each.default for name, each in parameters.items()}
+    chosen = located(chapter, defaults, root, Path.cwd()) | dict(values)
+    # The sharpness of chapter 2's is a schedule of the attack; elsewhere it belongs to the network.
+    smooth = {name: chosen[name] for name in ("activation", "beta") if "activation" in parameters}
+    labelled = parameters["dataset"].schema.get("labelled", True)
+    files = [chosen[name] for name, each in parameters.items() if each.schema.get("format") == "weights"]
+    for weights in dict.fromkeys(files or [None]):
+        resolve(chosen["model"], chosen["dataset"], weights=weights, images=1, labelled=labelled, **smooth)
+
+
+def with_its_weights(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values where another model does not get the weights that the chapter's own has by default."""
+    other = "model" in values and "weights" in chapter.parameters and "weights" not in values
+    return {**values, **({"weights": None} if other and chapter.parameters["weights"].default is not None else {})}
