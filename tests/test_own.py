@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from conftest import WriteChapter
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from robattr import models
+from robattr import cli, models
 from robattr.models import Classifier, ModelError
+from robattr.pages import chapters as book, schemas
+from robattr.studies import fragility, grids, subjects
+from robattr.studies.grids import Network
 from robattr.studies.subjects import load_subject, resolve
+from robattr.studies.trainings import Training
 
 CODE = """
     from torch import nn
@@ -348,3 +356,381 @@ def test_code_named_in_a_file_is_not_run_unless_a_person_named_it(code: Path) ->
     models.check_allowed(name, "grid.yaml", [code.parent / ".." / "code" / "net.py"])
     models.check_allowed("lenet", "grid.yaml")
     models.check_allowed(None, "grid.yaml")
+
+
+# --- published weights ----------------------------------------------------------------------------------------------
+
+
+def test_random_weights_under_a_published_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / Path(SqueezeNet1_1_Weights.DEFAULT.url).name
+    cached.parent.mkdir(parents=True)
+    torch.save(squeezenet1_1().state_dict(), cached)
+    with pytest.raises(ModelError, match="is not the published file") as error:
+        models.build("squeezenet1_1")
+    assert str(cached) in one_line(error)
+    # A file whose digest is in its name is taken.
+    digest = hashlib.sha256(cached.read_bytes()).hexdigest()
+    renamed = cached.with_name(f"squeezenet1_1-{digest[:8]}.pth")
+    cached.rename(renamed)
+    weights = SqueezeNet1_1_Weights.DEFAULT.value
+    monkeypatch.setattr(
+        SqueezeNet1_1_Weights.DEFAULT, "_value_", type(weights)(f"x/{renamed.name}", weights.transforms, weights.meta)
+    )
+    assert models.build("squeezenet1_1").num_classes == 1000
+
+
+def test_every_published_file_of_torchvision_says_its_digest() -> None:
+    from torchvision import models as theirs
+    from torchvision.models import get_model_weights, list_models
+
+    from robattr.models.weights import published_digest
+
+    names = list_models(module=theirs)
+    assert len(names) > 50
+    for name in names:
+        for weights in get_model_weights(name):
+            assert published_digest(Path(weights.url).name), weights.url
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of huggingface_hub with weights of one of timm's networks, made here; offline."""
+    import timm
+    from huggingface_hub import constants
+
+    repository = tmp_path / "models--timm--test_vit.r160_in1k"
+    torch.manual_seed(0)
+    state = timm.create_model("test_vit").state_dict()
+    revision = "0" * 40
+    for folder in ("blobs", "refs", f"snapshots/{revision}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    save_file(state, tmp_path / "blob")
+    digest = hashlib.sha256((tmp_path / "blob").read_bytes()).hexdigest()
+    blob = repository / "blobs" / digest
+    (tmp_path / "blob").rename(blob)
+    (repository / "snapshots" / revision / "model.safetensors").symlink_to(f"../../blobs/{digest}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return blob
+
+
+def test_published_weights_of_timm_are_those_of_their_digest(hub: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = models.build("timm:test_vit")
+    assert (model.name, model.num_classes, model.input_size) == ("timm:test_vit", 1000, (3, 160, 160))
+    state = load_file(hub)
+    assert all(torch.equal(value, state[name]) for name, value in model.network.state_dict().items())
+    content = bytearray(hub.read_bytes())
+    content[-1] ^= 1
+    hub.write_bytes(content)
+    with pytest.raises(ModelError, match="is not the published file") as error:
+        models.build("timm:test_vit")
+    one_line(error)
+
+
+def test_timm_without_a_network_says_what_to_do(hub: Path) -> None:
+    with pytest.raises(ModelError, match="timm:test_efficientnet could not be downloaded") as error:
+        models.build("timm:test_efficientnet")
+    one_line(error)
+    model = models.build("timm:test_efficientnet", weights="random", num_classes=5, input_size=64)
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+    assert models.build("timm:test_vit", weights="random", input_size=32)(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:test_vitt", "did you mean 'timm:test_vit'"),
+        ("timm:test_vit.none", "timm has no weights 'none' of test_vit .there are r160_in1k"),
+        ("torchvision:resnet5O", "is unknown; did you mean 'torchvision:resnet50'"),
+        ("resnet18", "resnet18-cifar, ours for small images, or torchvision:resnet18"),
+    ],
+)
+def test_unknown_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        models.build(name)
+    one_line(error)
+
+
+def test_old_spellings_go_on() -> None:
+    theirs = models.build("torchvision/resnet18", weights="random", num_classes=3)
+    assert theirs.network.conv1.kernel_size == (7, 7)  # type: ignore[union-attr]
+    assert theirs.name == models.build("torchvision:resnet18", weights="random").name
+    old, new = Training(model="resnet18"), Training(model="resnet18-cifar")
+    assert old.options == new.options
+    assert all(torch.equal(a, b) for a, b in zip(old.build().parameters(), new.build().parameters(), strict=True))
+    assert old.build().network.conv1.kernel_size == (3, 3)  # type: ignore[union-attr]
+    for name in ("resnet18-cifar", "torchvision:resnet18", "torchvision/resnet18", "resnet50"):
+        assert models.known(name)
+    assert not models.known("resnet18")
+    assert "resnet18" not in models.available()
+
+
+# --- studies --------------------------------------------------------------------------------------------------------
+
+
+ATTACK = fragility.Fragility.model_validate(
+    {"dataset": "digits", "images": 4, "attacks": ("random-sign",), "k": 5, "iterations": 1, "beta": "auto"}
+)
+DIGITS = """
+    from torch import nn
+
+    def digits(num_classes=10):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> dict[str, object]:
+    """A network of digits in a file of code, with weights in a file and names of classes in another order."""
+    (tmp_path / "digits.py").write_text(textwrap.dedent(DIGITS))
+    names = [str(i) for i in reversed(range(10))]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    spelled: dict[str, object] = {
+        "name": f"{tmp_path / 'digits.py'}:digits",
+        "class_names": str(tmp_path / "names.txt"),
+    }
+    model, images = resolve(spelled, "digits", split="train")
+    optimizer = torch.optim.Adam(model.network.requires_grad_(True).parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images.images), images.labels).backward()
+        optimizer.step()
+    torch.save(model.network.state_dict(), tmp_path / "digits.pt")
+    return spelled | {"weights": str(tmp_path / "digits.pt")}
+
+
+def test_a_study_of_a_network_of_ones_own(trained: dict[str, object], tmp_path: Path) -> None:
+    options: dict[str, object] = {"root": tmp_path / "runs", "device": "cpu", "progress": False}
+    network = Network.of(trained, "digits")
+    found = grids.run(fragility.KIND, network, ATTACK, **options)  # type: ignore[arg-type]
+    assert found.values["correct"].mean() == 1.0  # the labels are found by name: reversed they would all be wrong
+    source = found.provenance["network"]
+    assert source["model"] == "digits.py:digits"
+    assert source["code"] == {"digits.py": hashlib.sha256((tmp_path / "digits.py").read_bytes()).hexdigest()}
+    assert len(source["weights"]["sha256"]) == 64
+    (text,) = [path.read_text() for path in (tmp_path / "runs").rglob("record.json")]
+    assert str(tmp_path) not in text
+    assert found.network.class_names == "names.txt"
+
+    def runs() -> int:
+        return len([path for path in (tmp_path / "runs").iterdir() if path.is_dir()])
+
+    assert runs() == 1
+    grids.run(fragility.KIND, network, ATTACK, **options)  # type: ignore[arg-type]
+    assert runs() == 1
+    # The contents of each file are in the key.
+    for count, name in enumerate(("digits.py", "names.txt", "digits.pt"), 2):
+        before = (tmp_path / name).read_bytes()
+        changed = {"digits.py": before + b"\n# changed\n", "names.txt": before + b"\n"}
+        if name in changed:
+            (tmp_path / name).write_bytes(changed[name])
+        else:
+            state = torch.load(tmp_path / name, weights_only=True)
+            torch.save({key: value * 1.5 for key, value in state.items()}, tmp_path / name)
+        grids.run(fragility.KIND, network, ATTACK, **options)  # type: ignore[arg-type]
+        assert runs() == count, name
+
+
+@pytest.mark.parametrize("model", ["record", "training"])
+def test_a_network_is_one_thing(model: str) -> None:
+    other = {"record": "a.json"} if model == "record" else {"training": Training()}
+    with pytest.raises(ValueError, match="input_size goes with a model"):
+        Network.model_validate({**other, "input_size": 8})
+
+
+def test_a_grid_that_names_code_runs_it_only_where_a_person_did(
+    trained: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The file leaves a trace when it runs.
+    code = tmp_path / "digits.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n" + code.read_text())
+    content = {
+        "description": "Mine.",
+        "networks": {"mine": {"model": trained["name"], "weights": trained["weights"], "input_size": [1, 8, 8]}},
+        "fragility": ATTACK.model_dump(mode="json"),
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(content))
+    grid = grids.load_grid(tmp_path / "grid.yaml")
+    options: dict[str, object] = {"root": tmp_path / "runs", "progress": False}
+    with pytest.raises(
+        ValueError, match=r"the run mine of the grid names a file of Python code, .*digits\.py"
+    ) as error:
+        grids.run_record(grid, "mine", tmp_path / "mine.json", **options)  # type: ignore[arg-type]
+    one_line(error)
+    assert not (tmp_path / "ran").exists()
+    record = grids.run_record(grid, "mine", tmp_path / "mine.json", code=[code], **options)  # type: ignore[arg-type]
+    assert (tmp_path / "ran").exists()
+    assert record is not None
+    assert grids.load_record(tmp_path / "mine.json").network == grid.networks["mine"]
+    monkeypatch.setenv(models.NAMED, os.pathsep.join([str(tmp_path / "other.py"), str(code)]))
+    assert grids.run_record(grid, "mine", tmp_path / "again.json", **options) is not None  # type: ignore[arg-type]
+
+
+def test_a_training_of_a_network_of_ones_own(trained: dict[str, object], tmp_path: Path) -> None:
+    training = {
+        "dataset": "digits", "images": 200, "validation": 50, "model": trained["name"],
+        "schedule": {"epochs": 1, "learning_rate": 0.01}, "objective": "l2",
+    }  # fmt: skip
+    measured = {
+        "dataset": "digits", "images": 2, "epsilons": [8], "draws": 1, "methods": ["lrp"], "method_images": 1,
+        "method_draws": 1, "manipulated": 1, "manipulation_iterations": 1, "frame": 1, "fractions": 2,
+    }  # fmt: skip
+    content = {
+        "description": "Mine.",
+        "training": training,
+        "objectives": {"l2": None},
+        "seeds": [0],
+        "alignment": measured,
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(content))
+    grid = grids.load_grid(tmp_path / "grid.yaml")
+    code, path = tmp_path / "digits.py", tmp_path / "record.json"
+    with pytest.raises(ValueError, match="names a file of Python code"):
+        grids.run_record(grid, "l2-0", path, root=tmp_path / "runs", progress=False)
+    record = grids.run_record(grid, "l2-0", path, root=tmp_path / "runs", progress=False, code=[code])
+    assert record is not None
+    assert record.provenance["network"]["network"].keys() == {"digits.py"}
+    loaded = grids.load_record(path)
+    with pytest.raises(ValueError, match="the record l2-0 names a file of Python code"):
+        loaded.load_model(tmp_path)
+    model = loaded.load_model(tmp_path, code=[code])
+    assert model.num_classes == 10
+    assert grids.measurements(loaded, "grid/l2-0")[0].model == "digits.py:digits, softplus(3)"
+    # Another file of code is another training.
+    key = loaded.training.key  # type: ignore[union-attr]
+    code.write_text(code.read_text() + "\n# changed\n")
+    assert loaded.training.key != key  # type: ignore[union-attr]
+
+
+# --- chapters -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fields_of_a_model_are_those_that_a_chapter_accepts() -> None:
+    assert schemas.MODEL_FIELDS == subjects.FIELDS
+
+
+NAMES = """
+    dataset: {type: string, format: dataset}
+    model: {type: [string, object], format: model}
+    weights: {type: [string, "null"], format: weights}"""
+
+
+@pytest.fixture
+def chapter(
+    project: Path, write_chapter: WriteChapter, code: Path, pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A chapter about a model, and a reader elsewhere, in a folder with ``net.py`` and ``pictures``."""
+    write_chapter(
+        "01_stub",
+        NAMES,
+        "dataset = 'digits'\nmodel = 'digits-cnn'\nweights = 'none.safetensors'",
+        code="import json; open('ran.json', 'w').write(json.dumps([dataset, model, weights]))",
+    )
+    monkeypatch.setattr(cli.book, "find_root", lambda start=None: project)
+    monkeypatch.setenv(models.NAMED, "")  # it is set while a command runs
+    (code.parent / "pictures").symlink_to(pictures.removeprefix("folder:"))
+    monkeypatch.chdir(code.parent)
+    return project
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli.main, ("run", "1", "-p", "dataset", "folder:pictures", *words))
+
+
+MINE = "{name: net.py:small, input_size: 16, class_names: [dog, cat, bird]}"
+
+
+def test_a_chapter_gets_paths_that_hold_where_it_runs(chapter: Path, code: Path) -> None:
+    model = models.build(f"{code}:small", input_size=16, num_classes=3)
+    torch.save(model.network.state_dict(), "net.pt")
+    result = run("-p", "model", MINE, "-p", "weights", "net.pt")
+    assert result.exit_code == 0, result.output
+    dataset, given, weights = json.loads((chapter / "ran.json").read_text())
+    assert dataset == f"folder:{code.parent / 'pictures'}"
+    assert given == {"name": f"{code}:small", "input_size": 16, "class_names": ["dog", "cat", "bird"]}
+    assert weights == str(code.parent / "net.pt")
+    # The weights that a chapter has by default are those of its own model.
+    assert run("-p", "model", MINE).exit_code == 0
+    assert json.loads((chapter / "ran.json").read_text())[2] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-p", "model", "net.py:small"), "Give input_size"),
+        (("-p", "model", "none.py:small"), "there is no file"),
+        (("-p", "model", "{name: net.py:small, size: 16}"), "model has size; accepted are name, weights"),
+        (("-p", "model", "{name: net.py:broken, input_size: 16}"), "net.py:broken fails: KeyError"),
+        (("-p", "model", "{name: net.py:small, input_size: 16, weights: a.pt}"), "there is no such file"),
+        (("-p", "model", "{name: net.py:fixed, input_size: 16}"), "has 2 classes and net.py:fixed has 4"),
+        (("-p", "model", MINE, "-p", "weights", "none.pt"), "there is no such file"),
+        (("-p", "model", MINE, "--code", "none.py"), "--code is none.py; there is no such file"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_one_line_before_a_chapter_runs(
+    chapter: Path, words: tuple[str, ...], said: str
+) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (chapter / "ran.json").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "profile"])
+def test_code_that_a_file_names_runs_only_where_the_command_line_does(chapter: Path, code: Path, where: str) -> None:
+    code.write_text(f"open({str(code.parent / 'ran')!r}, 'w').close()\n" + code.read_text())
+    if where == "file":
+        Path("values.yaml").write_text(f"model: {MINE}\n")
+        words = ["-f", "values.yaml"]
+    else:
+        mine = MINE.replace("net.py", str(code))
+        (chapter / "profiles" / "mine.yaml").write_text(f"description: x\nparameters:\n  01_stub:\n    model: {mine}\n")
+        words = ["--profile", "mine"]
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "names a file of Python code" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not Path("ran").exists()
+    assert run(*words, "--code", "layers.py").exit_code == 2
+    assert not Path("ran").exists()
+    # What the command line replaces is not looked at.
+    assert run(*words, "-p", "model", "{name: digits-cnn, input_size: [3, 8, 8]}").exit_code == 0
+    assert not Path("ran").exists()
+    result = run(*words, "--code", "net.py")
+    assert result.exit_code == 0, result.output
+    assert Path("ran").exists()
+
+
+def test_no_chapter_has_code_as_a_default(project: Path, write_chapter: WriteChapter, code: Path) -> None:
+    write_chapter("01_stub", NAMES, f"dataset = 'digits'\nmodel = '{code}:fixed'\nweights = None")
+    with pytest.raises(
+        book.ChapterError, match="the default of parameter 'model' names a file of Python code"
+    ) as error:
+        book.chapter(project, "1")
+    one_line(error)
+
+
+def test_a_grid_runs_code_where_the_command_line_names_it(
+    trained: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(models.NAMED, "")
+    content = {
+        "description": "Mine.",
+        "networks": {"mine": {"model": trained["name"], "weights": trained["weights"], "input_size": [1, 8, 8]}},
+        "fragility": ATTACK.model_dump(mode="json"),
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(content))
+    words = ("reference", str(tmp_path / "grid.yaml"), "mine", "--root", str(tmp_path / "runs"), "--accelerator", "cpu")
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 2
+    assert "names a file of Python code" in result.stderr
+    result = CliRunner().invoke(cli.main, (*words, "--code", str(tmp_path / "digits.py")))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "grid" / "mine.json").exists()

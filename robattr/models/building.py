@@ -67,10 +67,13 @@ def check_name(name: str) -> None:
     if library == "timm":
         import timm
 
-        names = timm.list_models(short.partition(".")[0])
-        if short.partition(".")[0] not in names:
-            close = difflib.get_close_matches(short, timm.list_models(), n=1)
+        architecture, _, tag = short.partition(".")
+        if architecture not in timm.list_models(architecture):
+            close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
             raise ValueError(f"timm has no model {short!r}" + (f"; did you mean 'timm:{close[0]}'?" if close else ""))
+        tags = [each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True)]
+        if tag and tag not in tags:
+            raise ValueError(f"timm has no weights {tag!r} of {architecture} (there are {', '.join(tags) or 'none'})")
     elif short not in _torchvision_names():
         close = difflib.get_close_matches(name, available(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -282,7 +285,10 @@ def check_pass(model: Classifier, images: Tensor) -> Tensor:
             "the size that it takes?"
         ) from error
     if not isinstance(found, Tensor):
-        raise ModelError(f"{model.name} returned a {type(found).__name__}; it must return logits [N, classes] alone")
+        raise ModelError(
+            f"{model.name} returned a {type(found).__name__}; it must return logits [N, classes]: "
+            "robattr.models.Output reads them from what else a network returns"
+        )
     if found.ndim != 2 or len(found) != len(images):
         raise ModelError(f"{model.name} returned {list(found.shape)} for {list(images.shape)}; wanted is [N, classes]")
     if not torch.isfinite(found).all():
@@ -393,8 +399,7 @@ def _timm(name: str, published: bool, num_classes: int | None, shape: Shape | No
     import timm
 
     config = timm.get_pretrained_cfg(name)
-    if config is None:
-        raise ValueError(f"timm has no weights {name.partition('.')[2]!r} of {name.partition('.')[0]!r}")
+    assert config is not None  # the name is known
     if published and num_classes not in (None, config.num_classes):
         raise ValueError(
             f"num_classes is {num_classes}; the published weights of timm:{name} have {config.num_classes}, or pass "

@@ -204,6 +204,12 @@ def _listed(content: Any, where: str) -> list[Any]:
     return [numbered[i] for i in range(len(numbered))]
 
 
+def published_digest(name: str) -> str | None:
+    """The beginning of the SHA-256 with which a published file's name ends, None where there is none."""
+    match = re.search(r"-([0-9a-f]{8,})\.[^.]+$", name)
+    return match[1] if match else None
+
+
 def check_published(path: Path, prefix: str | None = None) -> None:
     """Whether a file of published weights has the contents that its name, or its place, promises.
 
@@ -214,10 +220,8 @@ def check_published(path: Path, prefix: str | None = None) -> None:
     Raises:
         ModelError: the contents have another digest, or none is known.
     """
-    if prefix is None:
-        match = re.search(r"-([0-9a-f]{8,})\.[^.]+$", path.name)
-        prefix = match[1] if match else ""
-    if not prefix or not re.fullmatch(r"[0-9a-f]{8,64}", prefix):
+    prefix = published_digest(path.name) if prefix is None else prefix
+    if prefix is None or not re.fullmatch(r"[0-9a-f]{8,64}", prefix):
         raise ModelError(f"{path}: its SHA-256 is not published; give the file as weights=, if you trust it")
     if not file_digest(path).startswith(prefix):
         raise ModelError(
