@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -12,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import WriteChapter
+from conftest import REPOSITORY, WriteChapter
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from robattr import cli, models
 from robattr.models import Classifier, ModelError
-from robattr.pages import chapters as book, schemas
+from robattr.pages import chapters as book, execution, schemas
 from robattr.studies import fragility, grids, subjects
 from robattr.studies.grids import Network
 from robattr.studies.subjects import load_subject, resolve
@@ -734,3 +736,29 @@ def test_a_grid_runs_code_where_the_command_line_names_it(
     result = CliRunner().invoke(cli.main, (*words, "--code", str(tmp_path / "digits.py")))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "grid" / "mine.json").exists()
+
+
+def test_the_steps_of_the_page_lead_to_a_chapter(
+    tmp_path: Path, pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the book's page says, with its own file of code and its own commands, up to where a kernel starts."""
+    text = (REPOSITORY / "book" / "own_network.md").read_text(encoding="utf-8")
+    assert pictures == f"folder:{tmp_path / 'pictures'}"
+    (tmp_path / "net.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    model = models.build(f"{tmp_path / 'net.py'}:small", input_size=32, num_classes=3)
+    torch.save(model.network.state_dict(), tmp_path / "net.pt")
+    (tmp_path / "names.txt").write_text("dog\nbird\ncat\n")
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(execution, "execute", lambda chapter, output, values, **_: asked.append(values) or output)
+    shells = "".join(re.findall(r"```shell\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = [shlex.split(line) for line in shells.splitlines() if " run " in line]
+    assert len(commands) == 2
+    for words in commands:
+        arguments = [word.replace("/path/to/", f"{tmp_path}/") for word in words[1:]]
+        result = CliRunner().invoke(cli.main, arguments)
+        assert result.exit_code == 0, result.output
+        # A class that the network has not is noticed, so what went through was looked at.
+        (tmp_path / "names.txt").write_text("dog\nbird\nfish\n")
+        assert "the class 'cat'" in CliRunner().invoke(cli.main, arguments).stderr
+        (tmp_path / "names.txt").write_text("dog\nbird\ncat\n")
+    assert len(asked) == 2
