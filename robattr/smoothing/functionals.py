@@ -193,20 +193,28 @@ def certified_intersection(heatmap: ArrayLike, displacement: ArrayLike, k: int, 
     return intersection_of(leaving, reach, r, k)
 
 
-def tolerances(heatmap: ArrayLike, k: int, steps: int = 200) -> tuple[Array, Array]:
-    """Numbers m of pixels, increasing, and the l2 distances up to which fewer than m of the top k leave."""
-    values = np.sort(np.asarray(heatmap, dtype=np.float64).ravel())[::-1]
+def tolerances(heatmap: ArrayLike, k: int, steps: int = 200, *, top: ArrayLike | None = None) -> tuple[Array, Array]:
+    """Numbers m of pixels, increasing, and the l2 distances up to which fewer than m of the top k leave.
+
+    With ``top``, a mask of k values, these are in question whether they are the largest or not.
+    """
+    values = np.asarray(heatmap, dtype=np.float64).ravel()
     n = len(values)
     if not 1 <= k <= n:
         raise ValueError(f"k is {k}; the map has {n} values and k is an integer between 1 and that")
     if steps < 1:
         raise ValueError(f"steps is {steps}; accepted is a number >= 1")
+    if top is None:
+        values = np.sort(values)[::-1]
+        lowest, highest = values[:k][::-1], values[k:]
+    else:
+        inside = np.asarray(top, dtype=bool).ravel()
+        lowest, highest = np.sort(values[inside]), np.sort(values[~inside])[::-1]
     m = np.unique(np.ceil(np.linspace(0, k, min(steps, k) + 1)[1:]).astype(int))
-    inside, outside = np.cumsum(values[:k][::-1]), np.cumsum(values[k:])
+    low, high = np.cumsum(lowest), np.cumsum(highest)
+    gap = (low[m - 1] - high[np.minimum(m, max(n - k, 1)) - 1]) / m if n > k else np.zeros(len(m))
     # More than n - k cannot leave.
-    fits = m <= n - k
-    gap = (inside[m - 1] - outside[np.minimum(m, max(n - k, 1)) - 1]) / m if n > k else np.zeros(len(m))
-    return m.astype(np.float64), np.where(fits, np.maximum(gap, 0) * np.sqrt(m / 2), np.inf)
+    return m.astype(np.float64), np.where(m <= n - k, np.maximum(gap, 0) * np.sqrt(m / 2), np.inf)
 
 
 def intersection_of(leaving: Array, reach: Array, displacement: Array, k: int) -> Array:

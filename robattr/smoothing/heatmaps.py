@@ -43,7 +43,8 @@ class HeatmapCertificate:
     The heatmap I of an attribution is its sum of absolute values over channels, divided so that its sum is 1; a map of
     zeros counts as uniform. The *smoothed heatmap* is the expectation of I(x + noise): a heatmap again, whose mass in a
     region and whose center are expectations too. The top pixels are those of the *smoothed unit map*, the expectation
-    of I / ||I||, whose length is bounded by 1: without a bound near what is seen no number of samples says much.
+    of I / ||I||, whose length is bounded by 1: without a bound near what is seen no number of samples says much. Which
+    pixels are seen on top, ``top``, is said by samples of their own, those that choose.
 
     Bounds are for all perturbations up to an l2 length, epsilon; K numbers of pixels, E epsilons.
 
@@ -52,7 +53,7 @@ class HeatmapCertificate:
         k: [K], numbers of pixels.
         heatmap: [N, H, W] float64; estimate of the smoothed heatmap.
         unit: [N, H, W] float64; estimate of the smoothed unit map.
-        top: bool [N, K, H, W]; the k largest pixels of the heatmap of other samples, those that choose.
+        top: bool [N, K, H, W]; the k largest pixels of the unit map of the samples that choose.
         mass: [N, K]; estimate of the smoothed heatmap's mass in ``top``.
         mass_lower: [N, K, E]; what that mass is at x + delta at least. 0 says nothing.
         region_mass: [N]; estimate of the mass in the region that was given; None without one.
@@ -65,10 +66,10 @@ class HeatmapCertificate:
             nothing is certified: not even that it stays within the map's diagonal.
         center_disc: [N, E]; radius around ``center`` of a disc that holds the center of the smoothed heatmap at
             x + delta.
-        intersection: [N, K, E]; the share of the k largest pixels of ``unit``, the map that is seen, that is at least
-            among the k largest of the smoothed unit map at x + delta. 0 says nothing.
-        intersection_estimates: [N, K, E]; the same where the map at x + delta is an estimate too, from as many samples,
-            for a delta that was chosen without their noise: what a reader sees.
+        intersection: [N, K, E]; the share of ``top`` that is at least among the k largest pixels of the smoothed unit
+            map at x + delta. 0 says nothing.
+        intersection_estimates: [N, K, E]; the same for an estimate at x + delta, from as many samples, for a delta that
+            was chosen without their noise: what a reader sees.
         samples: of each estimate.
         alpha: probability of failure.
         split: what of alpha each statement takes.
@@ -127,9 +128,16 @@ def certify_map(
     ``samples`` certify. The mass has the best of three bounds (:mod:`robattr.smoothing.functionals`): from a lower
     confidence bound on its mean, by betting; from that and an upper one on its standard deviation; from a band around
     its law. The center moves by no more than its largest standard deviation allows, over 32 directions that betting
-    bounds, of which the nearest to the worst one counts, whichever that is; the same for the unit map, with the spread
-    of :func:`certify`. Each statement takes the same share of alpha, so that together they fail with probability at
-    most alpha for an image.
+    bounds, of which the nearest to the worst one counts, whichever that is.
+
+    Of the top pixels m cannot leave, by :func:`certified_intersection`, if the smoothed unit map's mean over the m
+    smallest of them exceeds that over the m largest others by more than its shift can undo. This gap is attained by two
+    sets of pixels that nobody knows, but that are fixed; the estimate's smallest gap is no more than *their* gap in the
+    estimate, a mean of independent numbers with a variance of at most 2 / m times the spread of the unit map. So it
+    exceeds the true gap by no more than the inequality of Bernstein for one number allows, at each of the m.
+
+    Each statement takes the same share of alpha, so that together they fail with probability at most alpha for an
+    image.
 
     The l2 lengths are those of Gaussian certificates. One step of 1/255 in every value of a 224 pixel photograph is an
     l2 length of 1.5: of attacks that may change every value these certificates say little.
@@ -218,12 +226,12 @@ def certify_map(
 
 def map_split(alpha: float, k: Sequence[int], region: bool = False, cosine: bool = False) -> dict[str, float]:
     """What of alpha each statement takes."""
-    names = [f"{kind}/{v}" for v in k for kind in ("mass_mean", "mass_deviation", "mass_law")]
+    names = [f"{kind}/{v}" for v in k for kind in ("mass_mean", "mass_deviation", "mass_law", "gap")]
     if region:
         names += ["region_mean", "region_most", "region_deviation", "region_law", "region_law_most"]
     if cosine:
         names += ["direction_norm", "direction_spread"]
-    names += ["center_spread", "center_estimate", "norm", "spread", "estimate", "estimate_moved"]
+    names += ["center_spread", "center_estimate", "norm", "spread", "estimate_moved"]
     return {name: alpha / len(names) for name in names}
 
 
@@ -287,7 +295,7 @@ def _measured(
     maps(add, samples=choose, seed=seeds[0])
     chosen, pointed = sums / choose, direction / choose
     center = metrics.center_of_mass(chosen[:1].view(1, height, width))[0]
-    order = chosen[0].sort(descending=True, stable=True).indices
+    order = chosen[1].sort(descending=True, stable=True).indices
     top = torch.zeros(len(k), pixels, dtype=torch.bool, device=x.device)
     for row, number in zip(top, k, strict=True):
         row[order[:number]] = True
@@ -356,9 +364,8 @@ def _measured(
     elif len(direction):  # gradients that are zero everywhere have no direction
         names = ("direction_norm_lower", "direction_spread", "direction_spread_upper")
         statistics |= dict(zip(names, map(np.asarray, (0.0, 1.0, 1.0)), strict=True))
-    reach = [tolerances(unit_mean.cpu().numpy(), number, detail)[1] for number in k]
-    for number, distances in zip(k, reach, strict=True):
-        statistics[f"reach/{number}"] = distances
+    for number, seen in zip(k, top.cpu().numpy(), strict=True):
+        statistics[f"reach/{number}"] = tolerances(unit_mean.cpu().numpy(), number, detail, top=seen)[1]
     shape = (height, width)
     return _Measured(
         mean.view(shape).cpu(), unit_mean.view(shape).cpu(), top.view(-1, *shape).cpu(),
@@ -488,17 +495,19 @@ def map_bounds(
     length, lam = statistics["norm_lower"][:, None], statistics["spread_upper"][:, None]
     # Two unit maps without negative values are at most sqrt(2) apart, and so are one and the mean.
     moved = certified_displacement(lam, shift, bound=np.sqrt(2))
-    here = sampling_error(samples, split["estimate"], mean_norm=length, spread=lam)
     there = sampling_error(
         samples, split["estimate_moved"], mean_norm=np.maximum(length - moved, 0), spread=shifted_spread(lam, shift)
     )
-    for name, distance in (("intersection", moved + here), ("intersection_estimates", moved + here + there)):
-        rows = []
-        for number in k:
-            reach = statistics[f"reach/{number}"]
-            leaving = tolerances(np.arange(number), number, reach.shape[-1])[0]
-            rows.append([intersection_of(leaving, r, d, number) for r, d in zip(reach, distance, strict=True)])
-        found[name] = np.moveaxis(np.array(rows), 0, 1)
+    shares: dict[str, list[list[Values]]] = {"intersection": [], "intersection_estimates": []}
+    for number in k:
+        reach = statistics[f"reach/{number}"]
+        leaving = tolerances(np.arange(number), number, reach.shape[-1])[0]
+        # The number of (1_A - 1_B) / sqrt(2 m) is between -1 and 1, over sqrt(2).
+        log = np.log(len(leaving) / split[f"gap/{number}"])
+        here = moved + np.sqrt(2 * log * lam / samples) + np.sqrt(2) * log / (3 * samples)
+        for name, distance in (("intersection", here), ("intersection_estimates", here + there)):
+            shares[name].append([intersection_of(leaving, r, e, number) for r, e in zip(reach, distance, strict=True)])
+    found |= {name: np.moveaxis(np.array(rows), 0, 1) for name, rows in shares.items()}
     return found
 
 
