@@ -233,7 +233,8 @@ def test_a_plan_fits_into_its_minutes(seconds: float, costs: dict[str, Cost]) ->
     assert first.iterations >= 5
     least = costs["gradient"].map + 5 * (costs["gradient"].step or 0)
     assert seconds_of(plan, costs) <= max(0.6 * seconds, least)
-    assert plan.passes * max(cost.bytes for cost in costs.values()) <= 2 * 2**30
+    # Gradients of so many images are in a pass of a method that takes many points, and of the certificates.
+    assert plan.passes * costs["gradient"].bytes <= 2 * 2**30
     for name, each in plan.methods.items():
         assert each.batch * costs[name].bytes <= 2 * 2**30
         if each.attacks:
@@ -700,6 +701,7 @@ def test_the_command_makes_a_page(folder: Path) -> None:
         (("--minutes", "-1"), "minutes: Input should be greater than 0"),
         (("--data", "folder:nowhere"), "there is no such folder"),
         (("--model", "efficientnet"), "efficientnet"),
+        (("--model", "mlp", "--data", "breast-cancer"), "an audit takes pictures"),
     ],
 )
 def test_a_wrong_request_is_one_line(folder: Path, words: tuple[str, ...], said: str) -> None:

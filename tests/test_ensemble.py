@@ -120,6 +120,11 @@ def test_what_leaves_the_ball_or_loses_the_prediction_changes_nothing(images: Te
         assert judged.harm.topk_intersection.tolist() == [1] * 4
         assert judged.harm.center_shift.tolist() == [0] * 4
 
+    unchanged = judge(model, images, images, epsilon=EPSILON, k=K)
+    assert unchanged.inside.all()
+    assert unchanged.kept.all()
+    assert not unchanged.success.any()  # an attack that has failed returns the clean image
+
     class Moody(nn.Module):
         """Another class for every image but the clean ones."""
 
@@ -163,7 +168,7 @@ def judged_of(**values: list[float]) -> Judged:
     perfect = {"topk_intersection": 1.0, "rank_correlation": 1.0, "cosine": 1.0, "center_shift": 0.0}
     harm = Harm(**{name: torch.tensor(values.get(name, [perfect[name]] * n)) for name in MEASURES})
     yes = torch.ones(n, dtype=torch.bool)
-    return Judged(torch.rand(n, 1, 2, 2), yes, yes, harm)
+    return Judged(torch.rand(n, 1, 2, 2), yes, yes, yes, harm)
 
 
 def test_the_worst_by_hand() -> None:
@@ -234,3 +239,12 @@ def test_refusals(images: Tensor, options: dict[str, Any], said: str) -> None:
         judge(smooth_lenet(), images, images, **{"epsilon": EPSILON, "k": K, **options})
     with pytest.raises(ValueError, match="found has shape"):
         judge(smooth_lenet(), images, images[:1], epsilon=EPSILON, k=K)
+
+
+def test_rows_of_a_table_go_through() -> None:
+    """Too low for a frame to be drawn: every other attack takes part."""
+    rows = torch.rand(3, 1, 1, 30, generator=torch.Generator().manual_seed(0))
+    model = models.build("mlp", activation="softplus", input_size=(1, 1, 30), num_classes=2, seed=0)
+    found = attacks.ensemble(model, rows, k=5, restarts=1, draws=3, **OPTIONS)
+    assert found.names == ("top-k", "mass-center", "targeted", "random-sign")
+    assert ((found.images.double() - rows.double()).abs() <= EPSILON).all()

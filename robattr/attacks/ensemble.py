@@ -52,18 +52,20 @@ class Judged:
         images: [N, C, H, W]; the changed image where it counts, the clean one where it does not.
         inside: bool [N]; whether the change stays in the ball and in [0, 1].
         kept: bool [N]; whether the class predicted for the clean image still is.
+        changed: bool [N]; whether anything was: an attack that has failed returns the clean image.
         harm: to the maps; none, like that of an unchanged image, where the change does not count.
     """
 
     images: Tensor
     inside: Tensor
     kept: Tensor
+    changed: Tensor
     harm: Harm
 
     @property
     def success(self) -> Tensor:
-        """bool [N]; whether the change counts: it stays in the ball and keeps the prediction."""
-        return self.inside & self.kept
+        """bool [N]; whether the change counts: there is one, it stays in the ball and keeps the prediction."""
+        return self.inside & self.kept & self.changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +144,7 @@ def judge(
             prediction = model(clean).argmax(1)
             kept = model(changed).argmax(1) == prediction
         y = prediction if classes is None else classes[rows]
+        differs = (changed != clean).flatten(1).any(1)
         counts = (inside & kept)[:, None, None, None]
         changed = torch.where(counts, changed, clean)
         before = heatmap(attribution(model, clean, y)).detach() if reference is None else reference[rows].to(clean)
@@ -153,6 +156,7 @@ def judge(
                 images=changed,
                 inside=inside,
                 kept=kept,
+                changed=differs,
                 harm=Harm(
                     topk_intersection=metrics.topk_intersection(before, after, k),
                     rank_correlation=metrics.spearman(before, after),

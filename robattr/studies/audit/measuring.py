@@ -34,7 +34,7 @@ from robattr.studies.audit.pieces import (
     transferred,
     under_noise,
 )
-from robattr.studies.audit.planning import MAIN, Clock, Cost, OutOfTime, Plan, make_plan, top_pixels
+from robattr.studies.audit.planning import MAIN, Clock, Cost, OutOfTime, Plan, make_plan, sanity_extra, top_pixels
 from robattr.studies.audit.recording import record
 from robattr.studies.audit.results import Audit, Audited
 from robattr.studies.runs import code_digest, state_digest
@@ -53,6 +53,7 @@ class _Task:
     words: str
     seconds: float
     run: Callable[[], tuple[dict[str, Any], dict[str, Tensor]]]
+    extra: bool = False  # beyond the plan
 
 
 def audit(
@@ -70,7 +71,8 @@ def audit(
     """Audit the maps of a network: how far attacks turn them, what noise does, whether they are about the network.
 
     Images that are classified right are explained; where none is, the predictions are, as they are. The minutes are
-    those of this call. What they did not suffice for is not there, and the description says so. Where the same audit
+    those of this call. What they did not suffice for is not there, and the description says so; what they leave when
+    all is done that was planned goes into further restarts. Where the same audit
     was begun in the folder, it goes on; ``KeyboardInterrupt`` ends it with what there is.
 
     Args:
@@ -148,18 +150,18 @@ class _Run(State):
             assert self.bench is not None
             tasks = list(self._tasks(self.bench))
             open_ = [task for task in tasks if self.parts.get(task.name) is None]
-            planned, done = sum(task.seconds for task in open_), 0.0
+            planned, done = sum(task.seconds for task in open_ if not task.extra), 0.0
             began, slower = clock.now(), 1.0
             for task in open_:
                 if clock.left() < 0.5 * slower * task.seconds:
-                    stopped = "time"
+                    stopped = stopped if task.extra else "time"
                     continue  # a shorter one may still fit
-                self.say(f"{_minutes(clock.left())} left, {done / max(planned, 1e-9):.0%} done: {task.words}")
+                self.say(f"{_minutes(clock.left())} left, {min(done / max(planned, 1e-9), 1):.0%} done: {task.words}")
                 try:
                     with _watched(self.model, clock):
                         self.parts.put(task.name, *task.run())
                 except OutOfTime:
-                    stopped = "time"
+                    stopped = stopped if task.extra else "time"
                     break
                 except ValueError as error:
                     self.parts.put(task.name, {"refused": " ".join(str(error).split())})
@@ -278,12 +280,12 @@ class _Run(State):
         for attack in MAIN[1:]:
             for name in own:
                 if attack not in bench.plan.methods[name].attacks:
-                    yield from self._attack(bench, name, attack)
+                    yield from self._attack(bench, name, attack, extra=True)
         for number in range(2, _MOST_STARTS + 1):
             for name in own:
                 if number > bench.plan.methods[name].restarts:
                     for kind in ("top-k", "mass-center"):
-                        yield from self._attack(bench, name, f"{kind}-{number}")
+                        yield from self._attack(bench, name, f"{kind}-{number}", extra=True)
 
     def _noise(self, bench: Bench, name: str) -> Iterator[_Task]:
         """Clean maps, and how far those of images with random noise are from them."""
@@ -296,7 +298,7 @@ class _Run(State):
                 partial(under_noise, bench, name, rows),
             )
 
-    def _attack(self, bench: Bench, name: str, attack: str) -> Iterator[_Task]:
+    def _attack(self, bench: Bench, name: str, attack: str, extra: bool = False) -> Iterator[_Task]:
         planned = bench.plan.methods[name]
         cost = self.costs[name]
         assert cost.step is not None
@@ -307,6 +309,7 @@ class _Run(State):
                 f"{attack} against {name}",
                 len(bench.x[rows]) * each,
                 partial(attacked, bench, name, attack, rows, i),
+                extra,
             )
 
     def _transfers(self, bench: Bench, name: str, own: Sequence[str]) -> Iterator[_Task]:
@@ -323,7 +326,8 @@ class _Run(State):
                     )
 
     def _sanity(self, bench: Bench, name: str) -> _Task:
-        each = self.costs[name].map * (bench.plan.stages + 12)
+        cheapest = min(cost.map for cost in self.costs.values() if cost.refused is None)
+        each = self.costs[name].map * (bench.plan.stages + 2) + sanity_extra(cheapest)
         return _Task(
             f"sanity/{name}",
             f"is {name} about the network?",
@@ -332,7 +336,7 @@ class _Run(State):
         )
 
     def _floors(self, bench: Bench, images: Iterable[int]) -> Iterator[_Task]:
-        first = next((cost.map for cost in self.costs.values() if cost.refused is None), 0.0)
+        first = min((cost.map for cost in self.costs.values() if cost.refused is None), default=0.0)
         for i in images:
             if i < len(bench.x):
                 yield _Task(

@@ -120,7 +120,7 @@ def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor) ->
 
 
 def _to_part(judged: Judged) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    values = {"success": judged.success.double().tolist(), "kept": judged.kept.double().tolist()}
+    values = {"success": judged.success.double().tolist()}
     values |= {measure: getattr(judged.harm, measure).double().tolist() for measure in MEASURES}
     # Whole levels: 8 bits hold them as they are.
     return values, {"images": (judged.images * LEVELS).round().to(torch.uint8)}
@@ -133,6 +133,7 @@ def _from_part(part: Part, device: torch.device) -> Judged:
         images=_of_levels(tensors["images"]).to(device),
         inside=success,
         kept=success,
+        changed=success,
         harm=Harm(**{measure: torch.tensor(values[measure], dtype=torch.float64) for measure in MEASURES}),
     )
 
@@ -181,6 +182,7 @@ def transferred(
         images=torch.stack([each.images[i] for i, each in enumerate(of)]),
         inside=torch.stack([each.inside[i] for i, each in enumerate(of)]),
         kept=torch.stack([each.kept[i] for i, each in enumerate(of)]),
+        changed=torch.stack([each.changed[i] for i, each in enumerate(of)]),
         harm=Harm(**{m: torch.stack([getattr(e.harm, m)[i] for i, e in enumerate(of)]) for m in MEASURES}),
     )
     return _to_part(first)
@@ -220,13 +222,15 @@ def joined(bench: Bench, prefix: str, name: str) -> Judged | None:
         images=torch.cat([each.images for each in found]),
         inside=torch.cat([each.inside for each in found]),
         kept=torch.cat([each.kept for each in found]),
+        changed=torch.cat([each.changed for each in found]),
         harm=Harm(**{m: torch.cat([getattr(each.harm, m) for each in found]) for m in MEASURES}),
     )
 
 
 def rows_of(judged: Judged, start: int, stop: int) -> Judged:
     harm = Harm(**{m: getattr(judged.harm, m)[start:stop] for m in MEASURES})
-    return Judged(judged.images[start:stop], judged.inside[start:stop], judged.kept[start:stop], harm)
+    rows = slice(start, stop)
+    return Judged(judged.images[rows], judged.inside[rows], judged.kept[rows], judged.changed[rows], harm)
 
 
 def sane(bench: Bench, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

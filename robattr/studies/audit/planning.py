@@ -133,7 +133,8 @@ def make_plan(
         assert first.step is not None
         least = first.map + _LEAST_STEPS * first.step
         n = min(images, max(1, int(share["attacks"] / len(attacked) / least)))
-    passes = max(1, int(memory / max((cost.bytes for cost in fine.values()), default=1) if fine else 1))
+    # Where a method takes many points, its bytes are of several images: the least is of one.
+    passes = max(1, int(memory / max(1, min((cost.bytes for cost in fine.values() if cost.bytes), default=memory))))
 
     left, methods = share["attacks"], {}
     # The cheap ones first: what they do not need is the others'.
@@ -151,11 +152,11 @@ def make_plan(
         for name, cost in fine.items()
     }
     draws = _between(1, share["noise"] / max(n * maps, 1e-9), _MOST_DRAWS)
-    of_one = maps * (_MOST_STAGES + 12)
+    gradient = min((cost.map for cost in fine.values()), default=0.0)
+    of_one = maps * (_MOST_STAGES + 2) + sanity_extra(gradient) * len(fine)
     stages = _MOST_STAGES if share["sanity"] >= of_one else 4
     checked = _between(1, share["sanity"] / max(of_one, 1e-9), min(n, _MOST_SANITY))
-    # A sample of the smoothed gradient costs about what its map does.
-    gradient = next(iter(fine.values())).map if fine else 0.0
+    # A sample of the smoothed gradient costs about what the cheapest map does.
     each = gradient * (_SAMPLES + _CHOOSE)
     certified = _between(1, share["certificate"] / max(each, 1e-9), n)
     samples = _between(_LEAST_SAMPLES, share["certificate"] / max(gradient, 1e-9) * 6 / 7, _SAMPLES)
@@ -170,6 +171,11 @@ def make_plan(
         choose=max(20, samples // 6),
         methods=planned,
     )
+
+
+def sanity_extra(cheapest: float) -> float:
+    """Seconds of the insertion scores of one image and method: thirty passes without a derivative."""
+    return 12 * cheapest
 
 
 def _method_plan(cost: Cost, seconds: float, n: int, epsilon: float, needed: bool) -> tuple[MethodPlan, float]:
