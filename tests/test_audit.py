@@ -701,7 +701,6 @@ def test_the_command_makes_a_page(folder: Path) -> None:
         (("--minutes", "-1"), "minutes: Input should be greater than 0"),
         (("--data", "folder:nowhere"), "there is no such folder"),
         (("--model", "efficientnet"), "efficientnet"),
-        (("--model", "mlp", "--data", "breast-cancer"), "an audit takes pictures"),
     ],
 )
 def test_a_wrong_request_is_one_line(folder: Path, words: tuple[str, ...], said: str) -> None:
@@ -710,6 +709,14 @@ def test_a_wrong_request_is_one_line(folder: Path, words: tuple[str, ...], said:
     assert result.stderr.count("\n") == 1
     assert said in result.stderr
     assert not (folder / "report").exists()
+
+
+def test_a_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    words = ["audit", "--model", "mlp", "--data", "breast-cancer", "-o", str(tmp_path / "report")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert "an audit takes pictures" in result.stderr
 
 
 def test_a_folder_without_a_picture_that_can_be_read_is_refused(folder: Path) -> None:
