@@ -9,7 +9,9 @@ its input and linear in its weight: with the three maps
 
 each one's derivatives are the other two, to any order. Softplus gives its slope as a second output: the backward pass
 is then a product with what was kept, and the double backward pass needs no exponential. Max-pooling picks pixels:
-scattering and picking are each other's derivative, and neither changes the layout of memory.
+scattering and picking are each other's derivative, and neither changes the layout of memory. PyTorch's batch
+normalization has no third derivative, which the gradient of a Hessian's norm needs: on request it is made of operations
+that have all of them.
 
 The fused kernels of attention have a first derivative only; PyTorch's own composition of matrix products and a softmax
 computes the same and has all. The derivative of a hard sigmoid is a constant almost everywhere, and is given as one.
@@ -42,10 +44,12 @@ class SecondOrder(TorchFunctionMode):
     Args:
         training: backward passes outside of :meth:`inputs_only` are for parameters: a convolution of the image itself
             then forms no gradient for it.
+        third: there will be third derivatives: ``batch_norm`` is this module's as well. It takes more memory.
     """
 
-    def __init__(self, training: bool = False) -> None:
+    def __init__(self, training: bool = False, *, third: bool = False) -> None:
         super().__init__()
+        self._third = third
         self._switch = _Switch(training)
 
     @contextmanager
@@ -89,6 +93,8 @@ class SecondOrder(TorchFunctionMode):
         if func in _RECURRENT:
             with torch.backends.cudnn.flags(enabled=False):
                 return func(*args, **kwargs)
+        if func is F.batch_norm and self._third:
+            return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -401,3 +407,45 @@ class _HardSigmoid(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return torch.where(x.detach().abs() < 3, grad / 6, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Batch normalization
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not input.requires_grad:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    def over_channels(values: Tensor) -> Tensor:
+        return values.view(1, -1, *[1] * (input.ndim - 2))
+
+    # As PyTorch's: statistics of half-precision values are formed in float32.
+    x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+    if training or running_mean is None or running_var is None:
+        every = [dim for dim in range(x.ndim) if dim != 1]
+        if (n := x.numel() // x.shape[1]) == 1:
+            raise ValueError(
+                f"input is {list(x.shape)}; batch normalization in training takes several values a channel"
+            )
+        mean = x.mean(every)
+        centered = x - over_channels(mean)
+        variance = centered.square().mean(every)
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_var.lerp_(variance.to(running_var.dtype) * (n / (n - 1)), momentum)
+    else:
+        centered, variance = x - over_channels(running_mean), running_var
+    scale = (variance + eps).rsqrt()
+    out = centered * over_channels(scale if weight is None else scale * weight)
+    return (out if bias is None else out + over_channels(bias)).to(input.dtype)

@@ -180,6 +180,8 @@ def _name_code(code: tuple[Path, ...]) -> None:
 @click.option("--devices", default=1, help="How many of them.")
 @click.option("--strategy", default="auto", help="ddp for several devices.")
 @click.option("--code", type=click.Path(path_type=Path), multiple=True, help=_CODE_HELP)
+@click.option("--workers", type=click.IntRange(1), help="Threads that decode images; by default one a core.")
+@click.option("--skip-corrupt", "skip", is_flag=True, help="Go on without training images that cannot be read.")
 @_refusals
 def reference(
     grid: Path,
@@ -190,6 +192,8 @@ def reference(
     devices: int,
     strategy: str,
     code: tuple[Path, ...],
+    workers: int | None,
+    skip: bool,
 ) -> None:
     """List the runs of GRID (a YAML file), or make the one called RUN and write its record."""
     from robattr.studies import grids
@@ -207,7 +211,9 @@ def reference(
         return
     path = output or folder / f"{run}.json"
     _name_code(code)
-    compute = Compute(accelerator=accelerator, devices=devices, strategy=strategy)
+    compute = Compute(
+        accelerator=accelerator, devices=devices, strategy=strategy, workers=workers, corrupt="skip" if skip else "stop"
+    )
     try:
         if grids.run_record(loaded, run, path, root=root, compute=compute) is None:
             return

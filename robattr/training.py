@@ -1,7 +1,8 @@
 """Train a classifier by an objective of :mod:`robattr.regularizers`: one loop for a CPU, a GPU or several of them.
 
-Lightning Fabric places the objective and sums its gradients; the loop is here. The whole data set lies on the device,
-and crops and flips are one gather a batch. Every random number of a step comes from the seed and the step's own number,
+Lightning Fabric places the objective and sums its gradients; the loop is here. A data set in memory lies whole on the
+device, and crops and flips are one gather a batch; of one that stays in its files (:class:`robattr.data.ImageStream`)
+threads decode a few batches ahead. Every random number of a step comes from the seed and the step's own number,
 so a run that was stopped goes on to exactly the numbers that it would have had, and several processes together use the
 draws that one would use. The test set is not seen here: weights are selected on a validation set.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from tqdm import tqdm
 from robattr import metrics
 from robattr._files import write_text
 from robattr.attributions import gradient
-from robattr.data import ImageSet
+from robattr.data import Corrupt, ImageSet, ImageStream
 from robattr.regularizers import Losses, Objective, uniform
 
 __all__ = [
@@ -64,7 +66,10 @@ class Schedule(BaseModel):
     warmup: float = Field(0.25, gt=0, lt=1, description="one-cycle: the share of all steps in which the rate rises")
     batch_size: int = Field(128, ge=1)
     clip: float | None = Field(0.5, gt=0, description="largest norm of the gradient")
-    augment: bool = Field(True, description="random crop (4 pixels of padding) and horizontal flip")
+    augment: bool = Field(
+        True,
+        description="random crop (4 pixels of padding) and horizontal flip; a set that stays in its files has its own",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Schedule:
@@ -91,10 +96,12 @@ class Schedule(BaseModel):
 
 @dataclass(frozen=True)
 class Compute:
-    """Where to train; what Lightning Fabric takes.
+    """Where to train: what Lightning Fabric takes; and how images are read that stay in their files.
 
     ``precision`` is ``32-true`` or ``bf16-mixed``. In the latter only the network's passes are in bfloat16: losses,
-    attribution distances and weights stay in float32.
+    attribution distances and weights stay in float32. ``workers`` threads of each process decode; None is one a core.
+    ``corrupt`` says what an image does that cannot be read: ``stop`` ends the training and names it; ``skip`` names and
+    counts it, and another one takes its place, see :meth:`robattr.data.ImageStream.batches`.
     """
 
     accelerator: str = "auto"
@@ -102,6 +109,8 @@ class Compute:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    workers: int | None = None
+    corrupt: Corrupt = "stop"
 
 
 @dataclass(frozen=True)
@@ -155,8 +164,8 @@ class TrainingResult:
 
 def train(
     objective: Objective,
-    images: ImageSet,
-    validation: ImageSet,
+    images: ImageSet | ImageStream,
+    validation: ImageSet | ImageStream,
     schedule: Schedule,
     *,
     seed: int = 0,
@@ -173,7 +182,8 @@ def train(
 
     Args:
         objective: holds the model, whose parameters are changed.
-        images: training set. A last batch that is not full is left out; each epoch has another order.
+        images: training set. A last batch that is not full is left out; each epoch has another order. Of one that
+            stays in its files a few batches are in memory at a time, however many images it has.
         validation: held out of the training set; decides which epoch's weights are returned as ``weights``.
         schedule: optimizer, rates, epochs.
         seed: of order, crops and noise; the model's own initial weights are the caller's.
@@ -185,16 +195,24 @@ def train(
 
     Raises:
         ValueError: schedule or folder do not fit the data or the processes; before the first step.
+        DataError: an image cannot be read, and ``compute`` does not say to go on.
         TrainingError: a loss that is not finite; step, epoch and objective are named.
     """
-    fabric = _fabric(compute or Compute())
+    compute = compute or Compute()
+    fabric = _fabric(compute)
     batch = min(schedule.batch_size, len(images))
     if batch % fabric.world_size:
         raise ValueError(f"batch_size is {batch}; accepted is a multiple of the {fabric.world_size} processes")
     run = _Run(
-        Job(objective, images, validation, schedule, seed=seed, measure_every=measure_every), fabric, _Placed(fabric)
+        Job(objective, images, validation, schedule, seed=seed, measure_every=measure_every),
+        fabric,
+        _Placed(fabric),
+        _Reading.of(compute),
     )
-    keeper = _Keeper(None if folder is None else Path(folder), fabric, objective, run.optimizer, checkpoint_seconds)
+    unreadable = [each.unreadable for each in (images, validation) if isinstance(each, ImageStream)]
+    keeper = _Keeper(
+        None if folder is None else Path(folder), fabric, objective, run.optimizer, checkpoint_seconds, unreadable
+    )
     run.state = state = keeper.resume(schedule, seed, len(images))
     check = 1 if fabric.device.type == "cpu" else 20
     bar = tqdm(
@@ -205,7 +223,8 @@ def train(
         disable=None if progress and fabric.is_global_zero else True,
     )
     began = time.monotonic()
-    with bar:
+    with bar, ExitStack() as ending:
+        ending.callback(run.stop_reading)
         for epoch in range(state.step // run.steps, schedule.epochs):
             run.begin(epoch)
             for place in range(state.step % run.steps, run.steps):
@@ -228,8 +247,8 @@ class Job:
     """What :func:`train` is told of one training; see there."""
 
     objective: Objective
-    images: ImageSet
-    validation: ImageSet
+    images: ImageSet | ImageStream
+    validation: ImageSet | ImageStream
     schedule: Schedule
     seed: int = 0
     measure_every: int = 1
@@ -247,7 +266,8 @@ def train_together(
 
     For networks whose steps are too small for a GPU. There the step of each is captured once as a CUDA graph, on a
     stream of its own; one loop launches the next step of each in turn, and what they leave free of the GPU the others
-    use. Of ``train`` there are no checkpoints here. A training that fails leaves the others alone.
+    use. A set that stays in its files cannot lie where a graph reads it: its steps are launched one by one. There are
+    no checkpoints here, as ``train`` has them. A training that fails leaves the others alone.
 
     Args:
         jobs: what to train.
@@ -259,7 +279,8 @@ def train_together(
     Returns:
         What came of each job: its result; or the error that ended it, a :class:`TrainingError` where the time was over.
     """
-    fabric = _fabric(compute or Compute())
+    compute = compute or Compute()
+    fabric = _fabric(compute)
     if fabric.world_size != 1:
         raise ValueError(f"devices is {fabric.world_size}; trainings together share one")
     placed, began = _Placed(fabric), time.monotonic()
@@ -273,41 +294,51 @@ def train_together(
                 return what()
         except Exception as error:  # of whatever kind: the others go on
             found[number] = error
-            runs.pop(number, None)
+            if (failed := runs.pop(number, None)) is not None:
+                failed.stop_reading()
             say(f"training {number} failed: {type(error).__name__}: {error}")
             return None
 
     for number, job in enumerate(jobs):
-        run = attempt(number, partial(_Run, job, fabric, placed, capture=fabric.device.type == "cuda"))
+        capture = fabric.device.type == "cuda" and isinstance(job.images, ImageSet)
+        run = attempt(number, partial(_Run, job, fabric, placed, _Reading.of(compute), capture=capture))
         if run is not None:
             runs[number] = run
             attempt(number, run.capture)
-    say(f"{len(runs)} trainings ready after {time.monotonic() - began:.1f} s")
-    while runs:
-        turn = [number for number in runs if attempt(number, runs[number].begin_next) is not None]
-        for place in range(max((runs[number].steps for number in turn), default=0)):
+    try:
+        say(f"{len(runs)} trainings ready after {time.monotonic() - began:.1f} s")
+        while runs:
+            turn = [number for number in runs if attempt(number, runs[number].begin_next) is not None]
+            for place in range(max((runs[number].steps for number in turn), default=0)):
+                for number in turn:
+                    if number in runs and place < runs[number].steps:
+                        attempt(number, partial(runs[number].step, place))
             for number in turn:
-                if number in runs and place < runs[number].steps:
-                    attempt(number, partial(runs[number].step, place))
-        for number in turn:
-            run = runs.get(number)
-            if run is None or attempt(number, run.close) is None or len(run.state.history) < run.job.schedule.epochs:
-                continue
-            result = attempt(number, partial(run.result, time.monotonic() - began))
-            if result is not None:
-                found[number] = result
-                del runs[number]
-                attempt(number, partial(done, number, result))
-        if turn and (lines := [f"{n}: {_line(runs[n].state.history[-1])}" for n in turn if n in runs]):
-            say(f"{time.monotonic() - began:.1f} s; " + "; ".join(lines))
-        if stop():
-            for number in list(runs):
-                after = len(runs[number].state.history)
-                found[number] = TrainingError(
-                    f"the time was over after epoch {after} of {runs[number].job.schedule.epochs}; give it more, or "
-                    "train fewer at once"
-                )
-                runs.pop(number)
+                run = runs.get(number)
+                if (
+                    run is None
+                    or attempt(number, run.close) is None
+                    or len(run.state.history) < run.job.schedule.epochs
+                ):
+                    continue
+                result = attempt(number, partial(run.result, time.monotonic() - began))
+                if result is not None:
+                    found[number] = result
+                    del runs[number]
+                    attempt(number, partial(done, number, result))
+            if turn and (lines := [f"{n}: {_line(runs[n].state.history[-1])}" for n in turn if n in runs]):
+                say(f"{time.monotonic() - began:.1f} s; " + "; ".join(lines))
+            if stop():
+                for number in list(runs):
+                    after = len(runs[number].state.history)
+                    found[number] = TrainingError(
+                        f"the time was over after epoch {after} of {runs[number].job.schedule.epochs}; give it more, "
+                        "or train fewer at once"
+                    )
+                    runs.pop(number)
+    finally:
+        for run in runs.values():
+            run.stop_reading()
     assert all(each is not None for each in found)
     return [each for each in found if each is not None]
 
@@ -398,7 +429,8 @@ class _Plan:
         n = len(job.images)
         order = torch.randperm(n, generator=_generator("cpu", job.seed, "order", epoch))
         rows = order[: steps * batch].view(steps, batch)
-        if not job.schedule.augment:
+        # A set that stays in its files has random numbers of its own.
+        if not job.schedule.augment or isinstance(job.images, ImageStream):
             return cls(rows, None)
         drawn = [
             _Shifts.draw(batch, _generator("cpu", job.seed, "crop", step))
@@ -477,25 +509,40 @@ class _Placed:
     def __init__(self, fabric: Any) -> None:
         self._device = fabric.device
         self._sets: dict[int, tuple[ImageSet, ImageSet]] = {}
-        self._plans: dict[tuple[int, bool, int, int, int], tuple[int, _Plan]] = {}
+        self._plans: dict[tuple[int, bool, bool, int, int, int], tuple[int, _Plan]] = {}
 
-    def images(self, images: ImageSet) -> ImageSet:
+    def images(self, images: ImageSet | ImageStream) -> ImageSet | ImageStream:
+        if isinstance(images, ImageStream):
+            return images
         if id(images) not in self._sets:
             self._sets[id(images)] = images, images.to(self._device)
         return self._sets[id(images)][1]
 
     def plan(self, job: Job, epoch: int, steps: int, batch: int) -> _Plan:
-        key = (job.seed, job.schedule.augment, len(job.images), steps, batch)
+        streamed = isinstance(job.images, ImageStream)
+        key = (job.seed, job.schedule.augment, streamed, len(job.images), steps, batch)
         if key not in self._plans or self._plans[key][0] != epoch:
             self._plans[key] = epoch, _Plan.draw(job, epoch, steps, batch)
         return self._plans[key][1]
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How images are read that stay in their files."""
+
+    workers: int
+    corrupt: Corrupt
+
+    @classmethod
+    def of(cls, compute: Compute) -> _Reading:
+        return cls(compute.workers or os.cpu_count() or 1, compute.corrupt)
+
+
 class _Run:
     """A training on a device: what :func:`train` and :func:`train_together` both do."""
 
-    def __init__(self, job: Job, fabric: Any, placed: _Placed, *, capture: bool = False) -> None:
-        self.job, self.fabric = job, fabric
+    def __init__(self, job: Job, fabric: Any, placed: _Placed, reading: _Reading, *, capture: bool = False) -> None:
+        self.job, self.fabric, self._reading = job, fabric, reading
         objective, schedule = job.objective, job.schedule
         self.batch = min(schedule.batch_size, len(job.images))
         self.steps = len(job.images) // self.batch
@@ -514,13 +561,23 @@ class _Run:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rates: list[float] = []
         self._plan = _Plan(torch.empty(0), None)
+        self._decoded: Generator[tuple[Tensor, Tensor], None, None] | None = None
         self._started = time.monotonic()
 
     def begin(self, epoch: int) -> None:
         self._started = time.monotonic()
         self._rates = self.job.schedule.rates(epoch, self.steps)
         plan = self._placed.plan(self.job, epoch, self.steps, self.batch)
-        if self._graph is None:
+        if isinstance(self._images, ImageStream):
+            self._decoded = self._images.batches(
+                plan.rows[self.state.step % self.steps :, self._mine],  # where a stopped run was
+                crops=(self.job.seed, epoch) if self.job.schedule.augment else None,
+                workers=self._reading.workers,
+                corrupt=self._reading.corrupt,
+                full=True,
+                device=self.fabric.device,
+            )
+        elif self._graph is None:
             self._plan = plan.each(lambda t: t.to(self.fabric.device))
         else:
             for mine, drawn in zip(self._plan.tensors(), plan.tensors(), strict=True):
@@ -528,6 +585,11 @@ class _Run:
             self._every_rate.copy_(torch.tensor(self._rates))
             self._place.zero_()
         self.job.objective.train()
+
+    def stop_reading(self) -> None:
+        """End the threads that decode; the traceback of an error would keep them."""
+        if self._decoded is not None:
+            self._decoded.close()
 
     def begin_next(self) -> bool:
         self.begin(len(self.state.history))
@@ -547,22 +609,30 @@ class _Run:
         self.state.step += 1
 
     def _draw(self, generator: torch.Generator) -> Tensor | None:
-        shape = (self.batch, *self._images.images.shape[1:])
-        return self.job.objective.draw(shape, generator, self.fabric.device)
+        images = self._images
+        shape = images.shape if isinstance(images, ImageStream) else images.images.shape[1:]
+        return self.job.objective.draw((self.batch, *shape), generator, self.fabric.device)
 
     def _descend(self, place: int | Tensor, noise: Tensor | None) -> None:
         """Nothing here waits for the device, so that all of it can be captured."""
-        rows = _at(self._plan.rows, place)[self._mine]
-        x = self._images.images[rows]
-        if self._plan.shifts is not None:
-            x = self._plan.shifts.each(lambda t: _at(t, place)[self._mine]).apply(x)
-        losses: Losses = self._wrapped(x, self._images.labels[rows], noise)
+        x, y = self._batch_at(place)
+        losses: Losses = self._wrapped(x, y, noise)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(losses.total)
         if (clip := self.job.schedule.clip) is not None:
             self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.state.add(losses)
+
+    def _batch_at(self, place: int | Tensor) -> tuple[Tensor, Tensor]:
+        if self._decoded is not None:
+            return next(self._decoded)
+        assert isinstance(self._images, ImageSet)
+        rows = _at(self._plan.rows, place)[self._mine]
+        x = self._images.images[rows]
+        if self._plan.shifts is not None:
+            x = self._plan.shifts.each(lambda t: _at(t, place)[self._mine]).apply(x)
+        return x, self._images.labels[rows]
 
     def on_its_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
@@ -628,17 +698,18 @@ class _Run:
     def close(self) -> Epoch:
         """Enter an epoch into the history; remember the weights, where they are the best ones."""
         self.refuse_nonfinite()
+        self.stop_reading()
         state, schedule, model = self.state, self.job.schedule, self.job.objective.model
         epoch = len(state.history) + 1
         measured = epoch == schedule.epochs or epoch % self.job.measure_every == 0
-        loss, accuracy = _validate(model, self._held)
+        loss, accuracy = _validate(model, self._held, self._reading)
         last = Epoch(
             epoch=epoch,
             learning_rate=self._rates[-1],
             **state.means(self.fabric, self.batch, self.steps),
             validation_loss=loss,
             validation_accuracy=accuracy,
-            alignment=_alignment(model, self._held) if measured else None,
+            alignment=_alignment(model, self._held, self._reading) if measured else None,
             seconds=round(time.monotonic() - self._started, 3),
         )
         state.history.append(last)
@@ -660,8 +731,17 @@ class _Run:
 class _Keeper:
     """Writes and reads what a run needs to go on."""
 
-    def __init__(self, folder: Path | None, fabric: Any, objective: Objective, optimizer: Any, every: float) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        fabric: Any,
+        objective: Objective,
+        optimizer: Any,
+        every: float,
+        unreadable: Sequence[dict[str, str]],
+    ) -> None:
         self.folder, self.fabric, self.objective, self.optimizer = folder, fabric, objective, optimizer
+        self._unreadable = unreadable
         self.every, self._last = every, time.monotonic()
         if folder is not None and fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -686,6 +766,7 @@ class _Keeper:
                 "sums": sums,
                 "history": [asdict(epoch) for epoch in state.history],
                 "best": (state.best, state.best_accuracy, state.best_weights),
+                "unreadable": [dict(each) for each in self._unreadable],
                 "seconds": state.seconds + time.monotonic() - began,
             }
             temporary = self.folder / f".checkpoint.{id(self)}"
@@ -721,6 +802,8 @@ class _Keeper:
         state.sums = {name: value[rank].to(device) for name, value in found["sums"].items()}
         state.history = [Epoch(**epoch) for epoch in found["history"]]
         state.best, state.best_accuracy, state.best_weights = found["best"]
+        for mine, known in zip(self._unreadable, found.get("unreadable", []), strict=False):
+            mine.update(known)
         state.seconds = found["seconds"]
         return state
 
@@ -759,26 +842,45 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 # What is seen of a run
 
 
-def _batches(n: int, size: int = 500) -> Iterator[slice]:
-    return (slice(i, i + size) for i in range(0, n, size))
+def _parts(
+    model: nn.Module, held: ImageSet | ImageStream, reading: _Reading, *, size: int, images: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first images and their labels in parts, on the model's device; photographs in smaller ones."""
+    n = len(held) if images is None else min(images, len(held))
+    if isinstance(held, ImageSet):
+        yield from zip(torch.split(held.images[:n], size), torch.split(held.labels[:n], size), strict=True)
+        return
+    rows = torch.split(torch.arange(n), 64)
+    device = next(model.parameters()).device
+    # What cannot be read is left out here; in its place another image would count twice.
+    for x, y in held.batches(rows, workers=reading.workers, corrupt=reading.corrupt, device=device):
+        if len(y):
+            yield x, y
 
 
-def _validate(model: nn.Module, held: ImageSet) -> tuple[float, float]:
+def _validate(model: nn.Module, held: ImageSet | ImageStream, reading: _Reading) -> tuple[float, float]:
     """Cross-entropy and accuracy; one wait for the device."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=held.images.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
+    n = 0
     with torch.no_grad():
-        for rows in _batches(len(held)):
-            logits, labels = model(held.images[rows]), held.labels[rows]
+        for x, labels in _parts(model, held, reading, size=500):
+            logits = model(x)
             sums[0] += F.cross_entropy(logits, labels, reduction="sum")
             sums[1] += (logits.argmax(1) == labels).sum()
-    loss, accuracy = (sums / len(held)).tolist()
+            n += len(labels)
+    if not n:
+        raise TrainingError(f"none of the {len(held)} validation images of {held.name} can be read; look at its files")
+    loss, accuracy = (sums / n).tolist()
     return loss, accuracy
 
 
-def _alignment(model: nn.Module, held: ImageSet, images: int = 256) -> float:
+def _alignment(model: nn.Module, held: ImageSet | ImageStream, reading: _Reading, images: int = 256) -> float:
     model.eval()
-    x, y = held.images[:images], held.labels[:images]
-    noise = uniform(x.shape, torch.Generator().manual_seed(0), torch.device("cpu")).to(x.device)
-    near = torch.add(x, noise, alpha=8 / 255)
-    return float(metrics.cosine(gradient(model, x, y), gradient(model, near, y)).mean())
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for x, y in _parts(model, held, reading, size=images, images=images):
+        noise = uniform(x.shape, generator, torch.device("cpu")).to(x.device)
+        near = torch.add(x, noise, alpha=8 / 255)
+        found.append(metrics.cosine(gradient(model, x, y), gradient(model, near, y)))
+    return float(torch.cat(found).mean())

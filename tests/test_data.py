@@ -38,7 +38,15 @@ from robattr.data import (
     sources,
 )
 
-NAMES = ["imagenet-samples", "cifar10-samples", "digits", "breast-cancer", "cifar10"]
+NAMES = [
+    "imagenet-samples",
+    "cifar10-samples",
+    "digits",
+    "breast-cancer",
+    "cifar10",
+    "imagenet-100",
+    "tiny-imagenet-100",
+]
 
 
 def make_set(n: int = 6, classes: int = 3) -> ImageSet:
@@ -176,7 +184,7 @@ def test_data_root_prefers_argument_then_environment_then_cache(
 def test_available_lists_every_name(tmp_path: Path) -> None:
     listed = {info.name: info for info in available(tmp_path)}
     assert list(listed) == NAMES
-    assert [info.present for info in listed.values()] == [True, True, True, True, False]
+    assert [info.present for info in listed.values()] == [True] * 4 + [False] * 3
     assert listed["cifar10"].location == str(tmp_path / "cifar-10-batches-bin")
     assert all(info.description and info.size for info in listed.values())
     assert not any(tmp_path.iterdir())
@@ -211,7 +219,9 @@ def test_unknown_names_are_answered_with_the_known(call: Any, name: str, hint: s
     with pytest.raises(DataError, match="unknown data set") as error:
         call(name)
     assert hint in message_of(error)
-    assert "known: imagenet-samples, cifar10-samples, digits, breast-cancer, cifar10, folder:PATH" in message_of(error)
+    assert "known: imagenet-samples, cifar10-samples, digits, breast-cancer, cifar10, imagenet-100, " in message_of(
+        error
+    )
 
 
 def test_a_bare_path_is_answered_with_the_folder_form(tmp_path: Path) -> None:

@@ -371,6 +371,16 @@ def test_derivative_of_the_hessian_penalty(x: Tensor, y: Tensor) -> None:
     assert_slopes(objective, lambda: 0.5 * objective(x, y, v).penalties["hessian"], x, y, objective(x, y, v).total)
 
 
+def test_derivative_of_the_hessian_penalty_through_a_batch_normalization(x: Tensor, y: Tensor) -> None:
+    """It takes a third derivative, which PyTorch's layer has not."""
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten())
+    network.append(nn.Linear(4 * 6 * 6, CLASSES))
+    model, v = classifier(network).train(), random(IMAGES, 3, 8, 8, seed=8)
+    objective = HessianPenalty(model, weight=0.5)
+    assert_slopes(objective, lambda: 0.5 * objective(x, y, v).penalties["hessian"], x, y, objective(x, y, v).total)
+
+
 def transcribed_attack(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, distance: str, steps: int) -> Tensor:
     """The image after signed-gradient steps of ``2 epsilon / steps`` on the distance, by PyTorch alone."""
     std = standardized(x)[1]

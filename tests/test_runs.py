@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from robattr import _files, models, training
 from robattr.studies import _code, alignment, fragility
@@ -162,6 +164,22 @@ def test_keys_follow_the_contents_of_what_is_read(tmp_path: Path, monkeypatch: p
 def test_names_of_folders_are_said_without_their_paths() -> None:
     assert public_name("folder:/home/somebody/pictures") == "folder:pictures"
     assert public_name("cifar10") == "cifar10"
+
+
+def test_state_digests_take_a_single_number() -> None:
+    """As the count of batches that a batch normalization keeps."""
+    one, other = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    assert state_digest(one) == state_digest(other)
+    assert other.num_batches_tracked is not None
+    other.num_batches_tracked += 1
+    assert state_digest(one) != state_digest(other)
+
+
+def test_state_digests_are_of_values_however_they_lie() -> None:
+    one, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    one.bias.data = torch.arange(6.0)[::2]
+    other.bias.data = torch.tensor([0.0, 2.0, 4.0])
+    assert state_digest(one) == state_digest(other)
 
 
 def test_state_digests_follow_every_value() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -406,3 +407,73 @@ def test_autocast_to_bfloat16(layout: torch.memory_format) -> None:
         assert a.dtype == torch.float32
         # Eight bits of mantissa are 2^-8 = 0.4 % a rounding; some twenty of them lie on the way.
         assert (a - b).norm() < 0.08 * b.norm()
+
+
+# --- batch normalization --------------------------------------------------------------------------------------------
+
+
+def normalized(norm: nn.BatchNorm2d, order: int, ours: bool) -> list[Tensor]:
+    """As :func:`derivatives`, in the image and the layer's parameters."""
+    x = normal(4, 3, 5, 6, seed=0, layout=torch.channels_last).requires_grad_()
+    leaves = [x, *norm.parameters()]
+    with SecondOrder(third=True) if ours else nullcontext():
+        value = norm(x * x.cos())
+        found, scalar = [value.detach()], (value.cos() * value).sum()
+        for k in range(order):
+            grads = torch.autograd.grad(scalar, leaves, create_graph=True, materialize_grads=True)
+            found += [g.detach() for g in grads]
+            scalar = torch.stack([(g * normal(*g.shape, seed=100 * k + i)).sum() for i, g in enumerate(grads)]).sum()
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalization_to_the_second_derivative(training: bool, affine: bool) -> None:
+    """Of PyTorch's there is no third."""
+    plain = nn.BatchNorm2d(3, affine=affine).double().train(training)
+    with torch.no_grad():
+        for values in (*plain.parameters(), plain.running_mean, plain.running_var):
+            assert values is not None
+            values.add_(normal(3, seed=7).abs())
+    ours = copy.deepcopy(plain)
+    found, expected = normalized(ours, 2, True), normalized(plain, 2, False)
+    assert len(found) == len(expected) == 1 + 2 * (3 if affine else 1)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, **CLOSE)
+    assert float(expected[-1].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_has_a_third_derivative(training: bool) -> None:
+    norm = nn.BatchNorm2d(2, track_running_stats=not training).double().train(training)
+    direction = normal(3, 2, 2, 2, seed=1)
+
+    def second(x: Tensor, weight: Tensor) -> Tensor:
+        with SecondOrder(third=True):
+            value = torch.func.functional_call(norm, {"weight": weight}, (x,)).exp().sum()
+            (g,) = torch.autograd.grad(value, x, create_graph=True)
+            (h,) = torch.autograd.grad((g * direction).sum(), x, create_graph=True)
+        return h
+
+    weight = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    assert torch.autograd.gradcheck(second, (normal(3, 2, 2, 2, seed=0).requires_grad_(), weight.requires_grad_()))
+
+
+def test_batch_normalization_of_one_value_is_refused() -> None:
+    x = normal(1, 3, 1, 1, seed=0).requires_grad_()
+    with SecondOrder(third=True), pytest.raises(ValueError, match=r"input is \[1, 3, 1, 1\]; .* several values"):
+        nn.BatchNorm2d(3).double()(x)
+
+
+def test_batch_normalization_in_bfloat16_keeps_its_statistics_in_float32() -> None:
+    ours, plain = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    x = normal(8, 3, 5, 5, seed=0).to(torch.bfloat16).requires_grad_()
+    with SecondOrder(third=True):
+        found = ours(x)
+    expected = plain(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    # Sums of 200 products in another order; then one rounding to 8 bits.
+    torch.testing.assert_close(ours.running_var, plain.running_var, rtol=200 * 2.0**-24, atol=0)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=2.0**-7, atol=1e-6)

@@ -280,7 +280,7 @@ def test_the_best_epoch_is_the_first_with_the_highest_validation_accuracy(
 ) -> None:
     after_two = run(CrossEntropy(small()), sets, schedule(epochs=2)).last
     accuracies = iter([0.2, 0.5, 0.5, 0.3])
-    monkeypatch.setattr(training, "_validate", lambda model, held: (1.0, next(accuracies)))
+    monkeypatch.setattr(training, "_validate", lambda model, held, reading: (1.0, next(accuracies)))
     result = run(CrossEntropy(small()), sets, schedule())
     assert result.best == 2
     assert all(torch.equal(result.weights[name], value) for name, value in after_two.items())

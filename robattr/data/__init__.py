@@ -10,8 +10,13 @@ cifar10-samples     20 CIFAR-10 test images that ship inside foolbox           t
 digits              1,797 handwritten 8 x 8 digits that ship with scikit-learn train, test
 cifar10             CIFAR-10, 60,000 images of 32 x 32, fetched on first use   train, test
 breast-cancer       569 tumors, 30 features each, that ship with scikit-learn  train, test
+imagenet-100        100 classes of ImageNet, which you put there               train, test
+tiny-imagenet-100   100 classes of Tiny-ImageNet at 64 px, likewise            train, test
 folder:PATH         your pictures, PATH/<class>/* or PATH/<split>/<class>/*    as found
 =================== ========================================================== ============
+
+The two before the last stay in their files: `stream` gives an `ImageStream`, whose batches are decoded when they are
+asked for, with random crops for training.
 
 A row of a table is an image of one row: ``[N, 1, 1, 30]``, each feature scaled to [0, 1].
 
@@ -30,12 +35,15 @@ from robattr.data.cifar10 import (
 from robattr.data.loading import has_own_size, image_shape, load
 from robattr.data.pictures import wordnet_ids
 from robattr.data.sets import DataError, ImageSet, check_images, check_labels
-from robattr.data.sources import DatasetInfo, available, data_root, fetch
+from robattr.data.sources import DatasetInfo, available, data_root, fetch, is_streamed
+from robattr.data.streams import Corrupt, ImageStream, listing_digest, stream
 
 __all__ = [
+    "Corrupt",
     "DataError",
     "DatasetInfo",
     "ImageSet",
+    "ImageStream",
     "available",
     "check_images",
     "check_labels",
@@ -43,6 +51,9 @@ __all__ = [
     "fetch",
     "has_own_size",
     "image_shape",
+    "is_streamed",
+    "listing_digest",
     "load",
+    "stream",
     "wordnet_ids",
 ]

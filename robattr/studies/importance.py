@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from robattr import influence, models
+from robattr.data import ImageStream
 from robattr.models import Classifier
 from robattr.studies.grids import Kind, Measured
 from robattr.studies.runs import public_name
@@ -57,6 +58,8 @@ def layer_of(
 ) -> tuple[influence.LastLayer, Tensor, Tensor]:
     """The last layer of a trained network with its training points, and their images and labels."""
     known, _ = training.sets(data_root)
+    if isinstance(known, ImageStream):
+        raise ValueError(f"dataset is {training.dataset}; importance takes training images that are kept in memory")
     n = len(known) if config.points is None else config.points
     if n > len(known):
         raise ValueError(f"points is {n}; the network was trained on {len(known)}")

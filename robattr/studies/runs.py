@@ -18,18 +18,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from robattr import data
 from robattr._files import file_digest
 from robattr.studies._code import code_digest
 
 __all__ = ["code_digest", "environment", "files_digest", "public_name", "state_digest"]
 
 
-def files_digest(dataset: str, weights: str | None = None) -> str:
-    """A digest of what names only point to: the contents of pictures of a ``folder:`` and of a weights file.
+def files_digest(dataset: str, weights: str | None = None, *, data_root: Path | str | None = None) -> str:
+    """A digest of what names only point to: the contents of pictures of a ``folder:`` and of a weights file; names and
+    sizes of the files of a set that stays in them, see :func:`robattr.data.listing_digest`.
 
     Links are followed, ``~`` is the reader's home, and where a folder stands does not count.
     """
     digest = hashlib.sha256()
+    if data.is_streamed(dataset):
+        digest.update(data.listing_digest(dataset, data_root).encode())
     kind, _, path = dataset.partition(":")
     files = _files_below(Path(path).expanduser()) if kind == "folder" else {}
     if weights not in (None, "random"):
@@ -80,7 +84,9 @@ def state_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        )
     return digest.hexdigest()
 
 

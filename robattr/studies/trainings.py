@@ -29,7 +29,7 @@ from torch import Tensor
 
 from robattr import data, models, regularizers, training
 from robattr._files import free, intact, locked, store
-from robattr.data import ImageSet
+from robattr.data import ImageSet, ImageStream
 from robattr.models import Classifier
 from robattr.regularizers import Objective
 from robattr.studies.runs import code_digest, environment, files_digest, public_name
@@ -54,8 +54,10 @@ ObjectiveName = Literal[
 _WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "lenet": {"hessian": 1e-3, "l2": 0.01, "cosine": 1.0},
     "resnet18-cifar": {"hessian": 1e-4, "l2": 0.01, "cosine": 0.1},
+    "torchvision:resnet18": {"hessian": 1e-3, "l2": 1.0, "cosine": 0.01},  # on ImageNet-100
 }
-_RENAMED = {"resnet18": "resnet18-cifar"}  # as grids and records of earlier versions say it
+# As grids and records of earlier versions say it, or as it is written as well.
+_RENAMED = {"resnet18": "resnet18-cifar", "torchvision/resnet18": "torchvision:resnet18"}
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "cross-entropy": (),
     "hessian": ("hessian",),
@@ -146,9 +148,14 @@ class Training(BaseModel):
 
     @property
     def key(self) -> str:
+        """As :meth:`key_under` the default data root."""
+        return self.key_under(None)
+
+    def key_under(self, data_root: Path | str | None) -> str:
         """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        text += self.code + files_digest(self.dataset) + "".join(models.code_digests(self.model).values())
+        text += self.code + files_digest(self.dataset, data_root=data_root)
+        text += "".join(models.code_digests(self.model).values())
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -169,10 +176,12 @@ class Training(BaseModel):
         activation = f"softplus({self.beta:g})" if self.activation == "softplus" else self.activation
         return f"{models.public_name(self.model)}, {activation}"
 
-    def sets(self, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
-        """Training and validation images: disjoint draws from the training split."""
+    def sets(self, root: Path | str | None = None) -> tuple[ImageSet | ImageStream, ImageSet | ImageStream]:
+        """Training and validation images: disjoint draws from the training split; a large set stays in its files."""
         limit = None if self.images is None else self.images + self.validation
-        loaded = data.load(self.dataset, "train", root=root, limit=limit, seed=self.seed, size=self.size)
+        streamed = data.is_streamed(self.dataset)
+        load: Callable[..., ImageSet | ImageStream] = data.stream if streamed else data.load
+        loaded = load(self.dataset, "train", root=root, limit=limit, seed=self.seed, size=self.size)
         if limit is None:
             loaded = loaded.subset(len(loaded), self.seed)
         n = len(loaded) - self.validation
@@ -183,14 +192,13 @@ class Training(BaseModel):
     def build(self, num_classes: int | None = None, *, weights: Path | str = "random") -> Classifier:
         """The network for these images; with its initial weights, which depend on the seed, or with those of a file."""
         name = _named_now(self.model)
-        sized = models.takes_input_size(name) or models.names_code(name)
         return models.build(
             name,
             activation=self.activation,
             beta=self.beta,
             weights=weights,
             num_classes=num_classes,
-            input_size=data.image_shape(self.dataset, self.size) if sized else None,
+            input_size=None if name == "efficientnet-lite0" else data.image_shape(self.dataset, self.size),
             seed=self.seed,
         )
 
@@ -283,7 +291,7 @@ def run_training(
         DataError, ModelError, ValueError: data or model that do not fit, before the first step.
         TrainingError: a loss that is not finite.
     """
-    folder = Path(root) / f"training-{config.key}"
+    folder = Path(root) / f"training-{config.key_under(data_root)}"
     first = is_first()
     # The first of several processes launches the others while it holds the lock: they must not wait for it.
     with locked(folder) if first else nullcontext():
@@ -326,7 +334,7 @@ def run_trainings(
     compute: Compute | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
-    sets: dict[str, tuple[ImageSet, ImageSet]] | None = None,
+    sets: dict[str, tuple[ImageSet | ImageStream, ImageSet | ImageStream]] | None = None,
 ) -> dict[str, Exception]:
     """Trainings of one precision on one device at once, each kept where :func:`run_training` finds it.
 
@@ -347,7 +355,7 @@ def run_trainings(
     with ExitStack() as held:
         taken: list[tuple[Training, Path]] = []
         for config in configs:
-            folder = Path(root) / f"training-{config.key}"
+            folder = Path(root) / f"training-{config.key_under(data_root)}"
             if held.enter_context(free(folder)) and _load(folder, config) is None:
                 taken.append((config, folder))
         if not taken:
@@ -368,21 +376,26 @@ def run_trainings(
             _keep(folder, config, result, jobs[number].images, jobs[number].validation, compute)
 
         found = training.train_together(jobs, compute=compute, done=keep, stop=stop, say=say)
-        return {config.key: each for (config, _), each in zip(taken, found, strict=True) if isinstance(each, Exception)}
+        return {
+            config.key_under(data_root): each
+            for (config, _), each in zip(taken, found, strict=True)
+            if isinstance(each, Exception)
+        }
 
 
 def _keep(
     folder: Path,
     config: Training,
     result: training.TrainingResult,
-    images: ImageSet,
-    validation: ImageSet,
+    images: ImageSet | ImageStream,
+    validation: ImageSet | ImageStream,
     compute: Compute,
 ) -> None:
     """Write a result, and what it depends on, to its folder."""
     provenance = {
         "dataset": {"name": public_name(config.dataset), "split": "train", **images.provenance},
         "validation": dict(validation.provenance),
+        **_unreadable(images, validation),
         "code": config.code,
         **({"network": digests} if (digests := models.code_digests(config.model)) else {}),
         "device": _device(compute),
@@ -406,6 +419,12 @@ def _keep(
         (temporary / "training.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     store(folder, write)
+
+
+def _unreadable(*sets: ImageSet | ImageStream) -> dict[str, Any]:
+    """How many images could not be read, and which: where training went on without them."""
+    named = sorted({name for each in sets if isinstance(each, ImageStream) for name in each.unreadable})
+    return {"unreadable": {"images": len(named), "names": named}} if named else {}
 
 
 def _load(folder: Path, config: Training) -> TrainedModel | None:

@@ -64,7 +64,7 @@ def run_record(
         loaded = _rounded(loaded, path)
     config, device = dict(grid.runs())[name], _device(compute)
     text = json.dumps([config.model_dump(mode="json"), loaded.source["weights"]["sha256"]], sort_keys=True)
-    text += grid.kind.code + files_digest(config.dataset)
+    text += grid.kind.code + files_digest(config.dataset, data_root=data_root)
     parts = Path(root) / f"{grid.kind.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     record = _measured(
         grid.kind, name, grid.networks[name], loaded, config, parts, data_root, device, progress, options
@@ -99,9 +99,10 @@ def run(
         progress: show a bar with the time left.
         options: of the kind's ``measure`` that change no result, as ``max_batch``.
     """
-    of_network = network.training.key if network.training is not None else network.public.model_dump_json()
+    trained = network.training
+    of_network = network.public.model_dump_json() if trained is None else trained.key_under(data_root)
     text = json.dumps([config.model_dump(mode="json"), of_network, kind.code, code_digest(models.build)])
-    text += network.files_digest(config.dataset)
+    text += network.files_digest(config.dataset, data_root=data_root)
     folder = Path(root) / f"{kind.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with locked(folder):

@@ -108,9 +108,9 @@ class Network(BaseModel):
         name = self.model if self.training is None else self.training.model
         return name if models.names_code(name) else None
 
-    def files_digest(self, dataset: str) -> str:
+    def files_digest(self, dataset: str, *, data_root: Path | str | None = None) -> str:
         """A digest of what names only point to: the reader's pictures, weights, names of classes, files of code."""
-        found = [files_digest(dataset, self.weights or self.record)]
+        found = [files_digest(dataset, self.weights or self.record, data_root=data_root)]
         if isinstance(self.class_names, str):
             found.append(files_digest("", self.class_names))
         if self.code is not None:
