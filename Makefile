@@ -70,8 +70,8 @@ lint: $(INSTALLED)  ## style and types
 WORKERS ?= $(shell m=$$(($(MEMORY) / 2)); w=$$(($(CORES) < m ? $(CORES) : m)); echo $$((w > 1 ? w : 1)))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # The tests of numbers that networks and images make.
-NUMERICAL := alignment attacks attributions certification fragility importance influence metrics models regularizers \
-	second_order smooth smoothing training
+NUMERICAL := alignment attacks attention attributions certification fragility importance influence layers metrics models \
+	regularizers rules second_order smooth smoothing training
 
 test: $(INSTALLED)  ## the tests
 	$(PYTEST) $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -409,6 +410,48 @@ def test_relevance_is_conserved_or_the_map_refused(name: str, monkeypatch: pytes
     a = attn_lrp(model, x, torch.tensor([1, 2]))
     assert max(found) < 1e-12  # of 1e-16 a sum, what cancels on the way costs four digits at most
     assert a.abs().max() > 0
+
+
+def test_a_normalization_takes_nothing_wherever_it_stands() -> None:
+    """In a classifier of this package, in a layer of one's own, or in place."""
+    network, x = torchvision_vit(), rand(2, 3, 16, 16)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    model = models.Classifier(network, mean=mean, std=std, name="v", input_size=(3, 16, 16), num_classes=3)
+    model = model.double().eval()
+    wanted = attn_lrp(model, x, 1)
+    m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+    # The parameters of the classifier's normalization are rounded to float32 first.
+    m, s = m.float().double(), s.float().double()
+
+    class Own(nn.Module):
+        def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.network, self.change = network, change
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.network(self.change(x))
+            return y
+
+    for change in (lambda v: (v - m) / s, lambda v: v.sub_(m).div_(s), lambda v: -(m / s) + v.clone() * (1 / s)):
+        found = attn_lrp(Own(change).eval(), x, 1)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9 * wanted.abs().max().item())
+
+
+def test_a_constant_has_its_share_of_what_was_written_over_the_image() -> None:
+    """``tanh(x) + 1`` is no normalization, though it stands where the image stood: a pixel has tanh / (tanh + 1)."""
+
+    class Sums(nn.Module):
+        def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.change = change
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.change(x).flatten(1).sum(1, keepdim=True)
+
+    x = rand(2, 1, 2, 2)
+    for change in (lambda v: v.tanh_().add_(1), lambda v: v.tanh() + 1):
+        found = attn_lrp(Sums(change).eval(), x, 0, epsilon=1e-14)
+        torch.testing.assert_close(found, x.tanh(), rtol=1e-12, atol=0)
 
 
 def test_attention_conserves_relevance_where_nothing_takes_any() -> None:

@@ -52,7 +52,8 @@ def attn_lrp(
     - normalizations (layer, group, RMS) divide by a constant, as it were: the centering and the scale that is learned
       are linear, the deviation takes nothing;
     - activations and multiplications by a constant hand on what they get; sums share it in proportion, where a constant
-      (an embedding of positions) takes its part as a bias does;
+      (an embedding of positions) takes its part as a bias does. What is added to the image before anything else
+      normalizes it, and takes nothing;
     - a max-pooling gives it to the pixel that won.
 
     A batch normalization is one more linear layer, wherever it stands. By the epsilon rule that is the same as folding
@@ -99,12 +100,12 @@ def attn_lrp(
             if graph:
                 # What the rules read is a function of the images with its true derivative; relevance has a graph of its
                 # own, through which no derivative of it goes.
-                watched = _Watched(network, epsilon)
+                watched = _Watched(network, epsilon, z)
                 with watched:
                     logit = target_logits(called(network, z), labels[part])
                 notes = watched.notes
             leaf = z.detach().requires_grad_()
-            ruled = _Ruled(network, epsilon, notes)
+            ruled = _Ruled(network, epsilon, leaf, notes)
             with torch.enable_grad(), ruled:
                 out = called(network, leaf)
         own = target_logits(out, labels[part])
@@ -167,11 +168,12 @@ class _Rule:
 class _Noting(Decomposed):
     """A pass that tells calls apart: those that have a rule, those that move numbers about, those that are refused."""
 
-    def __init__(self, network: nn.Module, epsilon: float) -> None:
+    def __init__(self, network: nn.Module, epsilon: float, image: Tensor) -> None:
         super().__init__()
         self.network = network
         self.epsilon = epsilon
         self.notes: list[_Note] = []
+        self.images = {id(image): image}  # and what is the image but for its normalization; kept, or an id says nothing
 
     def step(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name in _ASKED or not torch.is_grad_enabled():
@@ -181,9 +183,17 @@ class _Noting(Decomposed):
             return func(*args, **kwargs)
         if is_in_place(func, kwargs) or name in _ONTO_ITSELF:
             return self._written(name, func, args, kwargs)
+        inputs = dict(_tensors(args, kwargs))
+        normalizes = len(places) == 1 and id(inputs[places[0]]) in self.images
         if name in _MOVING or name in _WINNERS:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if normalizes and name in _MOVING and isinstance(out, Tensor):
+                self.images[id(out)] = out
+            return out
         rule = self._rule(name, args, kwargs, places)
+        normalizes &= name in SUMS or name in _DIFFERENCES or name in PRODUCTS or name in QUOTIENTS
+        if rule is not None and normalizes:
+            rule = _Rule(_identity)
         if rule is None:
             out = func(*args, **kwargs)
             several = out if isinstance(out, (tuple, list)) else (out,)
@@ -196,8 +206,10 @@ class _Noting(Decomposed):
             out: Tensor = func(*given, **options)
             return out
 
-        inputs = dict(_tensors(args, kwargs))
-        return self.by(rule, function, [inputs[at] for at in places])
+        found = self.by(rule, function, [inputs[at] for at in places])
+        if normalizes:
+            self.images[id(found)] = found
+        return found
 
     def by(self, rule: _Rule, function: _Function, inputs: list[Tensor]) -> Tensor:
         raise NotImplementedError
@@ -213,6 +225,8 @@ class _Noting(Decomposed):
                 f"AttnLRP has no rule for {func.__name__}, which {place(self.network)} calls; take {OTHERS}"
             )
         new: Tensor = self.step(plain, function, (target, *args[1:]), options)
+        if id(new) not in self.images:
+            self.images.pop(id(target), None)
         for note in self.notes:
             note.keep(target)
         return target.copy_(new)
@@ -378,8 +392,8 @@ class _Ruled(_Noting):
         noted: what the other pass noted; None where none was made, and the rules read the values of this one.
     """
 
-    def __init__(self, network: nn.Module, epsilon: float, noted: list[_Note] | None) -> None:
-        super().__init__(network, epsilon)
+    def __init__(self, network: nn.Module, epsilon: float, image: Tensor, noted: list[_Note] | None) -> None:
+        super().__init__(network, epsilon, image)
         self.noted: Iterator[_Note] | None = None if noted is None else iter(noted)
         self.sums: list[Tensor] = []  # on the device, where no call waits for the one before
 
