@@ -372,3 +372,4 @@ def test_a_classifier_brings_its_own_example() -> None:
     x = normal(2, 1, 4, 4)
     torch.testing.assert_close(softplus_surrogate(model, 2.0)(x), F.softplus(x, 2.0), rtol=1e-12, atol=1e-12)
     assert models.is_smooth(softplus_surrogate(model, 2.0))
+    assert not is_smooth(models.Output(model, lambda f, z: f(z).mean((1, 2, 3))))

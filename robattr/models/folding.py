@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robattr.models.classifier import Classifier
+from robattr.models.outputs import example_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -58,9 +58,8 @@ def fold_batchnorm(model: M, example: Tensor | None = None, *, check: bool = Tru
         ValueError: a batch normalization follows no convolution (as in DenseNet), or one that something else uses; the
             name of it is given. Or the model cannot be traced, or the logits differ.
     """
-    if example is None and isinstance(model, Classifier):
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        example = torch.rand(1, *model.input_size, generator=torch.Generator().manual_seed(0)).to(like)
+    if example is None:
+        example = example_of(model)
     folded = apply_folds(model, folds_of(model, example))
     if check and example is not None:
         with torch.no_grad():

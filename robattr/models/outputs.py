@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from robattr.models.classifier import Classifier
 
 Read = str | int | Callable[[nn.Module, Tensor], Tensor]
 
@@ -78,3 +81,13 @@ def _part(found: Any, read: str | int) -> Any:
         else:
             has = f"a {type(found).__name__}" + (f" of {len(found)}" if isinstance(found, (tuple, list)) else "")
         raise ValueError(f"read is {read!r}, and the model returned {has}") from None
+
+
+def example_of(model: nn.Module) -> Tensor | None:
+    """A random image [1, C, H, W] for a model that knows the size of its images; None for any other."""
+    while isinstance(model, Output):
+        model = model.model
+    if not isinstance(model, Classifier):
+        return None
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.rand(1, *model.input_size, generator=torch.Generator().manual_seed(0)).to(like)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robattr._calls import Calls, unseen_part
-from robattr.models.classifier import Classifier
 from robattr.models.clipping import SoftClip, softclip, softswish
+from robattr.models.outputs import example_of
 
 Kind = Literal["smooth", "kink", "no form"]
 
@@ -269,15 +269,8 @@ def activations(
         name, what, way = opaque
         raise ValueError(f"{name} is {what}, so nobody sees its activations; pass the model as it was {way}")
     if example is None:
-        example = _example(model)
+        example = example_of(model)
     return _traced(model, writers) if example is None else _seen(model, example[:1], writers)
-
-
-def _example(model: nn.Module) -> Tensor | None:
-    if not isinstance(model, Classifier):
-        return None
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.rand(1, *model.input_size, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 class _Look(Calls):
