@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Audited:
         """The line of a quantity, or None."""
         return self._by_name.get(quantity)
 
-    @property
+    @cached_property
     def _by_name(self) -> dict[str, Measurement]:
         return {line.quantity: line for line in self.lines}
 
