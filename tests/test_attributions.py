@@ -517,6 +517,22 @@ def test_guided_backpropagation_leaves_the_model_as_it_was(images: Tensor, label
     assert (guided - plain).abs().max() > 0.1 * plain.abs().max()
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_guided_backpropagation_of_what_is_written_over(smooth: bool) -> None:
+    """A residual sum in place of an activation's output: the signal is clipped all the same, as where it is another."""
+    into: list[nn.Module] = [
+        conv_net(lambda z: nn.functional.relu6(z) * 1.5),
+        conv_net(lambda z: nn.functional.relu6(z).mul_(1.5)),
+        conv_net(lambda z: nn.functional.relu6(z).flatten(2).mul_(1.5)),
+    ]
+    if smooth:
+        into = [models.softplus_surrogate(model, 5.0) for model in into]
+    wanted, *others = (guided_backpropagation(model, small_images(), 1) for model in into)
+    for other in others:
+        torch.testing.assert_close(other, wanted, rtol=1e-12, atol=1e-14)
+    assert (wanted - gradient(into[0], small_images(), 1)).abs().max() > 0.01 * wanted.abs().max()
+
+
 def test_guided_backpropagation_tends_to_the_one_of_the_relu_network(images: Tensor, labels: Tensor) -> None:
     plain = lenet().double()
     x = images.double()

@@ -83,6 +83,8 @@ class _Guided(Calls):
         if name in ELEMENTWISE:
             self.found = True
             if isinstance(out, Tensor) and out.requires_grad:
+                if out._is_view() and not is_in_place(func, kwargs):
+                    out = out.clone()  # who writes over a view takes its hook away
                 self._handles.append(out.register_hook(lambda d: d.clamp(min=0)))  # type: ignore[no-untyped-call]
         return out
 
