@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from robattr import cli, models
+from robattr import cli, influence, models, smoothing
 from robattr.models import Classifier, ModelError
 from robattr.pages import chapters as book, execution, schemas
 from robattr.studies import fragility, grids, subjects
@@ -762,3 +762,34 @@ def test_the_steps_of_the_page_lead_to_a_chapter(
         assert "the class 'cat'" in CliRunner().invoke(cli.main, arguments).stderr
         (tmp_path / "names.txt").write_text("dog\nbird\ncat\n")
     assert len(asked) == 2
+
+
+# --- beyond chapters ------------------------------------------------------------------------------------------------
+
+
+def test_influence_and_certificates_of_a_network_of_ones_own(code: Path, trained: dict[str, object]) -> None:
+    model, images = resolve(trained, "digits", images=8)
+    layer = influence.LastLayer(model, images.images[:6], images.labels[:6], damping=0.1)
+    # In the last layer's terms the network is its own features with nn.Linear behind them.
+    by_hand = nn.Sequential(model.normalize, model.network).eval()
+    same = influence.LastLayer(by_hand, images.images[:6], images.labels[:6], damping=0.1)
+    found, expected = (each.influence(images.images[6:], images.labels[6:]).values for each in (layer, same))
+    torch.testing.assert_close(found, expected)
+    assert found.abs().max() > 0
+    certified = smoothing.certify(
+        models.softplus_surrogate(model, 3.0),
+        images.images[:2],
+        images.labels[:2],
+        noise=smoothing.Gaussian(0.1),
+        epsilon=0.05,
+        samples=64,
+    )
+    assert certified.expectation.shape == (2, 1)
+    (code.parent / "headless.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softplus())\n"
+    )
+    other, images = resolve({"name": f"{code.parent / 'headless.py'}:make"}, "digits", images=8)
+    with pytest.raises(ValueError, match=r"does not end with its last nn\.Linear") as error:
+        influence.LastLayer(other, images.images, images.labels, damping=0.1)
+    one_line(error)
