@@ -111,19 +111,19 @@ def run(
     """
     root, here = book.find_root(), Path.cwd()
     chosen = book.chapter(root, chapter)
+    _name_code(code)
     given = {name: _yaml.parse(value, f"parameter {name!r}") for name, value in pairs}
     values: dict[str, Any] = {}
     if profile:
         content = book.profile_parameters(root, profile).get(chosen.name, {})
-        values |= _from_file(chosen, content, given, f"profiles/{profile}.yaml", root, root, code)
+        values |= _from_file(chosen, content, given, f"profiles/{profile}.yaml", root, root)
     if file is not None:
         content = _yaml.read(file)
         if not isinstance(content, dict):
             raise book.ChapterError(f"{file}: must map parameters to values")
-        values |= _from_file(chosen, content, given, str(file), here, root, code)
+        values |= _from_file(chosen, content, given, str(file), here, root)
     values = with_its_weights(chosen, values | located(chosen, given, here, root))
     values = book.check_parameters(chosen, values)
-    _name_code(code)
     check_network(chosen, values, root)
     try:
         done = execution.execute(
@@ -151,12 +151,11 @@ def _from_file(
     source: str,
     base: Path,
     root: Path,
-    code: tuple[Path, ...],
 ) -> dict[str, Any]:
     """Values of a file that count beside those of the command line, once their code is known to be trusted."""
     counting = {name: value for name, value in content.items() if name not in given}
     found = located(chapter, counting, base, root)
-    check_code(chapter, found, source, code)
+    check_code(chapter, found, source)
     return found
 
 

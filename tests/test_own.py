@@ -25,7 +25,7 @@ from robattr.pages import chapters as book, execution, schemas
 from robattr.studies import fragility, grids, subjects
 from robattr.studies.grids import Network
 from robattr.studies.subjects import load_subject, resolve
-from robattr.studies.trainings import Training
+from robattr.studies.trainings import Training, step_seconds
 
 CODE = """
     from torch import nn
@@ -353,9 +353,13 @@ def test_code_named_in_a_file_is_not_run_unless_a_person_named_it(code: Path) ->
     with pytest.raises(ValueError, match=r"grid\.yaml names a file of Python code, .*net\.py") as error:
         models.check_allowed(name, "grid.yaml")
     one_line(error)
+    other = code.with_name("layers.py")
+    with models.allowed([other]), pytest.raises(ValueError, match="names a file of Python code"):
+        models.check_allowed(name, "grid.yaml")
+    with models.allowed([code.parent / ".." / "code" / "net.py"]):
+        models.check_allowed(name, "grid.yaml")
     with pytest.raises(ValueError, match="names a file of Python code"):
-        models.check_allowed(name, "grid.yaml", [code.with_name("layers.py")])
-    models.check_allowed(name, "grid.yaml", [code.parent / ".." / "code" / "net.py"])
+        models.check_allowed(name, "grid.yaml")
     models.check_allowed("lenet", "grid.yaml")
     models.check_allowed(None, "grid.yaml")
 
@@ -566,7 +570,8 @@ def test_a_grid_that_names_code_runs_it_only_where_a_person_did(
         grids.run_record(grid, "mine", tmp_path / "mine.json", **options)  # type: ignore[arg-type]
     one_line(error)
     assert not (tmp_path / "ran").exists()
-    record = grids.run_record(grid, "mine", tmp_path / "mine.json", code=[code], **options)  # type: ignore[arg-type]
+    with models.allowed([code]):
+        record = grids.run_record(grid, "mine", tmp_path / "mine.json", **options)  # type: ignore[arg-type]
     assert (tmp_path / "ran").exists()
     assert record is not None
     assert grids.load_record(tmp_path / "mine.json").network == grid.networks["mine"]
@@ -595,13 +600,19 @@ def test_a_training_of_a_network_of_ones_own(trained: dict[str, object], tmp_pat
     code, path = tmp_path / "digits.py", tmp_path / "record.json"
     with pytest.raises(ValueError, match="names a file of Python code"):
         grids.run_record(grid, "l2-0", path, root=tmp_path / "runs", progress=False)
-    record = grids.run_record(grid, "l2-0", path, root=tmp_path / "runs", progress=False, code=[code])
+    with models.allowed([code]):
+        record = grids.run_record(grid, "l2-0", path, root=tmp_path / "runs", progress=False)
     assert record is not None
     assert record.provenance["network"]["network"].keys() == {"digits.py"}
     loaded = grids.load_record(path)
     with pytest.raises(ValueError, match="the record l2-0 names a file of Python code"):
         loaded.load_model(tmp_path)
-    model = loaded.load_model(tmp_path, code=[code])
+    assert loaded.training is not None
+    for use in (loaded.training.build, lambda: step_seconds([loaded.training], repeats=1)):  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="a training names a file of Python code"):
+            use()
+    with models.allowed([code]):
+        model = loaded.load_model(tmp_path)
     assert model.num_classes == 10
     assert grids.measurements(loaded, "grid/l2-0")[0].model == "digits.py:digits, softplus(3)"
     # Another file of code is another training.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from robattr.models.building import Activation, available, build, check_name, check_pass, known
 from robattr.models.classifier import Classifier, ModelError, Normalize
 from robattr.models.clipping import SoftClip, softclip as softclip, softswish as softswish
-from robattr.models.code import NAMED, check_allowed, code_digests, names_code, public_name
+from robattr.models.code import NAMED, allowed, check_allowed, code_digests, names_code, public_name
 from robattr.models.folding import (
     apply_folds as apply_folds,
     check_same_logits as check_same_logits,
@@ -31,6 +31,7 @@ __all__ = [
     "Normalize",
     "Output",
     "SoftClip",
+    "allowed",
     "available",
     "build",
     "check_allowed",

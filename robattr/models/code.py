@@ -24,7 +24,7 @@ from robattr._files import file_digest
 from robattr._yaml import one_line
 from robattr.models.classifier import ModelError
 
-__all__ = ["check_allowed", "code_digests", "load_code", "names_code", "place_of", "public_name"]
+__all__ = ["allowed", "check_allowed", "code_digests", "load_code", "names_code", "place_of", "public_name"]
 
 
 NAMED = "ROBATTR_CODE"
@@ -61,14 +61,14 @@ def place_of(name: str) -> tuple[Path, str]:
     return file, function
 
 
-def check_allowed(name: str | None, where: str, code: Collection[Path | str] = ()) -> None:
+def check_allowed(name: str | None, where: str) -> None:
     """Refuse a model's name that was read from a file and means code, unless a person named the file of code.
 
     Args:
         name: of the model, or None.
         where: what names the model, for the message.
-        code: files of code that the caller names. Those of ``robattr run --code`` and ``robattr reference --code`` are
-            in the environment variable ``ROBATTR_CODE``, separated as ``PATH`` is.
+
+    Files are named with ``--code`` on the command line, or in Python with :func:`allowed`.
 
     Raises:
         ValueError: the file of code was not named.
@@ -76,12 +76,29 @@ def check_allowed(name: str | None, where: str, code: Collection[Path | str] = (
     if name is None or not names_code(name):
         return
     file = Path(name.rpartition(":")[0] or name).expanduser()
-    named = [*code, *filter(None, os.environ.get(NAMED, "").split(os.pathsep))]
+    named = filter(None, os.environ.get(NAMED, "").split(os.pathsep))
     if file.resolve() not in {Path(each).expanduser().resolve() for each in named}:
         raise ValueError(
             f"{where} names a file of Python code, {file}, which would be run; where you trust it, name it yourself: "
-            f"--code {file}, or in Python code=[{str(file)!r}]"
+            f"--code {file}, or in Python with robattr.models.allowed([{str(file)!r}])"
         )
+
+
+@contextmanager
+def allowed(code: Collection[Path | str]) -> Iterator[None]:
+    """Within, these files of Python code may be run where a configuration names them, see :func:`check_allowed`.
+
+    Processes that are started within know it, too: the files are in the environment variable ``ROBATTR_CODE``.
+    """
+    before = os.environ.get(NAMED)
+    os.environ[NAMED] = os.pathsep.join([*filter(None, [before]), *(str(Path(c).expanduser().resolve()) for c in code)])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NAMED]
+        else:
+            os.environ[NAMED] = before
 
 
 def code_digests(name: str) -> dict[str, str]:

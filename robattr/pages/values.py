@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,16 @@ from robattr.pages.schemas import code_named
 __all__ = ["check_code", "check_network", "located", "with_its_weights"]
 
 
-def check_code(chapter: Chapter, values: Mapping[str, Any], source: str, code: Collection[Path | str] = ()) -> None:
+def check_code(chapter: Chapter, values: Mapping[str, Any], source: str) -> None:
     """Refuse values from a file that name Python code which nobody named on the command line.
 
     Args:
         chapter: whose parameters they are.
         values: of parameters, as they stand in the file.
         source: the file.
-        code: files of code that were named on the command line.
 
     Raises:
-        ValueError: a model is in a file of code that is none of them, see :func:`robattr.models.check_allowed`.
+        ValueError: a model is in a file of code that nobody named, see :func:`robattr.models.allowed`.
     """
     for name, value in values.items():
         parameter = chapter.parameters.get(name)
@@ -30,7 +29,7 @@ def check_code(chapter: Chapter, values: Mapping[str, Any], source: str, code: C
         if model is not None:
             from robattr.models import check_allowed
 
-            check_allowed(model, f"{source}: {name}", code)
+            check_allowed(model, f"{source}: {name}")
 
 
 def located(chapter: Chapter, values: Mapping[str, Any], base: Path, root: Path) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def _named_now(model: Any) -> Any:
 class Training(BaseModel):
     """What to train, on what, and how.
 
-    ``model`` may be a reader's own, ``path/to/module.py:function``: that file is **run** when the network is built, see
-    :func:`robattr.models.check_allowed`. Its function gets ``num_classes`` where it has a parameter of that name, and
-    normalizes within the network.
+    ``model`` may be a reader's own, ``path/to/module.py:function``: that file is **run** when the network is built, if
+    it is named besides, see :func:`robattr.models.allowed`. Its function gets ``num_classes`` where it has a parameter
+    of that name, and normalizes within the network.
 
     ``options`` are the objective's weights and radius; what is not given is the published value for the model. Epsilon
     is in 1/255.
@@ -191,6 +191,7 @@ class Training(BaseModel):
 
     def build(self, num_classes: int | None = None, *, weights: Path | str = "random") -> Classifier:
         """The network for these images; with its initial weights, which depend on the seed, or with those of a file."""
+        models.check_allowed(self.model, "a training")
         name = _named_now(self.model)
         return models.build(
             name,

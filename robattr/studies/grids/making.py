@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,13 @@ def run_record(
     data_root: Path | str | None = None,
     compute: Compute | None = None,
     progress: bool = True,
-    code: Collection[Path | str] = (),
     **options: Any,
 ) -> Record | None:
     """Load (or train) one network of a grid, measure it, and write its record to ``path``.
 
     What is measured image by image is kept in ``<root>/<kind>-<name>-<key>`` as it comes; the key is that of the
-    network and the measurement. A file of Python code that the grid names as a network is run only where ``code`` or
-    the command line names it as well, see :func:`robattr.models.check_allowed`. With several devices the first process
+    network and the measurement. A file of Python code that the grid names as a network is run only where it is
+    named besides, see :func:`robattr.models.allowed`. With several devices the first process
     measures and writes; the others return None.
     Options are those of the kind's ``measure`` that change no value, as ``max_batch``.
 
@@ -54,9 +53,9 @@ def run_record(
     path = Path(path)
     if name not in grid.networks:
         raise ValueError(f"no run {name!r} (there are {', '.join(grid.networks)})")
-    models.check_allowed(grid.networks[name].code, f"the run {name} of the grid", code)
+    models.check_allowed(grid.networks[name].code, f"the run {name} of the grid")
     loaded = grid.networks[name].load(
-        root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress, code=code
+        root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress
     )
     if not trainings.is_first():
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Network(BaseModel):
     """Which network: a reference record with its weights, a training, or a model with published weights or a reader's.
 
     ``path/to/module.py:function`` as a model **runs that file** when the network is loaded. Whoever makes a network
-    from what stands in a file checks it first, see :func:`robattr.models.check_allowed`.
+    from what stands in a file checks it first, see :func:`robattr.models.check_allowed`; a training is checked always.
 
     Raises:
         pydantic.ValidationError: not exactly one of the three is given.
@@ -138,7 +138,6 @@ class Network(BaseModel):
         compute: Compute | None = None,
         recorded: Path | None = None,
         progress: bool = False,
-        code: Collection[Path | str] = (),
     ) -> Loaded:
         """The network in evaluation mode, and where it is from.
 
@@ -148,19 +147,18 @@ class Network(BaseModel):
             compute: where to train.
             recorded: a record of the training; where it is there with its weights, those are the network's.
             progress: show a bar while training.
-            code: files of Python code that a record may name, see :func:`robattr.models.check_allowed`.
 
         Raises:
-            ValueError: a record names a file of Python code that is none of those.
+            ValueError: a record or a training names a file of Python code, see :func:`robattr.models.allowed`.
             ModelError: weights are missing, or not those that were measured.
         """
         if self.record is not None:
-            return _of_record(load_record(self.record), Path(self.record), code)
+            return _of_record(load_record(self.record), Path(self.record))
         if self.training is not None:
             if recorded is not None and recorded.is_file():
                 found = load_record(recorded)
                 if found.training == self.training and "file" in found.weights:
-                    return _of_record(found, recorded, code)
+                    return _of_record(found, recorded)
             trained = trainings.run_training(
                 self.training, root=root, data_root=data_root, compute=compute, progress=progress
             )
@@ -179,12 +177,12 @@ class Network(BaseModel):
 _OF_MODEL = ("weights", "num_classes", "class_names", "input_size", "mean", "std")
 
 
-def _of_record(found: Record, path: Path, code: Collection[Path | str]) -> Loaded:
+def _of_record(found: Record, path: Path) -> Loaded:
     training = found.training
     if training is None:
         raise ValueError(f"{path} is no record of a training; its network is named by its model")
     source = {"record": path.name, "weights": found.weights, "training": training.model_dump(mode="json")}
-    return Loaded(found.load_model(path.parent, code=code), source, found.history, found.best)
+    return Loaded(found.load_model(path.parent), source, found.history, found.best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,20 +227,19 @@ class Record:
         found: dict[str, str] = self.provenance["network"]["weights"]
         return found
 
-    def load_model(self, folder: Path | str, *, code: Collection[Path | str] = ()) -> Classifier:
+    def load_model(self, folder: Path | str) -> Classifier:
         """The network that was measured, in evaluation mode, its parameters constants.
 
         Args:
             folder: of the record.
-            code: files of Python code that the record may name, see :func:`robattr.models.check_allowed`.
 
         Raises:
-            ValueError: the record names a file of Python code that is none of those.
+            ValueError: the record names a file of Python code, see :func:`robattr.models.allowed`.
             ModelError: the weights were not kept, or the file is not the one that was measured.
         """
         if self.training is None or "file" not in self.weights:
             raise models.ModelError(f"{self.name}: its weights were not kept; train it again with `make reference`")
-        models.check_allowed(self.training.model, f"the record {self.name}", code)
+        models.check_allowed(self.training.model, f"the record {self.name}")
         path = Path(folder) / self.weights["file"]
         if not path.is_file() or file_digest(path) != self.weights["sha256"]:
             raise models.ModelError(
