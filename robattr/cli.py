@@ -161,12 +161,12 @@ def _from_file(
 
 def _name_code(code: tuple[Path, ...]) -> None:
     """Let this process and those that it starts know which files of code were named on the command line."""
-    from robattr.models import NAMED
-
     for path in code:
         if not path.is_file():
             raise ValueError(f"--code is {path}; there is no such file")
     if code:
+        from robattr.models import NAMED
+
         os.environ[NAMED] = os.pathsep.join(str(path.resolve()) for path in code)
 
 

@@ -124,7 +124,7 @@ def test_only_what_changed_is_executed_again(built: Workflow) -> None:
     assert workflow.build() == []
     assert "Of these two chapters" in workflow.read("_build/html/book/introduction.html")
     assert "two says 5" in workflow.read(PAGE.format("02_two"))
-    workflow.extend("robattr/models.py", "# changed\n")
+    workflow.extend("robattr/models/__init__.py", "# changed\n")
     assert sorted(workflow.build("chapters")) == ["01_one 3", "02_two 5"]
 
 
