@@ -204,6 +204,32 @@ def test_what_a_method_refuses_is_said(done: Audited) -> None:
     assert "toys have no map" in report.render(done)
 
 
+def test_a_map_that_is_the_same_everywhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold against every attack: for the first image the method is left out, for another those images are."""
+    model = network()
+    shown = pictures(model)
+
+    def blank(model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False) -> Tensor:
+        return 0 * gradient(model, x, target, create_graph=create_graph)
+
+    def blank_at_two(model: nn.Module, x: Tensor, target: Target, *, create_graph: bool = False) -> Tensor:
+        found = gradient(model, x, target, create_graph=create_graph)
+        same = (x == shown.images[2]).flatten(1).all(1)
+        return torch.where(same[:, None, None, None], torch.zeros_like(found), found)
+
+    monkeypatch.setitem(attributions.METHODS, "blank", blank)
+    monkeypatch.setitem(attributions.METHODS, "blank_at_two", blank_at_two)
+    found = audit.audit(
+        model, shown, config(methods=("gradient", "blank", "blank_at_two")), tmp_path / "report", now=Ticking(0.004)
+    )
+    assert found.description["refused"].keys() == {"blank"}
+    assert "the map of blank is the same at every pixel, 0, for 1 of 1 images" in found.description["refused"]["blank"]
+    assert not [line for line in found.lines if line.quantity.startswith("blank/")]
+    assert found.get("gradient/worst/8/topk_intersection") is not None
+    words = {(f.method, f.question): f.word for f in audit.findings(found)}
+    assert words.get(("blank_at_two", "attack"), "open") != "holds"
+
+
 def test_transfers_come_from_the_other_methods(done: Audited) -> None:
     assert done.get("gradient/transfer-input_x_gradient/8/success") is not None
     assert done.get("input_x_gradient/transfer-gradient/8/success") is not None

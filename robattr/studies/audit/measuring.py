@@ -29,6 +29,7 @@ from robattr.studies.audit.pieces import (
     State,
     attacked,
     bound,
+    clean_maps,
     floored,
     sane,
     transferred,
@@ -234,7 +235,7 @@ class _Run(State):
             passes = max(1, MEMORY // max(cost.bytes for cost in known)) if known else 1
             method = bound(name, int(passes))
             try:
-                seconds = _seconds(clock, lambda method=method: method(self.model, x, y))  # type: ignore[misc]
+                seconds = _seconds(clock, partial(clean_maps, method, self.model, x, y, name))
             except ValueError as error:
                 costs[name] = Cost(0.0, refused=" ".join(str(error).split()))
                 continue

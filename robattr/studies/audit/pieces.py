@@ -81,9 +81,26 @@ def bound(name: str, passes: int) -> Attribution:
     return METHODS[name]
 
 
+def clean_maps(method: Attribution, model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
+    """Heatmaps of the images as they are, [N, H, W].
+
+    Raises:
+        ValueError: one is the same at every pixel: it has no top pixels, and every attack would leave it as it is.
+    """
+    found = heatmap(method(model, x, y)).detach()
+    flat = found.flatten(1)
+    constant = (flat.amax(1) == flat.amin(1)).nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(
+            f"the map of {name} is the same at every pixel, {float(flat[constant[0], 0]):g}, for {len(constant)} of "
+            f"{len(x)} images: it has no top pixels, so no attack on it means anything"
+        )
+    return found
+
+
 def under_noise(bench: Bench, name: str, rows: slice) -> tuple[dict[str, Any], dict[str, Tensor]]:
     x, y, method = bench.x[rows], bench.labels[rows], bench.method(name)
-    before = heatmap(method(bench.model, x, y)).detach()
+    before = clean_maps(method, bench.model, x, y, name)
     totals = {measure: torch.zeros(len(x), dtype=torch.float64) for measure in MEASURES}
     generators = metrics.generators_of(x, bench.config.seed)
     for _ in range(bench.plan.draws):
@@ -106,6 +123,10 @@ def _harm(before: Tensor, after: Tensor, k: int) -> Harm:
 
 def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor) -> Judged:
     kept = bench.parts.get(f"noise/{name}/{number}")
+    if kept is None or "refused" in kept[0]:
+        reference = clean_maps(bench.method(name), bench.model, bench.x[rows], bench.labels[rows], name)
+    else:
+        reference = kept[1]["before"]
     return attacks.judge(
         bench.model,
         bench.x[rows],
@@ -114,7 +135,7 @@ def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor) ->
         k=bench.k,
         attribution=bench.method(name),
         levels=LEVELS,
-        reference=None if kept is None else kept[1]["before"],
+        reference=reference,
         batch_size=len(bench.x[rows]),
     )
 
@@ -241,7 +262,7 @@ def sane(bench: Bench, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         bench.model, x, y, k=bench.k, attribution=method, stages=bench.plan.stages, seed=bench.config.seed,
         max_batch=batch,
     )  # fmt: skip
-    before = torch.cat([heatmap(method(bench.model, x[r], y[r])).detach() for r in parts_of(n, batch)])
+    before = torch.cat([clean_maps(method, bench.model, x[r], y[r], name) for r in parts_of(n, batch)])
     moved = sanity.shuffled(before, seed=bench.config.seed)
     values: dict[str, Any] = {"stages": [list(stage) for stage in found.stages]}
     for stage in range(len(found.stages)):
