@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class ImageStream:
     """
 
     folder: Path
-    names: NDArray[np.bytes_]
+    names: NDArray[Any]
     sizes: NDArray[np.int64]
     labels: Tensor
     class_names: tuple[str, ...]

@@ -93,7 +93,8 @@ def certify(
     1. ``choose`` samples give a direction u. The projections on u of other, independent ``samples`` lie in [-1, 1],
        and their mean is at most ||h(x)||: a lower confidence bound on it (:func:`mean_lower_bound`) is one on the
        length of h(x). It enters the certificate, at every epsilon alike.
-    2. and 3. The estimates at x and at x + delta are within :func:`sampling_error` of h, which is an angle.
+    2. The estimate at x is within :func:`sampling_error` of h, which is an angle.
+    3. So is the estimate at x + delta.
     4. For Gaussian noise, unless ``spectral`` is false: the spread is at most :func:`spread_upper_bound` of the largest
        eigenvalue of the mean of ``(g - m)(g - m)'``, over the same ``samples``, with m the mean of those that chose. (A
        union of events needs no independence: samples may serve several.) Where the eigenvalue is bounded by
