@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 
 from robattr import models
@@ -30,14 +30,6 @@ def step(model: nn.Module, x: Tensor, context: Callable[[], AbstractContextManag
         logits = model(z).amax(1)
     (g,) = torch.autograd.grad(logits.sum(), z, create_graph=True)
     return torch.autograd.grad(g.abs().sum(), z)[0]
-
-
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def main() -> None:

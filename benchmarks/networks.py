@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 
 from robattr import models
@@ -24,14 +24,6 @@ from robattr._second_order import SecondOrder
 from robattr.attacks import TopK
 from robattr.attributions import frozen, gradient, heatmap
 from robattr.studies.runs import environment
-
-
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def first_order(model: nn.Module, x: Tensor, composed: bool) -> Tensor:

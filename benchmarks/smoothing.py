@@ -11,24 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 from robattr import models
 from robattr.attributions import frozen, gradient
 from robattr.smoothing import Ball, Gaussian, Noise, smooth
 from robattr.studies.runs import environment
-
-
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def loop(model: torch.nn.Module, x: Tensor, noise: Noise, samples: int) -> Tensor:

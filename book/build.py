@@ -98,10 +98,8 @@ def stage_records(folder: Path) -> list[Measurement]:
     claims_file, results = ROOT / "results" / "claims.yaml", ROOT / "results" / "reference"
     if not claims_file.exists():
         return []
-    measured = records.read(results)
-    asked = claims.load_claims(claims_file)
-    claims.check_claims(asked, measured, (path.stem for path in results.glob("*.yaml")))
-    for verdict in claims.judge(asked, measured):
+    verdicts, measured = claims.read_ledger(claims_file, results)
+    for verdict in verdicts:
         records.write(folder / f"{verdict.claim.id}.jsonl", claims.used(verdict, measured))
     return measured
 

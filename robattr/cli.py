@@ -256,7 +256,6 @@ def audit(
     started = time.monotonic()
     from pydantic import ValidationError
 
-    from robattr.models import ModelError
     from robattr.pages import report
     from robattr.studies import audit as study, subjects
     from robattr.studies.grids.measured import said
@@ -268,23 +267,20 @@ def audit(
         config = study.Audit(**options)
     except ValidationError as error:
         raise ValueError(said(error)) from None
-    try:
-        network, images = subjects.resolve(
-            model,
-            dataset,
-            split=split,
-            images=config.most_images,
-            weights=weights,
-            class_names=class_names,
-            input_size=input_size,
-            lenient=True,
-        )
-        found = study.audit(
-            network, images, config, output, say=lambda line: click.echo(line, err=True), started=started,
-            source={"network": Path(model).name},
-        )  # fmt: skip
-    except ModelError as error:
-        _refuse(error)
+    network, images = subjects.resolve(
+        model,
+        dataset,
+        split=split,
+        images=config.most_images,
+        weights=weights,
+        class_names=class_names,
+        input_size=input_size,
+        lenient=True,
+    )
+    found = study.audit(
+        network, images, config, output, say=lambda line: click.echo(line, err=True), started=started,
+        source={"network": Path(model).name},
+    )  # fmt: skip
     try:
         standing: Any = study.standing(found, study.peers(book.find_root() / "results" / "reference"))
     except ValueError as error:
@@ -317,10 +313,7 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
         claims.write_history(home / claims.HISTORY, claims.history_of(home))
     folder = folder or root / "results" / "reference"  # type: ignore[operator]
     file = file or root / "results" / "claims.yaml"  # type: ignore[operator]
-    measured, asked = records.read(folder), claims.load_claims(file)
-    claims.check_claims(asked, measured, (path.stem for path in folder.glob("*.yaml")))
-    past = claims.read_history(file.with_name(Path(claims.HISTORY).name))
-    verdicts = claims.judge(asked, measured, past=past)
+    verdicts, measured = claims.read_ledger(file, folder)
     if into is not None:
         head, start, rest = into.read_text(encoding="utf-8").partition("<!-- robattr ledger --markdown -->\n")
         _, end, tail = rest.partition("<!-- end -->")

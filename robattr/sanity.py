@@ -12,13 +12,13 @@ import itertools
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from robattr import metrics
-from robattr._rows import parts_of
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
+from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap, heatmaps
 from robattr.data import check_images
 
 __all__ = ["Cascade", "cascade", "layers", "randomized", "shuffled"]
@@ -136,11 +136,7 @@ def cascade(
     cuts = [round(i * len(names) / count) for i in range(count + 1)]
     groups = tuple(tuple(names[a:b]) for a, b in itertools.pairwise(cuts))
 
-    def maps(network: nn.Module) -> Tensor:
-        return torch.cat(
-            [heatmap(attribution(network, x[rows], labels[rows])).detach() for rows in parts_of(len(x), max_batch)]
-        )
-
+    maps = partial(heatmaps, x=x, labels=labels, attribution=attribution, max_batch=max_batch)
     before = maps(frozen(model))
     after = before
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -152,16 +148,11 @@ def cascade(
             (
                 metrics.spearman(before, after),
                 metrics.topk_intersection(before, after, k),
-                metrics.similarity(*(_to_one(m) for m in (before, after))).ssim,
+                metrics.similarity(*(heatmap(m[:, None], "max") for m in (before, after))).ssim,
             )
         )
     ranks, shares, ssim = (torch.stack(column) for column in zip(*rows, strict=True))
     return Cascade(groups, ranks, shares, ssim, after)
-
-
-def _to_one(maps: Tensor) -> Tensor:
-    peak = maps.amax((1, 2), keepdim=True)
-    return maps / torch.where(peak > 0, peak, 1)
 
 
 def shuffled(heatmaps: Tensor, *, seed: int = 0) -> Tensor:

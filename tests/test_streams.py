@@ -18,6 +18,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from conftest import REPOSITORY
+from interrupted import Stop, StopsAt
 from PIL import Image
 from scipy.stats import ks_2samp
 from torch import Tensor, nn
@@ -399,21 +400,8 @@ def test_who_stops_listening_stops_the_reading(root: Path, living: list[int]) ->
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-class Stop(Exception):
+class Counting(StopsAt, CrossEntropy):
     pass
-
-
-class Counting(CrossEntropy):
-    """Raises at the step ``at``, counted from 1."""
-
-    at = 0
-    steps = 0
-
-    def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
-        self.steps += 1
-        if self.steps == self.at:
-            raise Stop
-        return super().forward(x, y, noise)
 
 
 def train_on(

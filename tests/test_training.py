@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PATIENCE_S
+from interrupted import Stop, StopsAt
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -401,21 +402,8 @@ def test_a_loss_that_is_not_finite_is_named(sets: tuple[ImageSet, ImageSet], tmp
 # --- interruptions --------------------------------------------------------------------------------------------------
 
 
-class Stop(Exception):
+class Stopping(StopsAt, GradientAlignment):
     pass
-
-
-class Stopping(GradientAlignment):
-    """Raises at the step ``at``, counted from 1."""
-
-    at = 0
-    steps = 0
-
-    def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
-        self.steps += 1
-        if self.steps == self.at:
-            raise Stop
-        return super().forward(x, y, noise)
 
 
 @pytest.mark.elsewhere

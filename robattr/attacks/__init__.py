@@ -27,6 +27,7 @@ from robattr.attacks.ensemble import (
     Worst,
     emptiest_corner as emptiest_corner,
     ensemble,
+    harm_of as harm_of,
     judge,
     searches,
     worst_of,

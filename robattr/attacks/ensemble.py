@@ -16,7 +16,7 @@ from robattr.attacks.climbing import RandomSigns, check_attack, check_iterations
 from robattr.attacks.heatmaps import iterative_attack, random_sign
 from robattr.attacks.manipulation import frame, manipulate
 from robattr.attacks.objectives import MassCenter, Targeted, TopK
-from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap, heatmaps
 from robattr.models import is_smooth
 
 Search = Callable[[Tensor], Tensor]
@@ -38,6 +38,16 @@ class Harm:
     rank_correlation: Tensor
     cosine: Tensor
     center_shift: Tensor
+
+
+def harm_of(before: Tensor, after: Tensor, k: int) -> Harm:
+    """How far maps are from others, heatmaps [N, H, W] each; ``k`` is the number of top pixels."""
+    return Harm(
+        topk_intersection=metrics.topk_intersection(before, after, k),
+        rank_correlation=metrics.spearman(before, after),
+        cosine=metrics.cosine(before, after),
+        center_shift=metrics.center_shift(before, after),
+    )
 
 
 MEASURES = tuple(field.name for field in fields(Harm))
@@ -157,12 +167,7 @@ def judge(
                 inside=inside,
                 kept=kept,
                 changed=differs,
-                harm=Harm(
-                    topk_intersection=metrics.topk_intersection(before, after, k),
-                    rank_correlation=metrics.spearman(before, after),
-                    cosine=metrics.cosine(before, after),
-                    center_shift=metrics.center_shift(before, after),
-                ),
+                harm=harm_of(before, after, k),
             )
         )
     return joined(parts)
@@ -311,12 +316,9 @@ def emptiest_corner(maps: Tensor) -> Tensor:
 
 def _maps(model: nn.Module, images: Tensor, attribution: Attribution, batch_size: int) -> Tensor:
     model = frozen(model)
-    parts = []
-    for rows in parts_of(len(images), batch_size):
-        with torch.no_grad():
-            labels = model(images[rows]).argmax(1)
-        parts.append(heatmap(attribution(model, images[rows], labels)).detach())
-    return torch.cat(parts)
+    with torch.no_grad():
+        labels = torch.cat([model(images[rows]).argmax(1) for rows in parts_of(len(images), batch_size)])
+    return heatmaps(model, images, labels, attribution, max_batch=batch_size)
 
 
 def ensemble(

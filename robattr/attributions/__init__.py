@@ -22,7 +22,7 @@ from robattr.attributions.layers import (
     layer_activation_x_gradient,
     layer_integrated_gradients,
 )
-from robattr.attributions.maps import heatmap
+from robattr.attributions.maps import heatmap, heatmaps
 from robattr.attributions.protocol import (
     Attribution,
     Normalization as Normalization,
@@ -50,6 +50,7 @@ __all__ = [
     "guided_backpropagation",
     "guided_grad_cam",
     "heatmap",
+    "heatmaps",
     "input_x_gradient",
     "integrated_gradients",
     "layer_activation_x_gradient",

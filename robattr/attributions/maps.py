@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robattr.attributions.protocol import Normalization
+from robattr._rows import parts_of
+from robattr.attributions.protocol import Attribution, Normalization
 
 
 def heatmap(attribution: Tensor, normalize: Normalization | None = "sum") -> Tensor:
@@ -37,6 +38,33 @@ def heatmap(attribution: Tensor, normalize: Normalization | None = "sum") -> Ten
     else:
         raise ValueError(f"normalize is {normalize!r}; accepted are 'sum', 'max', 'l2' and None")
     return h / torch.where(scale > 0, scale, 1)
+
+
+def heatmaps(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    attribution: Attribution,
+    normalize: Normalization | None = "sum",
+    *,
+    max_batch: int | None,
+) -> Tensor:
+    """The heatmap of each image, outside of any graph, so many images in a pass.
+
+    Args:
+        model: see the attribution method.
+        x: images [N, C, H, W], N >= 1.
+        labels: class explained of each image, int64 [N].
+        attribution: a method of :mod:`robattr.attributions`.
+        normalize: see :func:`heatmap`.
+        max_batch: largest number of images in one pass; None for all at once.
+
+    Returns:
+        [N, H, W].
+    """
+    return torch.cat(
+        [heatmap(attribution(model, x[rows], labels[rows]), normalize).detach() for rows in parts_of(len(x), max_batch)]
+    )
 
 
 def on_pixels(places: Tensor, x: Tensor) -> Tensor:

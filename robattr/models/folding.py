@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from robattr._calls import Calls
 from robattr.models.outputs import example_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -120,7 +120,7 @@ def _folds(
     return {name: layer for name, layer in before.items() if layer is not None}
 
 
-class _Readers(TorchFunctionMode):
+class _Readers(Calls):
     """Which functions read the outputs of layers, apart from batch normalization."""
 
     def __init__(self) -> None:
@@ -128,16 +128,10 @@ class _Readers(TorchFunctionMode):
         self.outputs: dict[int, tuple[str, Tensor]] = {}  # kept alive: an id is of no use after that
         self.readers: dict[str, set[str]] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
         if isinstance(out, Tensor) and func is not F.batch_norm:
-            given = [*args, *(kwargs or {}).values()]
+            given = [*args, *kwargs.values()]
             for value in [w for v in given for w in (v if isinstance(v, (tuple, list)) else (v,))]:
                 layer, output = self.outputs.get(id(value), ("", None))
                 if output is value and output is not out:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from robattr import attacks, metrics, models, regularizers
-from robattr.attributions import METHODS, heatmap
+from robattr.attributions import METHODS, heatmap, heatmaps
 from robattr.models import Classifier
 from robattr.studies.grids import Kind, Measured, Record, Total
 from robattr.studies.runs import public_name
@@ -148,12 +148,7 @@ def measure(
 
     n = config.manipulated
     attribution = METHODS["gradient"]
-    clean = torch.cat(
-        [
-            heatmap(attribution(model, a, b), "max")
-            for a, b in zip(torch.split(x, max_batch), torch.split(prediction, max_batch), strict=True)
-        ]
-    )
+    clean = heatmaps(model, x, prediction, attribution, "max", max_batch=max_batch)
     attacked = attacks.manipulate(
         model,
         x[:n],

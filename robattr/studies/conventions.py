@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from robattr import attacks, metrics, models
-from robattr.attributions import Attribution, gradient, heatmap, lrp
+from robattr.attributions import Attribution, gradient, heatmaps, lrp
 from robattr.models import Classifier
 from robattr.studies.grids import Kind, Measured
 from robattr.studies.runs import public_name
@@ -134,12 +134,7 @@ def measure(
         values[f"{name}/aam/original/cosine"] = found.original.cosine
         values[f"{name}/aam/target/cosine"] = found.target.cosine
         for measure_, images in (("insertion", x), ("adversarial_insertion", found.images)):
-            maps = torch.cat(
-                [
-                    heatmap(gradient(model, a, b), "max")
-                    for a, b in zip(torch.split(images, 250), torch.split(explained, 250), strict=True)
-                ]
-            )
+            maps = heatmaps(model, images, explained, gradient, "max", max_batch=250)
             curve = metrics.insertion(model, x, y, maps, fractions=config.fractions, fill=fill, max_batch=250)
             values[f"{name}/{measure_}"] = curve.area
     for name, attribution in RULES.items():

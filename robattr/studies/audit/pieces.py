@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr import attacks, metrics, sanity, smoothing
-from robattr._rows import parts_of
+from robattr._rows import joined as side_by_side, parts_of
 from robattr.attacks import MEASURES, Harm, Judged
 from robattr.attributions import METHODS, Attribution, heatmap, integrated_gradients, smoothgrad
 from robattr.data import ImageSet
@@ -106,19 +106,10 @@ def under_noise(bench: Bench, name: str, rows: slice) -> tuple[dict[str, Any], d
     for _ in range(bench.plan.draws):
         noise = torch.stack([torch.rand(x.shape[1:], generator=g, dtype=x.dtype) for g in generators])
         noisy = (x + bench.epsilon * (2 * noise - 1).to(x.device)).clamp_(0, 1)
-        harm = _harm(before, heatmap(method(bench.model, noisy, y)).detach(), bench.k)
+        harm = attacks.harm_of(before, heatmap(method(bench.model, noisy, y)).detach(), bench.k)
         for measure in MEASURES:
             totals[measure] += getattr(harm, measure).double().cpu()
     return {measure: (total / bench.plan.draws).tolist() for measure, total in totals.items()}, {"before": before}
-
-
-def _harm(before: Tensor, after: Tensor, k: int) -> Harm:
-    return Harm(
-        topk_intersection=metrics.topk_intersection(before, after, k),
-        rank_correlation=metrics.spearman(before, after),
-        cosine=metrics.cosine(before, after),
-        center_shift=metrics.center_shift(before, after),
-    )
 
 
 def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor) -> Judged:
@@ -237,15 +228,7 @@ def joined(bench: Bench, prefix: str, name: str) -> Judged | None:
         if part is None or "refused" in part[0]:
             break
         found.append(_from_part(part, bench.x.device))
-    if not found:
-        return None
-    return Judged(
-        images=torch.cat([each.images for each in found]),
-        inside=torch.cat([each.inside for each in found]),
-        kept=torch.cat([each.kept for each in found]),
-        changed=torch.cat([each.changed for each in found]),
-        harm=Harm(**{m: torch.cat([getattr(each.harm, m) for each in found]) for m in MEASURES}),
-    )
+    return side_by_side(found) if found else None
 
 
 def rows_of(judged: Judged, start: int, stop: int) -> Judged:
@@ -268,7 +251,7 @@ def sane(bench: Bench, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for stage in range(len(found.stages)):
         for measure in ("rank_correlation", "topk_intersection", "ssim"):
             values[f"randomized/{stage + 1}/{measure}"] = getattr(found, measure)[stage].double().tolist()
-    chance = _harm(before, moved, bench.k)
+    chance = attacks.harm_of(before, moved, bench.k)
     values |= {f"shuffled/{measure}": getattr(chance, measure).double().tolist() for measure in MEASURES}
     score = partial(metrics.insertion, bench.model, x, y, fractions=_FRACTIONS, max_batch=batch)
     for kind, maps in (("map", before), ("randomized", found.maps), ("shuffled", moved)):

@@ -26,7 +26,7 @@ from robattr.studies.claims.history import (
     read_history,
     write_history,
 )
-from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, used
+from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, read_ledger, used
 from robattr.studies.claims.multiverse import DEPENDS as DEPENDS, Multiverse, multiverse
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
 from robattr.studies.claims.tables import as_json, details, effect_text, summary, table, verdict_text
@@ -58,6 +58,7 @@ __all__ = [
     "multiverse",
     "rank_agreement",
     "read_history",
+    "read_ledger",
     "summary",
     "table",
     "used",

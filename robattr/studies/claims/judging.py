@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from robattr.studies.claims.history import History, Registration, comparison_digest
-from robattr.studies.claims.schema import Claim, Comparison, Evidence
+from robattr.studies.claims.history import HISTORY, History, Registration, comparison_digest, read_history
+from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
 from robattr.studies.intervals import Interval, two_way_interval
-from robattr.studies.records import Measurement
+from robattr.studies.records import Measurement, read
 
 Array = NDArray[np.float64]
 
@@ -155,6 +156,25 @@ def judge(
             )
         )
     return verdicts
+
+
+def read_ledger(claims: Path | str, reference: Path | str) -> tuple[list[Verdict], list[Measurement]]:
+    """The verdict on each claim of a file, by the records of a folder; and the records.
+
+    When comparisons were fixed stands in a file beside that of the claims, where there is one.
+
+    Args:
+        claims: the YAML file.
+        reference: with the records of all grids.
+
+    Raises:
+        ValueError: see :func:`load_claims`, :func:`check_claims` and :func:`judge`.
+        RecordError: a line of the records is none.
+    """
+    measured, asked = read(reference), load_claims(claims)
+    check_claims(asked, measured, (path.stem for path in Path(reference).glob("*.yaml")))
+    past = read_history(Path(claims).with_name(Path(HISTORY).name))
+    return judge(asked, measured, past=past), measured
 
 
 def _time(date: str) -> datetime:

@@ -168,7 +168,7 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     rest = {name: options for name, options in choices.items() if name != "threshold"}
     for protocol in itertools.product(*rest.values()):
         option = dict(zip(rest, protocol, strict=True))
-        outcomes = [_outcome(c, claim.evidence, here, option) for c in claim.comparisons]
+        outcomes = [_outcome(c, claim.evidence, here, quantities, option) for c in claim.comparisons]
         for threshold in choices.get("threshold", ("",)):
             states = [_state(o, THRESHOLDS[threshold or "as asked"]) for o in outcomes]
             full = (threshold, *protocol) if threshold else protocol
@@ -177,21 +177,25 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
 
 
 def _outcome(
-    comparison: Comparison, evidence: Evidence, here: Sequence[Measurement], option: Mapping[str, str]
+    comparison: Comparison,
+    evidence: Evidence,
+    here: Sequence[Measurement],
+    quantities: set[str],
+    option: Mapping[str, str],
 ) -> Outcome:
     renamed = comparison
     if (measure := option.get("measure", "as asked")) != "as asked":
         renamed = _renamed(renamed, lambda q: _in_measure(q, measure))
     if (epsilon := option.get("epsilon", "as asked")) != "as asked":
         renamed = _renamed(renamed, lambda q: _at_epsilon(q, epsilon))
-    named = {renamed.quantity, renamed.baseline, renamed.rank_with, *_successes(renamed, {m.quantity for m in here})}
+    named = {renamed.quantity, renamed.baseline, renamed.rank_with, *_successes(renamed, quantities)}
     kept = [m for m in here if m.quantity in named] if "*" not in renamed.quantity else list(here)
     runs, images = evidence.runs, evidence.images
     if (seeds := option.get("seeds", "all")) != "all":
         kept = [m for m in kept if m.seed is None or f"without {m.seed}" != seeds]
         runs = max(runs - 1, 1)
     if option.get("failed attacks") == "left out":
-        kept, images = _without_failures(renamed, kept), 3
+        kept, images = _without_failures(renamed, kept, quantities), 3
     if (half := option.get("images", "all")) != "all":
         kept = [_half(m, half == "first half") for m in kept]
         images = max(images // 2, 1)
@@ -274,12 +278,12 @@ def _successes(comparison: Comparison, quantities: set[str]) -> list[str]:
     return [name for name in found if name in quantities]
 
 
-def _without_failures(comparison: Comparison, here: Sequence[Measurement]) -> list[Measurement]:
+def _without_failures(comparison: Comparison, here: Sequence[Measurement], quantities: set[str]) -> list[Measurement]:
     """The runs of a comparison with those images only on which every attack in it kept the prediction.
 
     Runs that have partners lose the same images, so that values stay paired.
     """
-    names = _successes(comparison, {m.quantity for m in here})
+    names = _successes(comparison, quantities)
     patterns = [p for p in (comparison.of, comparison.against) if p]
     wanted = {q for q in (comparison.quantity, comparison.baseline) if q}
     masks: dict[int, Array] = {}

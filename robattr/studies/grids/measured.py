@@ -19,7 +19,7 @@ from robattr.studies import records, trainings
 from robattr.studies.grids.kinds import Kind, Total, Values, kind_named
 from robattr.studies.records import Measurement
 from robattr.studies.runs import files_digest, state_digest
-from robattr.studies.subjects import specification
+from robattr.studies.subjects import FIELDS, specification
 from robattr.studies.trainings import Training
 from robattr.training import Compute, Epoch
 
@@ -174,7 +174,7 @@ class Network(BaseModel):
         )
 
 
-_OF_MODEL = ("weights", "num_classes", "class_names", "input_size", "mean", "std")
+_OF_MODEL = tuple(name for name in FIELDS if name != "name")
 
 
 def _of_record(found: Record, path: Path) -> Loaded:
