@@ -36,6 +36,7 @@ from robattr.smoothing import (
     certify,
     max_epsilon,
     mean_lower_bound,
+    mean_lower_bound_of_moments,
     min_radius,
     overlap,
     sample_ball,
@@ -644,6 +645,64 @@ def test_coverage_of_the_lower_bound(law: str) -> None:
     # It says something: its distance is that of a few standard errors and of the price of a range, 1 / n.
     spread = draws.std() / math.sqrt(n) + 2 / n
     assert np.median(mean - bound) <= 4 * spread
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.2])
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_coverage_of_the_lower_bound_of_moments(share: float, low: float) -> None:
+    """Draws that are 0.9 but rarely as low as can be: what a sample hides best. 2,000 draws, digits of a record."""
+    alpha, repetitions, n = 0.05, 2000, 300
+    rng = np.random.default_rng(0)
+    draws = np.where(rng.random((repetitions, n)) < share, low, 0.9)
+    mean = (1 - share) * 0.9 + share * low
+    rounded = np.floor(draws.mean(1) * 1e7) / 1e7
+    bound = mean_lower_bound_of_moments(rounded, draws.var(1) + 1e-9, draws.min(1), n, alpha, low=low)
+    missed = float((bound > mean).mean())
+    assert missed <= alpha + 5 * math.sqrt(alpha * (1 - alpha) / repetitions)
+    # The sample's mean is no bound, and neither is this one for twenty times as many draws.
+    assert (draws.mean(1) > mean).mean() > 5 * alpha
+    wrong = mean_lower_bound_of_moments(rounded, draws.var(1), draws.min(1), 20 * n, alpha, low=low)
+    assert (wrong > mean).mean() > alpha
+
+
+def test_lower_bound_of_moments_by_the_capital() -> None:
+    """At the bound, the capital of some stake, bet by bet, has grown by enough; a little above, none by these moments.
+
+    And it is not much farther from the mean than the bound that needs all draws.
+    """
+    rng = np.random.default_rng(4)
+    stakes, shares = 0.98 / 2.0 ** np.arange(16), 1 / ((np.arange(16) + 1) * (np.arange(16) + 2))
+    assert shares.sum() < 1
+    for mean, deviation, n in ((0.15, 0.03, 7500), (0.9, 0.05, 1000), (0.5, 0.2, 300), (0.02, 0.01, 20_000)):
+        draws = np.clip(rng.normal(mean, deviation, n), 0, 1)
+        moments = draws.mean(), draws.var(), draws.min()
+        for alpha in (0.05, 1e-5):
+            bound = float(mean_lower_bound_of_moments(*moments, n, alpha, low=0.0))
+            capitals = np.log1p(stakes[:, None] / bound * (draws - bound)).sum(1) + np.log(shares)
+            assert capitals.max() >= math.log(1 / alpha)
+            above, reach = bound + 1e-9, stakes * (1 - moments[2] / moments[0]) + 1e-4
+            u, w = stakes / above, (-np.log1p(-reach) - reach) / reach**2
+            known = n * (u * (moments[0] - above) - w * u**2 * (moments[1] + (moments[0] - above) ** 2))
+            assert (known + np.log(shares)).max() < math.log(1 / alpha)
+            of_all = moments[0] - float(mean_lower_bound(draws, alpha, low=0.0))
+            # Splitting the capital costs more where little is asked of it.
+            assert moments[0] - bound <= (1.5 if alpha < 1e-3 else 2) * of_all
+            twice = mean_lower_bound_of_moments(2 * moments[0] - 1, 4 * moments[1], 2 * moments[2] - 1, n, alpha)
+            assert float(twice) == pytest.approx(2 * bound - 1, abs=1e-9)
+
+
+def test_lower_bound_of_moments_at_the_ends() -> None:
+    assert mean_lower_bound_of_moments(0.0, 0.0, 0.0, 100, 0.05, low=0.0) == 0
+    assert mean_lower_bound_of_moments(-1.0, 0.0, -1.0, 100, 0.05) == -1
+    assert mean_lower_bound_of_moments(0.5, 0.25, -1.0, 1, 0.05) == -1
+    # Draws that are all 1: capital grows by 1 + c (1 / m - 1) with each.
+    bound = float(mean_lower_bound_of_moments(1.0, 0.0, 1.0, 10_000, 0.001, low=0.0))
+    assert 1 - 2 * math.log(2 / 0.001) / 10_000 < bound < 1
+    # More draws, less variance and a larger least certify more.
+    base = {"mean": 0.5, "variance": 0.04, "least": 0.1, "samples": 500, "alpha": 0.01}
+    known = float(mean_lower_bound_of_moments(**base, low=0.0))  # type: ignore[arg-type]
+    for change in ({"samples": 600}, {"variance": 0.03}, {"least": 0.2}, {"alpha": 0.02}, {"mean": 0.51}):
+        assert float(mean_lower_bound_of_moments(**(base | change), low=0.0)) > known  # type: ignore[arg-type]
 
 
 def test_lower_bound_adapts_to_the_variance() -> None:
@@ -1399,6 +1458,12 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: mean_lower_bound([0.5, -0.1], 0.1, low=0.0), "values have -0.1;"),
     (lambda: mean_lower_bound([0.5, np.nan], 0.1), "values have nan;"),
     (lambda: mean_lower_bound([0.5], 1.0), "alpha is 1.0;"),
+    (lambda: mean_lower_bound_of_moments(1.1, 0.1, 0.0, 10, 0.1), "mean is 1.1; accepted is a mean of draws from -1"),
+    (lambda: mean_lower_bound_of_moments(0.5, -0.1, 0.0, 10, 0.1), "variance is -0.1;"),
+    (lambda: mean_lower_bound_of_moments(0.5, 0.1, 0.6, 10, 0.1), "least is 0.6;"),
+    (lambda: mean_lower_bound_of_moments(0.5, 0.1, 0.0, 0, 0.1), "samples is 0;"),
+    (lambda: mean_lower_bound_of_moments(0.5, 0.1, 0.0, 10, 0.0), "alpha is 0;"),
+    (lambda: mean_lower_bound_of_moments(0.5, 0.1, 0.0, 10, 0.1, low=1.0), "low is 1.0 and high 1.0;"),
     (lambda: mean_lower_bound([0.5], 0.0), "alpha is 0.0;"),
     (lambda: mean_lower_bound([0.5], 0.1, low=1.0), "low is 1.0 and high 1.0;"),
     (lambda: Ball(0.0), "radius is 0.0;"),

@@ -25,6 +25,7 @@ from robattr.smoothing.certificates import (
     certified_cosine,
     certified_cosine_gaussian,
     mean_lower_bound,
+    mean_lower_bound_of_moments,
     overlap,
     sampling_error,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "max_epsilon",
     "max_shift_spectral",
     "mean_lower_bound",
+    "mean_lower_bound_of_moments",
     "min_radius",
     "overlap",
     "sample_ball",

@@ -356,6 +356,80 @@ def mean_lower_bound(values: ArrayLike, alpha: float, *, low: float = -1.0, high
     return np.asarray(low + (high - low) * below)
 
 
+# Stakes as shares of the hypothesis, each half the one before; what of the capital starts with each sums to 1.
+_STAKES = 0.98 / 2.0 ** np.arange(16)
+_SHARES = 1 / ((np.arange(16) + 1.0) * (np.arange(16) + 2.0))
+_FEWER_DIGITS = 1e-6  # what rounding may take from a mean
+
+
+def mean_lower_bound_of_moments(
+    mean: ArrayLike,
+    variance: ArrayLike,
+    least: ArrayLike,
+    samples: ArrayLike,
+    alpha: ArrayLike,
+    *,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Array:
+    """A lower confidence bound on the mean of bounded independent draws, from three numbers about them.
+
+    :func:`mean_lower_bound` needs all draws, in their order; this says nearly as much, and anybody can compute it
+    again. Against the hypothesis "the mean is at most m" of draws X in [0, 1] (rescaled) one bets the share ``c / m``
+    on each, with a c below 1 that was chosen before. The capital is the product of all ``1 + u``, ``u = (c / m)
+    (X - m)``; it stays positive, and by Markov's inequality reaches 1 / alpha with probability at most alpha. Since
+    ``(ln(1 + u) - u) / u^2`` rises with u, all u that are at least -r have ``ln(1 + u) >= u - w u^2``, ``w = (-ln(1 -
+    r) - r) / r^2``. For draws that are not less than ``least`` one may take ``r = c (1 - least / mean)``. The sum over
+    n draws is a function of their mean and variance:
+
+        ``n ((c / m) (mean - m) - w (c / m)^2 (variance + (mean - m)^2))``.
+
+    Where this is at least ``ln(1 / alpha)``, m is rejected, and with it every smaller mean, whose capital is larger.
+    The largest such m solves a quadratic equation in 1 / m. Capital is split over 16 stakes c = 0.98, 0.49, ... in
+    shares of 1/2, 1/6, 1/12, ..., so that no variance has to be known beforehand; the best of the 16 results counts.
+
+    The mean may have been rounded down, by at most 1e-6 of its size, as well as the least, and the variance up.
+
+    Args:
+        mean: of the draws.
+        variance: the mean of their squared distances from that (the divisor is n), or more, >= 0.
+        least: of the draws, or less; ``low`` where it is not known.
+        samples: n >= 1.
+        alpha: probability of failure, between 0 and 1.
+        low: of what a draw can be.
+        high: of what a draw can be, above low.
+
+    Returns:
+        In the shape of what was given; at least ``low``.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+    if not (low < high and np.isfinite(high - low)):
+        raise ValueError(f"low is {low} and high {high}; accepted are finite numbers, low below high")
+    x, v, first, n, risk = _numbers(mean=mean, variance=variance, least=least, samples=samples, alpha=alpha)
+    slack = 1e-6 * (high - low)  # rounding of maps in float32
+    _check((x >= low - slack) & (x <= high + slack), "mean", x, f"a mean of draws from {low:g} to {high:g}")
+    _check((v >= 0) & np.isfinite(v), "variance", v, "a finite number >= 0")
+    _check(first <= x + slack, "least", first, "a number that is not above the mean")
+    _check(n >= 1, "samples", n, "a number >= 1")
+    _check((risk > 0) & (risk < 1), "alpha", risk, "a probability between 0 and 1, for example 0.001")
+    size = np.abs(x) / (high - low)
+    x, v = np.clip((x - low) / (high - low), 0, 1)[..., None], v[..., None] / (high - low) ** 2
+    first = np.clip((first - low) / (high - low), 0, None)[..., None]
+    # Draws that fit a mean which was rounded down are smaller by that: u may be a little below.
+    reach = _STAKES * (1 - first / np.maximum(x, first + 1e-300)) + 1e-4
+    weight = (-np.log1p(-reach) - reach) / reach**2
+    log = (np.log(1 / risk)[..., None] - np.log(_SHARES)) / n[..., None]
+    # a z^2 - b z + c <= 0 for z = 1 / m
+    a, b = _STAKES**2 * weight * (v + x * x), _STAKES * x * (1 + 2 * _STAKES * weight)
+    c = _STAKES + _STAKES**2 * weight + log
+    root = b * b - 4 * a * c
+    found = np.where(root >= 0, (b + np.sqrt(np.maximum(root, 0))) / (2 * c), 0.0).max(-1)
+    found = np.where(found >= 0.01 * np.maximum(size, x[..., 0]), found * (1 - 1e-12), 0.0)
+    return np.asarray(low + (high - low) * found)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Inverse forms
 

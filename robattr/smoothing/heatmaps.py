@@ -15,7 +15,7 @@ from tqdm import tqdm
 from robattr import metrics
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
-from robattr.smoothing.certificates import mean_lower_bound, sampling_error
+from robattr.smoothing.certificates import mean_lower_bound, mean_lower_bound_of_moments, sampling_error
 from robattr.smoothing.certifying import Spread
 from robattr.smoothing.eigenvalue import EXACT
 from robattr.smoothing.functionals import (
@@ -351,19 +351,21 @@ def _measured(
     centers = values[:, -2:]
     statistics["center"] = centers.mean(0)
     statistics["center_spread"] = _center_spread(centers, center.cpu().numpy(), (height, width), split["center_spread"])
-    statistics["norm_lower"] = mean_lower_bound(np.clip(torch.cat(along).numpy(), 0, 1), split["norm"], low=0.0)
     # Neither map has negative values, so <g, m> >= 0 and ||g - m||^2 <= 1 + ||m||^2.
-    statistics |= _spreads(spread.largest(), samples, split["spread"], 1 + float(length) ** 2, pixels, "")
+    statistics |= _norm(torch.cat(along).numpy(), split["norm"], low=0.0, kind="")
+    center_length = rounded(float(length), up=True)
+    statistics["spread_center"] = np.asarray(center_length)
+    statistics |= _spreads(spread.largest(), samples, split["spread"], 1 + center_length**2, pixels, "")
     if signed_spread is not None:
-        along_direction = np.clip(torch.cat(pointed_along).numpy(), -1, 1)
-        lower = float(mean_lower_bound(along_direction, split["direction_norm"]))
-        statistics["direction_norm_lower"] = np.asarray(max(lower, 0.0))
-        limit = (1 + float(pointed_length)) ** 2
-        eigenvalue, risk = signed_spread.largest(), split["direction_spread"]
+        statistics |= _norm(torch.cat(pointed_along).numpy(), split["direction_norm"], low=-1.0, kind="direction_")
+        center_length = rounded(float(pointed_length), up=True)
+        statistics["direction_spread_center"] = np.asarray(center_length)
+        eigenvalue, risk, limit = signed_spread.largest(), split["direction_spread"], (1 + center_length) ** 2
         statistics |= _spreads(eigenvalue, samples, risk, limit, len(direction), "direction_")
     elif len(direction):  # gradients that are zero everywhere have no direction
-        names = ("direction_norm_lower", "direction_spread", "direction_spread_upper")
-        statistics |= dict(zip(names, map(np.asarray, (0.0, 1.0, 1.0)), strict=True))
+        nothing = {"norm": 0, "norm_variance": 1, "norm_least": -1, "norm_lower": 0, "spread_center": 0}
+        nothing |= {"spread": 1, "spread_upper": 1}
+        statistics |= {f"direction_{name}": np.asarray(float(value)) for name, value in nothing.items()}
     for number, seen in zip(k, top.cpu().numpy(), strict=True):
         statistics[f"reach/{number}"] = tolerances(unit_mean.cpu().numpy(), number, detail, top=seen)[1]
     shape = (height, width)
@@ -373,11 +375,33 @@ def _measured(
     )  # fmt: skip
 
 
+def rounded(value: float, *, up: bool) -> float:
+    """A number with the 7 digits of a record, rounded up or down."""
+    kept = float(f"{value:.7g}")
+    if kept < value if up else kept > value:
+        step = 10.0 ** (np.floor(np.log10(abs(value))) - 6)
+        kept = float(f"{kept + (step if up else -step):.7g}")
+    return kept
+
+
+def _norm(along: Values, risk: float, *, low: float, kind: str) -> dict[str, Values]:
+    """Of the projections on a direction: their mean, variance and least, and the bound that follows from these.
+
+    With the digits of a record, so that the bound can be computed again from it.
+    """
+    s = np.clip(along, low, 1)
+    mean, variance, least = (rounded(float(v), up=u) for v, u in ((s.mean(), False), (s.var(), True), (s.min(), False)))
+    lower = float(mean_lower_bound_of_moments(mean, variance, least, len(s), risk, low=low))
+    found = {"norm": mean, "norm_variance": variance, "norm_least": least, "norm_lower": max(lower, 0.0)}
+    return {f"{kind}{name}": np.asarray(value) for name, value in found.items()}
+
+
 def _spreads(
     eigenvalue: float, samples: int, risk: float, limit: float, dimension: int, kind: str
 ) -> dict[str, Values]:
     """The largest eigenvalue of the samples and the bound that follows; a tenth of the risk is for random starts."""
     risk = risk if dimension <= EXACT else 0.9 * risk
+    eigenvalue = rounded(eigenvalue, up=True)
     upper = spread_upper_bound(eigenvalue, samples, risk, limit=limit)
     return {f"{kind}spread": np.asarray(eigenvalue), f"{kind}spread_upper": upper}
 

@@ -29,6 +29,7 @@ from robattr._files import locked, write_text
 from robattr.attributions import METHODS, gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
+from robattr.smoothing.heatmaps import rounded
 from robattr.studies.grids import Kind, Measured, Record
 from robattr.studies.runs import public_name
 from robattr.studies.trainings import Training
@@ -275,7 +276,9 @@ def violated(values: Values, dimension: int) -> Values:
     return found
 
 
-_UP = ("deviation", "spread", "most")  # statistics of which more certifies less; of the others less does
+# Statistics of which more certifies less; of the others less does. Estimates, of which nothing follows, are rounded.
+_UP = ("deviation", "spread", "most", "variance")
+_ESTIMATES = ("mass", "center")
 
 
 def _heatmaps(
@@ -327,39 +330,41 @@ def _heatmaps(
                 size = (int(x.shape[2]), int(x.shape[3]))
                 said = _of_map(values, config, size, method, sigma, config.epsilons)
                 values |= {
-                    f"certified/{name}/{place}/{epsilon:g}": bound[:, j]
+                    f"certified/{name}/{place}/{epsilon:g}": _cautious(bound[:, j], up=name in ("center", "disc"))
                     for name, bound in said.items()
                     for j, epsilon in enumerate(config.epsilons)
                 }
                 lower, spread = (values[f"of_map/direction_{name}/{place}"] for name in ("norm_lower", "spread_upper"))
                 for target in TARGETS:
                     shift = smoothing.max_shift_spectral(lower, spread, target, bound=1.0)
-                    values[f"certified_epsilon/{target:g}/{place}"] = sigma * np.minimum(shift, 100.0)
+                    epsilon = sigma * np.minimum(shift, 100.0)
+                    values[f"certified_epsilon/{target:g}/{place}"] = _cautious(epsilon, up=False)
     return values
+
+
+def _cautious(bounds: NDArray[np.float64], *, up: bool) -> NDArray[np.float64]:
+    """Bounds with the digits of a record, none of which says more than was certified."""
+    return np.array([rounded(float(v), up=up) for v in bounds])
 
 
 def _row(statistics: dict[str, Tensor]) -> dict[str, float]:
     """One image's statistics by name, with 7 digits, rounded to the side that certifies less."""
     row: dict[str, float] = {}
     for name, value in statistics.items():
-        up = any(part in name for part in _UP)
-        estimate = name in ("mass", "center", "spread", "direction_spread")
         # More pixels than there are others cannot leave, at any distance: JSON has no infinity.
         flat = value[0].flatten().clamp(max=1e9).tolist()
         for j, v in enumerate(flat):
-            kept = float(f"{v:.7g}")
-            if not estimate and (kept < v if up else kept > v):
-                step = 10.0 ** (np.floor(np.log10(abs(v))) - 6)
-                kept = float(f"{kept + (step if up else -step):.7g}")
+            kept = float(f"{v:.7g}") if name in _ESTIMATES else rounded(v, up=any(part in name for part in _UP))
             row[name if len(flat) == 1 else f"{name}/{j}"] = kept
     return row
 
 
 def _kept(path: Path) -> dict[str, float] | None:
     try:
-        return {str(name): float(v) for name, v in json.loads(path.read_text(encoding="utf-8")).items()}
+        row = {str(name): float(v) for name, v in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return None
+    return row if "direction_norm" in row else None  # earlier rows lack what bounds are computed again from
 
 
 def certified_of_map(
