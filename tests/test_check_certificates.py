@@ -1,0 +1,211 @@
+"""The check of certified numbers that needs no torch: it confirms what is recorded, and no more than that."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from robattr import models, smoothing
+from robattr.studies import certification, grids
+from robattr.studies.certification import KIND, Certification, Heatmaps
+from robattr.studies.grids import Network, Record
+
+pytest.importorskip("flint")
+from flint import arb, ctx
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "results" / "check_certificates.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_certificates", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ctx.prec = module.BITS
+    return module
+
+
+check = load()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A record of heatmaps and of lengths, of two digits."""
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    folder = tmp_path_factory.mktemp("maps")
+    config = Certification(
+        dataset="digits", images=2, radii=(1.0,), samples=400, choose=50, attacked=0, check_samples=64, fractions=4,
+        heatmaps=Heatmaps(
+            methods=("gradient",), sigmas=(0.1, 0.3), epsilons=(0.01, 0.1, 0.3), k=(3, 40), samples=2000, choose=300
+        ),
+    )  # fmt: skip
+    found = certification.measure(model, config, device="cpu")
+    provenance = {
+        "network": {"model": "digits-cnn", "weights": {"sha256": "0" * 64}},
+        "dataset": found.dataset,
+        **{"seconds": 1.0, "device": "cpu", "cpu": "a processor", "threads": 1, "gpu": "none", "python": "3.11.0"},
+        **{"versions": {}, "commit": "0123456789", "date": "2026-01-01"},
+    }
+    network = Network(model="digits-cnn")
+    grids.save_record(
+        Record(KIND, "maps", network, config, found.dimension, found.values, provenance), folder / "a.json"
+    )
+    return folder / "a.jsonl"
+
+
+def refuted(path: Path) -> list[str]:
+    tally = check.Tally()
+    check.check_record(path, tally)
+    return list(tally.refuted)
+
+
+def changed(path: Path, quantity: str, change: float, to: Path) -> Path:
+    """The record with one number of the first image changed by so many units of its sixth digit."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["quantity"] == quantity:
+            unit = 10.0 ** (np.floor(np.log10(abs(row["values"][0]))) - 5)
+            row["values"][0] += change * unit
+        lines.append(json.dumps(row))
+    to.with_suffix(".jsonl").write_text("\n".join(lines), encoding="utf-8")
+    to.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
+    return to.with_suffix(".jsonl")
+
+
+def test_a_record_is_confirmed(written: Path) -> None:
+    tally = check.Tally()
+    check.check_record(written, tally)
+    assert tally.refuted == []
+    assert set(tally.confirmed) == {
+        "cosine", "epsilon of a cosine, by the spread", "epsilon of a cosine, gaussian noise, by the length",
+        "epsilon of a cosine, uniform noise, by the length", "lower bound on a length", "mass of the top pixels",
+        "shift of the center", "top pixels that stay", "upper bound on a spread",
+    }  # fmt: skip
+    assert tally.confirmed["cosine"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("quantity", "change"),
+    [
+        ("certified/cosine/gradient/0.1/0.01", 1),
+        ("certified/cosine/gradient/0.1/0.1", 1),
+        ("certified/cosine/gradient/0.3/0.3", 1),
+        ("certified/mass-40/gradient/0.1/0.1", 1),
+        ("certified/mass-40/gradient/0.3/0.3", 1),
+        ("certified/center/gradient/0.1/0.1", -1),
+        ("certified/disc/gradient/0.3/0.1", -1),
+        ("certified_epsilon/0.9/gradient/0.1", 1),
+        ("of_map/direction_norm_lower/gradient/0.1", 1),
+        ("of_map/direction_spread_upper/gradient/0.1", -1),
+        ("of_map/norm_lower/gradient/0.3", 1),
+        ("of_map/spread_upper/gradient/0.3", -1),
+        # What bounds follow from; an eigenvalue counts less than what few samples add to it.
+        ("of_map/direction_norm/gradient/0.1", -1),
+        ("of_map/direction_spread/gradient/0.1", 30),
+    ],
+)
+def test_one_unit_in_the_sixth_digit_is_caught(written: Path, tmp_path: Path, quantity: str, change: int) -> None:
+    found = refuted(changed(written, quantity, change, tmp_path / "b"))
+    assert found
+    assert all("image 0" in line for line in found)
+    # The other way, less is certified than could be: nothing to object to in this number.
+    if quantity.startswith("certified"):
+        assert refuted(changed(written, quantity, -change, tmp_path / "c")) == []
+
+
+def test_one_more_pixel_is_caught(written: Path, tmp_path: Path) -> None:
+    lines = []
+    for line in written.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["quantity"] == "certified/top-40/gradient/0.1/0.01":
+            assert 0 < row["values"][0] < 1
+            row["values"][0] += 2 / 40  # of 40 numbers of pixels every second one is looked at
+        lines.append(json.dumps(row))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "b.json").write_bytes(written.with_suffix(".json").read_bytes())
+    assert len(refuted(tmp_path / "b.jsonl")) == 1
+
+
+def test_it_runs_without_torch(written: Path, tmp_path: Path) -> None:
+    """As a reader calls it; every module of the package, and torch and numpy, would be refused."""
+    block = "\n".join(
+        ["import sys", "for name in ('torch', 'numpy', 'scipy', 'robattr'): sys.modules[name] = None", "import runpy"]
+    )
+    code = f"{block}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    wrong = changed(written, "certified/cosine/gradient/0.1/0.1", 1, tmp_path / "wrong")
+    for path, status, line in (
+        (written, 0, r"\d+ numbers of 1 records, 0 not confirmed, \d+ that say nothing; \d+ a second"),
+        (wrong, 1, r"\d+ numbers of 1 records, 1 not confirmed"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(SCRIPT), str(path)], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == status, run.stderr
+        assert re.search(line, run.stdout)
+    assert "image 0, epsilon 0.1: cosine is not confirmed" in run.stderr
+
+
+def test_committed_records() -> None:
+    """Some images of every record; `python results/check_certificates.py` takes all."""
+    tally = check.Tally()
+    files = check.certifications([ROOT / "results" / "reference"])
+    for file in files:
+        check.check_record(file, tally, every=40)
+    assert len(files) >= 18
+    assert tally.refuted == []
+    assert sum(tally.confirmed.values()) >= 12 * len(files) / 2
+
+
+def test_an_epsilon_by_the_length_is_caught(tmp_path: Path) -> None:
+    """Those of records are below the truth by what bins of an integral give away, up to 1e-6 in the cosine."""
+    source = ROOT / "results" / "reference" / "certificates" / "cifar10-cosine.jsonl"
+    for law, units in (("uniform", 3), ("gaussian", 100)):
+        quantity = f"certified_epsilon/0.9/{law}/1"
+        found = refuted(changed(source, quantity, units, tmp_path / law))
+        assert len(found) == 1
+        assert f"{law}/1, image 0, cosine 0.9" in found[0]
+
+
+@pytest.mark.parametrize(("h", "lam", "a"), [(0.8, 0.02, 0.3), (0.5, 0.001, 2.0), (0.95, 0.05, 1.0), (0.2, 0.003, 0.8)])
+def test_certificates_are_those_of_the_package(h: float, lam: float, a: float) -> None:
+    """Two programs, one number: the package's within what each of the two optima may miss."""
+    sine = min(float(s) for s in check.sines(arb(h), arb(lam), arb(a)) if s < 1)
+    spectral = float(smoothing.certified_cosine_spectral(h, lam, a, bound=1.0))
+    assert np.sqrt(1 - sine**2) == pytest.approx(spectral, abs=1e-9)
+    best = float(smoothing.certified_cosine_gaussian(h, a))
+    if best > 0:
+        assert check.gaussian_allows(arb(best), arb(h), arb(a))
+        assert not check.gaussian_allows(arb(best + 1e-5), arb(h), arb(a))
+    p = 0.1 * h
+    tight = float(smoothing.certified_cosine(h, p))
+    assert check.uniform_allows(arb(tight - 1e-12), arb(h), arb(p))
+    assert not check.uniform_allows(arb(tight + 1e-12), arb(h), arb(p))
+    moved = min(float(d) for d in check.distances(arb(lam), arb(a), arb(2).sqrt()))
+    assert moved == pytest.approx(float(smoothing.certified_displacement(lam, a, bound=np.sqrt(2))), rel=1e-9)
+
+
+def test_cut_offs_in_balls() -> None:
+    """The moments of a likelihood ratio that is cut off, by an integral of their definition."""
+    a, low, high = 0.7, -0.4, 1.9
+    t = np.linspace(-12, 14, 400_001)
+    mass = np.exp(-t * t / 2) / np.sqrt(2 * np.pi) * (t[1] - t[0])
+    ratio = np.exp(a * t - a * a / 2)
+    kept = np.clip(ratio, *np.exp(a * np.array([low, high]) - a * a / 2))
+    mean = (kept * mass).sum()
+    known = mean, np.sqrt((kept**2 * mass).sum() - mean**2), ((kept - ratio).clip(0) * mass).sum()
+    known = (*known, ((ratio - kept).clip(0) * mass).sum())
+    # The trapezoidal rule at corners: a quarter of the step's square times the jump of the slope.
+    for balls, rough, value in zip(check.cut(arb(a), low, high), check.cut_roughly(a, low, high), known, strict=True):
+        assert float(balls) == pytest.approx(value, abs=1e-8)
+        assert rough == pytest.approx(float(balls), abs=1e-13)
