@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["YamlError", "one_line", "parse", "read"]
+__all__ = ["YamlError", "one_line", "parse", "read", "whole"]
 
 
 class YamlError(ValueError):
@@ -96,6 +96,28 @@ def parse(text: str, source: str, *, line: int = 1) -> Any:
         raise YamlError(f"{source}: not valid YAML: too many collections inside each other") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a day or a number that is none
         raise YamlError(f"{source}: not valid YAML: {one_line(error)}") from None
+
+
+def whole(text: str, source: str) -> Any:
+    """As :func:`parse`, of a text without comments: a # in it is part of the value, as in the name of a folder.
+
+    Raises:
+        YamlError: see :func:`parse`.
+    """
+    # The parser ends a value at a # behind a blank: it gets a letter that means nothing, and gives it back.
+    other = next(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in text)
+
+    def back(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace(other, "#")
+        if isinstance(value, dict):
+            return {back(key): back(each) for key, each in value.items()}
+        return [back(each) for each in value] if isinstance(value, list) else value
+
+    try:
+        return back(parse(text.replace("#", other), source))
+    except YamlError as error:
+        raise YamlError(back(str(error))) from None
 
 
 def read(path: Path | str, source: str | None = None) -> Any:

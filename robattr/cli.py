@@ -21,7 +21,7 @@ from rich.table import Table
 
 from robattr import _yaml
 from robattr.pages import chapters as book, execution
-from robattr.pages.values import check_code, check_network, located, with_its_weights
+from robattr.pages.values import check_code, check_network, given, located, with_its_weights
 
 _CODE_HELP = (
     "A file of Python code that a file, profile or grid names as a network: it is RUN, so trust it. Repeatable."
@@ -112,17 +112,17 @@ def run(
     root, here = book.find_root(), Path.cwd()
     chosen = book.chapter(root, chapter)
     _name_code(code)
-    given = {name: _yaml.parse(value, f"parameter {name!r}") for name, value in pairs}
+    named = {name: given(chosen, name, value) for name, value in pairs}
     values: dict[str, Any] = {}
     if profile:
         content = book.profile_parameters(root, profile).get(chosen.name, {})
-        values |= _from_file(chosen, content, given, f"profiles/{profile}.yaml", root, root)
+        values |= _from_file(chosen, content, named, f"profiles/{profile}.yaml", root, root)
     if file is not None:
         content = _yaml.read(file)
         if not isinstance(content, dict):
             raise book.ChapterError(f"{file}: must map parameters to values")
-        values |= _from_file(chosen, content, given, str(file), here, root)
-    values = with_its_weights(chosen, values | located(chosen, given, here, root))
+        values |= _from_file(chosen, content, named, str(file), here, root)
+    values = with_its_weights(chosen, values | located(chosen, named, here, root))
     values = book.check_parameters(chosen, values)
     check_network(chosen, values, root)
     try:

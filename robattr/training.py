@@ -55,7 +55,7 @@ class TrainingError(RuntimeError):
 class Schedule(BaseModel):
     """How to descend. The defaults are those of Joo et al. 2023 for LeNet on CIFAR-10."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)

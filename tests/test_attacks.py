@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -947,9 +948,11 @@ def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> 
         ({"epsilon": 8.0}, "8 / 255"),
         ({"epsilon": float("nan")}, "epsilon is nan"),
         ({"step": 0.0}, "step is 0.0"),
+        ({"step": math.inf}, "step is inf"),
         ({"iterations": 0}, "iterations is 0"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"beta": (1.0, 0.0)}, "beta is (1.0, 0.0)"),
+        ({"beta": math.inf}, "beta is inf"),
         ({"batch_size": 0}, "batch_size is 0"),
     ]
     for options, message in cases:
@@ -961,6 +964,22 @@ def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> 
         attack(lenet().train(), images)
     with pytest.raises(ValueError, match="draws is 0"):
         random_sign(model, images, objective=TopK(5), epsilon=0.1, draws=0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(4, 4), "mask has 0 of 16 pixels"),
+        (torch.zeros(4, 4, dtype=torch.bool), "mask has 0 of 16 pixels"),
+        (torch.stack([torch.ones(4, 4), torch.zeros(4, 4)]), "mask of image 1 has 0 of 16 pixels"),
+        (torch.full((4, 4), torch.nan), "mask has a NaN"),
+        (torch.ones(4), "mask has shape"),
+    ],
+)
+def test_a_target_has_pixels(mask: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        Targeted(mask)
+    assert "\n" not in str(error.value)
 
 
 def test_bad_manipulations_are_refused_in_one_line_before_work_starts(digits: Tensor) -> None:

@@ -152,6 +152,16 @@ def test_heatmap_derivative(normalize: str) -> None:
     assert torch.autograd.gradcheck(lambda a: heatmap(a, normalize), (a,))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("normalize", ["sum", "max", "l2", None])
+def test_a_heatmap_is_of_finite_values(normalize: str | None, value: float) -> None:
+    a = torch.ones(3, 2, 4, 4)
+    a[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinite value in sample 1") as error:
+        heatmap(a, normalize)
+    assert "\n" not in str(error.value)
+
+
 # --- identities ----------------------------------------------------------------------------------------------------
 
 

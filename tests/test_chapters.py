@@ -13,6 +13,7 @@ from conftest import REPOSITORY, WriteChapter
 
 from robattr import _yaml
 from robattr.pages import chapters as book, execution
+from robattr.pages.values import given
 
 SCHEMAS = """
     epsilons: {type: array, items: {type: number, exclusiveMinimum: 0, maximum: 255}, minItems: 1}
@@ -105,6 +106,37 @@ def test_names_of_models_and_data_sets_are_checked_before_anything_runs(
         assert accepts in str(error.value)
         assert repr(next(iter(bad.values()))) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("where", "folder:/my/pics #2", "folder:/my/pics #2"),  # in a file of YAML that would be a comment
+        ("where", "#2", "#2"),
+        ("where", "2024", "2024"),
+        ("where", "a: b", "a: b"),
+        ("where", "a: b: c", "a: b: c"),
+        ("where", " two  blanks ", " two  blanks "),
+        ("where", "'quoted # text'", "quoted # text"),
+        ("where", "@home", "@home"),
+        ("where", "true", "true"),
+        ("where", "null", None),
+        ("count", "5", 5),
+        ("count", "5 # five", "5 # five"),  # no number, and refused as such
+        ("spec", "net #1.pt", "net #1.pt"),
+        ("spec", "{name: 'a #b', list: ['#c', \"d#\"]}", {"name": "a #b", "list": ["#c", "d#"]}),
+        ("unknown", "1", 1),
+    ],
+)
+def test_a_value_of_the_command_line_is_that_value(
+    project: Path, write_chapter: WriteChapter, name: str, text: str, value: object
+) -> None:
+    schemas = """
+    where: {type: [string, "null"]}
+    count: {type: integer}
+    spec: {type: [string, object]}"""
+    write_chapter("04_given", schemas, "where = 'x'\ncount = 3\nspec = 'y'")
+    assert given(book.chapter(project, "04_given"), name, text) == value
 
 
 @pytest.mark.parametrize(

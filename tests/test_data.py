@@ -375,6 +375,94 @@ def test_folder_classes_are_sorted_names(tmp_path: Path) -> None:
     assert load(f"folder:{tmp_path}").images.shape == (3, 3, 224, 224)
 
 
+def test_one_rule_for_hidden_and_linked_folders_and_its_counts(tmp_path: Path) -> None:
+    """Links are followed, as by torchvision's ImageFolder; what is hidden is left out, at every depth."""
+    pictures, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    for number, file in enumerate(["cat/a.png", "cat/.ipynb_checkpoints/a.png", "dog/b.png", ".trash/c/d.png"]):
+        picture(pictures / file, seed=number)
+    linked = picture(elsewhere / "e.png", seed=9)
+    (pictures / "cat" / "more").symlink_to(elsewhere)
+    (pictures / "dog" / "twin.png").symlink_to(linked)
+    (elsewhere / "back").symlink_to(pictures / "cat")  # a circle
+    (pictures / "dog" / "notes.txt").write_text("no picture")
+    loaded = load(f"folder:{pictures}", size=8)
+    assert loaded.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(loaded.images[1], loaded.images[3])  # the one behind both links
+    said = "4 pictures of 2 classes (cat 2, dog 2); left out: 2 hidden, 1 without a suffix of images"
+    assert loaded.provenance["found"] == said
+    found = data.contents(f"folder:{pictures}")
+    assert (found.images, found.class_names, found.said) == (4, ("cat", "dog"), said)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-samples", "imagenet-samples", "breast-cancer"])
+def test_contents_are_what_is_loaded(name: str) -> None:
+    splits = ("test", "train") if name in ("digits", "breast-cancer") else ("test",)
+    for split in splits:
+        found, loaded = data.contents(name, split), load(name, split)
+        assert (found.images, found.class_names) == (len(loaded), loaded.class_names)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_camera_was_held(orientation: int, tmp_path: Path) -> None:
+    """Pixels are stored as a camera's sensor lies; EXIF says how to show them. An oracle by hand, for each of eight."""
+    upright = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    # What a viewer does to the stored pixels, undone: flips of rows or columns, and the axes exchanged.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: upright.swapaxes(0, 1)[::-1],
+        7: upright.swapaxes(0, 1)[::-1, ::-1],
+        8: upright.swapaxes(0, 1)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for folder, noted in (("noted", exif), ("plain", Image.Exif())):
+        (tmp_path / folder / "a").mkdir(parents=True)
+        pixels = stored if folder == "noted" else upright
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / folder / "a" / "1.png", exif=noted)
+    noted, plain = (load(f"folder:{tmp_path / folder}", size=8).images for folder in ("noted", "plain"))
+    assert torch.equal(noted, plain)
+
+
+def test_a_damaged_note_of_a_camera_does_not_hide_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "1.jpg"
+    path.parent.mkdir()
+    plain = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    plain.save(path)
+    expected = load(f"folder:{tmp_path}", size=8).images
+    plain.save(path, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff broken")
+    assert torch.equal(load(f"folder:{tmp_path}", size=8).images, expected)
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    picture(tmp_path / "a/1.png")
+    os.mkfifo(tmp_path / "a" / "x.jpg")
+    with pytest.raises(DataError, match=r"x\.jpg is no regular file; replace or remove it") as error:
+        load(f"folder:{tmp_path}", limit=1)
+    message_of(error)
+    loaded = load(f"folder:{tmp_path}", size=8, lenient=True)
+    assert (len(loaded), loaded.provenance["unreadable"]) == (1, "a/x.jpg")
+
+
+def test_a_large_area_in_a_small_file_is_not_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "1.png"
+    Image.new("1", (13_000, 13_000)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"13000 x 13000 pixels, where max_pixels is 80,000,000") as error:
+        load(f"folder:{tmp_path}", size=8)
+    message_of(error)
+    Image.new("1", (40, 30)).save(path)
+    with pytest.raises(DataError, match="40 x 30 pixels, where max_pixels is 1,199"):
+        load(f"folder:{tmp_path}", size=8, max_pixels=1199)
+    assert len(load(f"folder:{tmp_path}", size=8, max_pixels=1200)) == 1
+    with pytest.raises(DataError, match="max_pixels must be at least 1; got 0"):
+        load(f"folder:{tmp_path}", max_pixels=0)
+
+
 def test_folder_with_splits(tmp_path: Path) -> None:
     for file in ("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png", "val/b/5.png"):
         picture(tmp_path / file)

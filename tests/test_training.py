@@ -356,6 +356,8 @@ def test_rates_of_the_published_schedule() -> None:
         ({"milestones": (0,)}, "from 1"),
         ({"epochs": 0}, "epochs"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"weight_decay": float("inf")}, "weight_decay"),
         ({"clip": 0.0}, "clip"),
         ({"optimizer": "sgd"}, "adamw"),
         ({"surprise": 1}, "surprise"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -88,7 +89,7 @@ def iterative_attack(
         ValueError: an argument is not what is accepted; before any work starts.
     """
     check_attack(images, epsilon, batch_size)
-    if not step > 0:
+    if not 0 < step < math.inf:
         raise ValueError(f"step is {step}; accepted is a step > 0 in units of a [0, 1] image, for example 0.5 / 255")
     check_iterations(iterations)
     schedule = _schedule((3.0, 30.0) if beta == "auto" else beta, iterations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,7 +131,7 @@ def manipulate(
         )
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is {gamma}; accepted is a weight from 0 (logits only) to 1 (map only)")
-    if not learning_rate > 0:
+    if not 0 < learning_rate < math.inf:
         raise ValueError(
             f"learning_rate is {learning_rate}; accepted is a rate > 0 in units of a [0, 1] image, for example 1 / 255"
         )

@@ -61,9 +61,24 @@ class MassCenter:
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """Move mass into a region: D = sum of the heatmap over ``mask``, bool [H, W] or one for each image [N, H, W]."""
+    """Move mass into a region: D = sum of the heatmap over ``mask``, bool [H, W] or one for each image [N, H, W].
+
+    Raises:
+        ValueError: a mask has no pixel, or values that are not finite.
+    """
 
     mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim not in (2, 3):
+            raise ValueError(f"mask has shape {tuple(self.mask.shape)}; accepted is [H, W], or [N, H, W]")
+        planes = self.mask if self.mask.ndim == 3 else self.mask[None]
+        if not bool(planes.isfinite().all()):
+            raise ValueError("mask has a NaN or infinite value; accepted are true and false")
+        inside = (planes != 0).flatten(1).any(1)
+        if not bool(inside.all()):
+            which = f" of image {int((~inside).nonzero()[0])}" if self.mask.ndim == 3 else ""
+            raise ValueError(f"mask{which} has 0 of {planes[0].numel()} pixels; a target is at least one")
 
     def check(self, n: int, height: int, width: int) -> None:
         _check_map("mask", self.mask, n, height, width)

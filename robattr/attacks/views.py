@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ def _schedule(beta: float | tuple[float, float] | None, iterations: int) -> list
     if beta is None:
         return []
     first, last = beta if isinstance(beta, tuple) else (beta, beta)
-    if not (first > 0 and last > 0):
-        raise ValueError(f"beta is {beta}; accepted are a number > 0, a pair of them, or None for a smooth model")
+    if not (0 < first < math.inf and 0 < last < math.inf):
+        raise ValueError(f"beta is {beta}; accepted are a finite number > 0, a pair, or None for a smooth model")
     ratio = (last / first) ** (1 / max(1, iterations - 1))
     return [first * ratio**p for p in range(iterations)]

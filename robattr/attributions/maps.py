@@ -19,10 +19,19 @@ def heatmap(attribution: Tensor, normalize: Normalization | None = "sum") -> Ten
 
     Returns:
         [N, H, W], not negative; a map that is zero everywhere stays zero.
+
+    Raises:
+        ValueError: another shape, a NaN or an infinite value, another ``normalize``.
     """
     if attribution.ndim != 4:
         raise ValueError(f"attribution has shape {tuple(attribution.shape)}; a heatmap takes [N, C, H, W]")
     h = attribution.abs().sum(1)
+    finite = h.detach().isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"attribution has a NaN or infinite value in sample {int((~finite).nonzero()[0])}; a heatmap is of finite "
+            "ones: look at the network's weights"
+        )
     if normalize is None:
         return h
     peak = h.amax((1, 2), keepdim=True)

@@ -32,13 +32,14 @@ from robattr.data.cifar10 import (
     CIFAR10_RECORD as CIFAR10_RECORD,
     CIFAR10_SHA256 as CIFAR10_SHA256,
 )
-from robattr.data.loading import has_own_size, image_shape, load
-from robattr.data.pictures import wordnet_ids
+from robattr.data.loading import Contents, contents, has_own_size, image_shape, load
+from robattr.data.pictures import foreign_wordnet_ids, wordnet_ids
 from robattr.data.sets import DataError, ImageSet, check_images, check_labels
 from robattr.data.sources import DatasetInfo, available, data_root, fetch, is_streamed
 from robattr.data.streams import Corrupt, ImageStream, listing_digest, stream
 
 __all__ = [
+    "Contents",
     "Corrupt",
     "DataError",
     "DatasetInfo",
@@ -47,8 +48,10 @@ __all__ = [
     "available",
     "check_images",
     "check_labels",
+    "contents",
     "data_root",
     "fetch",
+    "foreign_wordnet_ids",
     "has_own_size",
     "image_shape",
     "is_streamed",

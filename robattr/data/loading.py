@@ -18,12 +18,22 @@ from robattr.data.cifar10 import (
     _fetch_cifar10,
     _read_cifar10,
 )
-from robattr.data.pictures import _imagenet, _load_folder, _prepared, _stacked
+from robattr.data.pictures import (
+    MAX_PIXELS,
+    _classes_of,
+    _folder_named,
+    _imagenet,
+    _load_folder,
+    _prepared,
+    _stacked,
+)
 from robattr.data.sets import DataError, ImageSet, _Draw
 from robattr.data.sources import _NAMED, _check_split, _named, data_root, fetch, is_streamed
 from robattr.data.streams import _stream, side_of
 
 _DEFAULT_SIZE = 224
+_TESTED = {"digits": 500, "breast-cancer": 190}
+_TUMORS = ("malignant", "benign")
 
 
 def load(
@@ -35,6 +45,7 @@ def load(
     seed: int = 0,
     size: int | None = None,
     lenient: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageSet:
     """Load a data set into memory. Of ``imagenet-100`` and ``tiny-imagenet-100`` that is what testing takes, at most
     4 GiB, prepared as for testing; training takes `stream`.
@@ -50,8 +61,10 @@ def load(
     files that the split needs are not there, all missing ones are made as `fetch` makes them.
 
     ``folder:PATH`` reads ``PATH/<split>/<class>/*`` where there are split folders (``train``, ``val``, ``test``, ...),
-    else ``PATH/<class>/*``, all of which is split ``test``. Folders within a class are searched too; hidden files and
-    suffixes that are not of images are left out. Classes are the sorted names of the folders, with labels 0, 1, ...
+    else ``PATH/<class>/*``, all of which is split ``test``. Folders within a class are searched too, and links are
+    followed; what is hidden (a name that begins with a dot, as ``.ipynb_checkpoints``) and suffixes that are not of
+    images are left out, and counted in ``found`` of the provenance. Pictures are turned upright where EXIF says how the
+    camera was held. Classes are the sorted names of the folders, with labels 0, 1, ...
     One exception: where *every* folder is named by the WordNet id of an ImageNet-1k class (``n01440764``), labels are
     ImageNet-1k indices and ``class_names`` its 1,000 names, however few folders there are, so that ImageNet classifiers
     can be used as they are.
@@ -68,6 +81,8 @@ def load(
             table has none.
         lenient: Take what there is: all images where ``limit`` is above their number, and of a folder's pictures those
             that can be read; ``unreadable`` of the provenance names the others, with a semicolon between.
+        max_pixels: A picture of a folder with a larger area is not decoded. Above 178,956,970 there is Pillow's own
+            limit besides, ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Returns:
         The images, labels, class names and provenance.
@@ -78,7 +93,9 @@ def load(
     """
     draw = _Draw(name, limit, seed, lenient)
     if name.startswith("folder:"):
-        return _load_folder(draw, split, _checked_size(size))
+        if max_pixels < 1:
+            raise DataError(f"max_pixels must be at least 1; got {max_pixels}")
+        return _load_folder(draw, split, _checked_size(size), max_pixels)
     if is_streamed(name):
         return _stream(draw, split, root, size).read(os.cpu_count() or 1)
     _check_split(name, split, _named(name).splits)
@@ -95,6 +112,49 @@ def load(
     if name == "digits":
         return _at_size(_load_digits(draw, split), size)
     return _at_size(_load_cifar10(draw, split, data_root(root)), size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is in a split of a data set, before an image of it is read.
+
+    Attributes:
+        images: How many there are.
+        class_names: One name per class.
+        said: Of a folder, what is read and what is left out, in words; "" of others.
+    """
+
+    images: int
+    class_names: tuple[str, ...]
+    said: str = ""
+
+
+def contents(name: str, split: str = "test", *, root: str | os.PathLike[str] | None = None) -> Contents:
+    """What `load` would find; no image is decoded, nothing is downloaded.
+
+    Args:
+        name: See `load`, also for ``split`` and ``root``.
+
+    Raises:
+        DataError: an unknown name or split, a missing folder or one without pictures.
+    """
+    if name.startswith("folder:"):
+        folder = _folder_named(name, split)
+        return Contents(len(folder.files), _classes_of(folder)[0], folder.said)
+    if is_streamed(name):
+        streamed = _stream(_Draw(name, None, 0), split, root, None)
+        return Contents(len(streamed), streamed.class_names)
+    _check_split(name, split, _named(name).splits)
+    if name == "imagenet-samples":
+        return Contents(len(_sample_files(name, "imagenet")), _imagenet()[1])
+    if name == "cifar10-samples":
+        return Contents(len(_sample_files(name, "cifar10")), CIFAR10_CLASSES)
+    if name == "digits":
+        return Contents(_TESTED["digits"] if split == "test" else 1797 - _TESTED["digits"], tuple("0123456789"))
+    if name == "breast-cancer":
+        tested = _TESTED["breast-cancer"]
+        return Contents(tested if split == "test" else 569 - tested, _TUMORS)
+    return Contents(CIFAR10_BATCH * (1 if split == "test" else 5), CIFAR10_CLASSES)
 
 
 def has_own_size(name: str) -> bool:
@@ -122,9 +182,7 @@ def _checked_size(size: int | None) -> int:
 
 def _load_samples(draw: _Draw, prefix: str, class_names: tuple[str, ...], size: int | None) -> ImageSet:
     """foolbox's ``<prefix>_<number>_<label>.<suffix>``; ``size`` is None for images that are taken as they are."""
-    folder = fetch(draw.name)
-    pattern = re.compile(rf"{prefix}_\d+_(\d+)\.(?:jpg|png)")
-    found = [(path, match) for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))]
+    found = _sample_files(draw.name, prefix)
     chosen = [found[i] for i in draw.indices(len(found)).tolist()]
     prepared = "divided by 255" if size is None else _prepared(size)
     return ImageSet(
@@ -137,12 +195,17 @@ def _load_samples(draw: _Draw, prefix: str, class_names: tuple[str, ...], size: 
     )
 
 
+def _sample_files(name: str, prefix: str) -> list[tuple[Path, re.Match[str]]]:
+    pattern = re.compile(rf"{prefix}_\d+_(\d+)\.(?:jpg|png)")
+    return [(path, match) for path in sorted(fetch(name).iterdir()) if (match := pattern.fullmatch(path.name))]
+
+
 def _load_digits(draw: _Draw, split: str) -> ImageSet:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
-    parts = train_test_split(np.arange(len(labels)), test_size=500, stratify=labels, random_state=0)
+    parts = train_test_split(np.arange(len(labels)), test_size=_TESTED["digits"], stratify=labels, random_state=0)
     part = parts[("train", "test").index(split)]
     rows = part[draw.indices(len(part)).numpy()]
     return ImageSet(
@@ -161,7 +224,9 @@ def _load_breast_cancer(draw: _Draw, split: str) -> ImageSet:
     from sklearn.preprocessing import MinMaxScaler
 
     features, labels = load_breast_cancer(return_X_y=True)
-    parts = train_test_split(np.arange(len(labels)), test_size=190, stratify=labels, random_state=0)
+    parts = train_test_split(
+        np.arange(len(labels)), test_size=_TESTED["breast-cancer"], stratify=labels, random_state=0
+    )
     # Scaled by the training rows alone; a test row beyond their range is put at its end.
     scaler = MinMaxScaler(clip=True).fit(features[parts[0]])
     part = parts[("train", "test").index(split)]
@@ -169,7 +234,7 @@ def _load_breast_cancer(draw: _Draw, split: str) -> ImageSet:
     return ImageSet(
         images=torch.from_numpy(scaler.transform(features[rows])).float().reshape(-1, 1, 1, 30),
         labels=torch.from_numpy(labels[rows]).long(),
-        class_names=("malignant", "benign"),
+        class_names=_TUMORS,
         name=draw.name,
         split=split,
         provenance=_NAMED[draw.name].provenance("each feature scaled to [0, 1] by its range in the training rows")

@@ -136,6 +136,8 @@ class _Draw:
     def indices(self, n: int) -> Tensor:
         if self.limit is None:
             return torch.arange(n)
+        if not 0 <= self.seed < 2**63:
+            raise DataError(f"seed must be from 0 to 2**63 - 1; got {self.seed}")
         if self.lenient and self.limit >= 1:
             return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.limit]
         if not 1 <= self.limit <= n:

@@ -179,7 +179,8 @@ class ImageStream:
 
     def _image(self, index: int, crops: tuple[int, int] | None) -> NDArray[np.uint8]:
         """Pixels ``[H, W, 3]``."""
-        rgb = _opened(self.folder / os.fsdecode(self.names[index]))
+        # What EXIF says is left alone: published networks have seen ImageNet as it lies in its files.
+        rgb = _opened(self.folder / os.fsdecode(self.names[index]), upright=False)
         if crops is None:
             return _for_testing(self.name, rgb, self.size)
         return _for_training(self.name, rgb, self.size, _numbers(*crops, index))

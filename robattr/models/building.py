@@ -150,6 +150,10 @@ def build(
     if activation not in ("relu", "softplus"):
         raise ValueError(f"activation is {activation!r}; accepted are 'relu' and 'softplus'")
     check_name(name)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; accepted is at least 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; accepted is an integer from 0 to 2**63 - 1")
     shape = _shape(input_size)
     names = () if class_names is None else read_class_names(class_names)
     if names and num_classes not in (None, len(names)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -37,8 +38,8 @@ def softplus_surrogate(model: M, beta: float = 10.0, example: Tensor | None = No
             here (Hardshrink, Softshrink, RReLU, Threshold), named with its layer; or a part is compiled or scripted, so
             that nobody sees what it calls; or there is no example and the network cannot be traced.
     """
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; a Softplus takes beta > 0, for example 10")
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta is {beta}; a Softplus takes a finite beta > 0, for example 10")
     smooth = copy.deepcopy(model)
     modes = [(module, module.training) for module in smooth.modules()]
     smooth.eval()

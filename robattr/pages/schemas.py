@@ -49,7 +49,9 @@ def _is_dataset(value: object) -> bool:
     if not isinstance(value, str):
         return True  # the type is for "type" to check
     kind, _, path = value.partition(":")
-    return Path(path).is_dir() if kind == "folder" and path else value in {each.name for each in data.available()}
+    if kind == "folder" and path:
+        return Path(path).expanduser().is_dir()
+    return value in {each.name for each in data.available()}
 
 
 @_FORMAT_CHECKER.checks("model", raises=ValueError)

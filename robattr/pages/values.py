@@ -6,10 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from robattr import _yaml
 from robattr.pages.chapters import Chapter
-from robattr.pages.schemas import code_named
+from robattr.pages.schemas import code_named, reason_against
 
-__all__ = ["check_code", "check_network", "located", "with_its_weights"]
+__all__ = ["check_code", "check_network", "given", "located", "with_its_weights"]
+
+
+def given(chapter: Chapter, name: str, text: str) -> Any:
+    """The value of a parameter that stands on a command line, in YAML; a text where the parameter takes one.
+
+    Nothing in it is a comment. Where the parameter takes texts, one without quotes is taken as it stands, though YAML
+    would read a number or a mapping: a folder may be called ``2024`` or ``a: b``.
+
+    Raises:
+        YamlError: it is not YAML.
+    """
+    parameter = chapter.parameters.get(name)
+    kinds = [] if parameter is None else parameter.schema.get("type", [])
+    plain = "string" in kinds and text.strip()[:1] not in ("", "{", "[", '"', "'")
+    try:
+        value = _yaml.whole(text, f"parameter {name!r}")
+    except _yaml.YamlError:
+        if plain:
+            return text
+        raise
+    misfit = parameter is not None and reason_against(parameter.schema, value) is not None
+    return text if plain and (isinstance(value, str) or misfit) else value
 
 
 def check_code(chapter: Chapter, values: Mapping[str, Any], source: str) -> None:
@@ -37,7 +60,7 @@ def located(chapter: Chapter, values: Mapping[str, Any], base: Path, root: Path)
 
     Those are the paths of a ``folder:``, of a file of code, of weights and of names of classes.
     """
-    if base.resolve() == root.resolve():
+    if base.resolve() == root.resolve() == Path.cwd():
         return dict(values)
 
     def below(path: Any) -> Any:

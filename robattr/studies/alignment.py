@@ -33,7 +33,7 @@ class Alignment(BaseModel):
     Every number of images is a prefix of one draw, so measures share images where they can.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "cifar10"
     images: int = Field(1000, ge=1, description="random perturbation similarity of the gradient, curvature, insertion")
@@ -55,7 +55,7 @@ class Alignment(BaseModel):
     manipulation_iterations: int = Field(100, ge=1)
     frame: int = Field(5, ge=1, description="width of the target frame, in pixels")
     fractions: int = Field(20, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _fits(self) -> Alignment:

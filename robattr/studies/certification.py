@@ -64,7 +64,7 @@ Values = dict[str, NDArray[np.float64]]
 class Heatmaps(BaseModel):
     """What is certified of smoothed heatmaps, and of the direction of the signed maps, with Gaussian noise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     methods: tuple[str, ...] = Field(("gradient",), min_length=1, description="of attribution")
     sigmas: tuple[float, ...] = Field((0.1,), min_length=1, description="of the noise, in units of a [0, 1] image")
@@ -92,7 +92,7 @@ class Certification(BaseModel):
     Images are a prefix of one draw of the test split; the explained class is the network's prediction.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "cifar10"
     images: int = Field(16, ge=1, description="images that are certified")
@@ -112,7 +112,7 @@ class Certification(BaseModel):
     )
     check_samples: int = Field(1000, ge=2, description="fresh samples that measure what an attack has reached")
     fractions: int = Field(20, ge=1, description="of the insertion score")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     heatmaps: Heatmaps | None = Field(None, description="certificates of heatmaps, and spectral ones of directions")
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ RULES: dict[str, Attribution] = {
 class Conventions(BaseModel):
     """What is measured by each convention, and on how many test images. Epsilons are in 1/255."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "cifar10"
     images: int = Field(200, ge=1)
@@ -71,7 +71,7 @@ class Conventions(BaseModel):
     manipulation_iterations: int = Field(100, ge=1)
     frame: int = Field(5, ge=1, description="width of the target frame, in pixels")
     fractions: int = Field(20, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 def measure(

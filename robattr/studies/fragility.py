@@ -116,7 +116,7 @@ class Fragility(BaseModel):
     Images are a prefix of one draw; the explained class, which an attack has to keep, is the network's prediction.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "cifar10"
     split: str = "test"
@@ -143,7 +143,7 @@ class Fragility(BaseModel):
     rescaled: int = Field(0, ge=0, description="images on which both criteria see the logits doubled; 0 for none")
     cost: bool = Field(False, description="time a training step against one of cross-entropy")
     keep_images: bool = Field(False, description="keep the attacked images, in a run; a record has none")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _fits(self) -> Fragility:

@@ -29,7 +29,7 @@ ATTACKS = ("one-step", "iterated", "random-sign")
 class Importance(BaseModel):
     """What is explained by training samples, and attacked. Epsilons are in 1/255."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "cifar10"
     images: int = Field(100, ge=1, description="test images")
@@ -42,7 +42,7 @@ class Importance(BaseModel):
     turnovers: tuple[int, ...] = Field((3, 10), description="how many most helpful points are compared")
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     iterations: int = Field(10, ge=1, description="of the iterated attack")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _fits(self) -> Importance:

@@ -171,6 +171,11 @@ def check_classes(model: Classifier, found: ImageSet) -> None:
         ValueError: they are fewer or more.
     """
     if len(found.class_names) != model.num_classes:
+        if foreign := data.foreign_wordnet_ids(found.class_names):
+            raise ValueError(
+                f"{found.name} has the folder {foreign[0]!r}, which is no WordNet id of ImageNet's 1,000 classes; "
+                f"{model.name} has {model.num_classes} classes: rename the folder, or take it away"
+            )
         raise ValueError(
             f"{found.name} has {len(found.class_names)} classes and {model.name} has {model.num_classes}; choose a "
             "model that was trained on these classes, give the names of its classes (class_names), or name the folders "

@@ -101,7 +101,7 @@ class Training(BaseModel):
         pydantic.ValidationError: a value is not what the field accepts.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "cifar10"
     images: int | None = Field(None, ge=1, description="training images, drawn with the seed; None for all the others")
@@ -118,7 +118,7 @@ class Training(BaseModel):
     select: Literal["validation", "last"] = Field(
         "validation", description="the weights of the epoch with the best validation accuracy, or of the last one"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
     @classmethod

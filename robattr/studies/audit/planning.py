@@ -74,7 +74,7 @@ class MethodPlan(BaseModel):
     Steps are in 1/255, a whole number, so that images stay on the grid of 8 bits.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     attacks: tuple[str, ...] = ()
     iterations: int = 0
@@ -87,7 +87,7 @@ class MethodPlan(BaseModel):
 class Plan(BaseModel):
     """How many images, steps, draws and samples there are in an audit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     images: int
     passes: int

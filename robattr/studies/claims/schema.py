@@ -33,7 +33,7 @@ class Comparison(BaseModel):
     is that of the images of a run, and the mean is over runs.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     quantity: str = Field(description="by name; with never, * stands for anything")
     of: str = Field(description="runs by name, with * for anything, as l2+cosine-*")
@@ -74,7 +74,7 @@ class Comparison(BaseModel):
 class Evidence(BaseModel):
     """What there has to be before anything is said."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     runs: int = Field(1, ge=1, description="trained networks, or pairs of them, in each comparison")
     images: int = Field(1, ge=1, description="values of each run, or points of a count")
@@ -90,7 +90,7 @@ class Claim(BaseModel):
     same of a statement about code. Neither is counted among experiments.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     paper: str = Field(description="key of the bibliography; 'ours' for a claim of this book")

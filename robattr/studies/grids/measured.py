@@ -55,7 +55,7 @@ class Network(BaseModel):
         pydantic.ValidationError: not exactly one of the three is given.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     record: str | None = Field(None, description="a record of a training, with its weights beside it")
     training: Training | None = Field(None, description="a training, which is run where it is not there")
