@@ -20,6 +20,7 @@ import nbformat
 import plan
 
 from robattr import _yaml
+from robattr.pages import receipts
 from robattr.studies import claims, records
 from robattr.studies.records import Measurement
 
@@ -75,6 +76,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     for path in paths:
         notebooks[path.stem] = notebook = nbformat.read(path, as_version=4)
         describe_pictures(path.stem, notebook)
+        receipts.add(notebook)
         for name, picture in named_pictures(path.stem, notebook):
             (generated / f"{name}.png").write_bytes(picture)
         for cell in notebook.cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from conftest import PATIENCE_S, REPOSITORY
 
 from robattr import _yaml
 from robattr.pages import chapters
+from robattr.studies import claims as judged
 
 pytestmark = pytest.mark.browser
 
@@ -153,6 +155,51 @@ def test_the_ledger_links_to_the_records_of_every_verdict(browser: Any) -> None:
         assert lines
         assert all(json.loads(line)["quantity"] for line in lines)
     page.context.close()
+
+
+def test_each_row_of_the_ledger_has_a_receipt(browser: Any) -> None:
+    """Closed until it is asked for, opened by a key, and with what the records say."""
+    verdicts, _ = judged.read_ledger(REPOSITORY / "results" / "claims.yaml", REPOSITORY / "results" / "reference")
+    verdicts.sort(key=lambda verdict: verdict.claim.kind != "experiment")
+    page = visit(browser, "notebooks/ledger", DESK, "light").page
+    rows = page.locator("article table:has(thead :text('Verdict, and where')) tbody tr")
+    assert rows.count() == len(verdicts)
+    for row, verdict in zip(rows.all(), verdicts, strict=True):
+        receipt = row.locator("details.receipt")
+        assert receipt.count() == bool(verdict.receipts), verdict.claim.id
+        for each in verdict.receipts:
+            assert not receipt.evaluate("each => each.open")
+            receipt.locator("summary").focus()
+            page.keyboard.press("Enter")
+            said = receipt.inner_text()
+            for text in (each.records, each.command, each.minutes, *each.commits, *each.machines):
+                assert text in said, (verdict.claim.id, text)
+    page.context.close()
+
+
+# How a chapter reads records, in the cell that shows what they say.
+READS = re.compile(r"\b(mean_of|load_records|beside_of|all_of|spread|cross_table|read_ledger|multiverse)\(")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((REPOSITORY / "notebooks").glob("*.md"))])
+def test_what_comes_from_records_has_a_receipt(name: str) -> None:
+    if not (HTML / "index.html").exists():
+        pytest.skip("the book is not built (make book)")
+    text = (HTML / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+    cells = re.split(r'<div class="[^"]*\bcell docutils container', text)[1:]
+    missing = []
+    for cell in cells:
+        source = html.unescape(re.sub(r"<[^>]+>", "", cell.partition('class="cell_output')[0]))
+        shown = 'class="cell_output' in cell
+        if shown and READS.search(source) and 'class="receipt"' not in cell:
+            missing.append(source.strip()[-200:])
+    assert missing == []
+    # Not only cells that read: those that show what was read before, too.
+    assert text.count('<details class="receipt">') >= LEAST.get(name, 0)
+
+
+LEAST = {"02_fragile": 3, "03_influence": 4, "04_why": 4, "06_small_hessian": 6, "07_aligned_gradients": 8,
+         "09_under_attack": 6, "cross_table": 3, "how_sure": 3, "ledger": 10}  # fmt: skip
 
 
 def test_chapters_have_the_numbers_of_their_files(browser: Any) -> None:

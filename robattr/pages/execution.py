@@ -24,6 +24,12 @@ NO_WIDGETS = "ignore:IProgress not found"
 _PATIENCE_S = 600
 
 
+# A last cell, which nobody sees: which records the others have read.
+_NOTED = """import json, sys
+receipts = sys.modules.get("robattr.studies.receipts")
+print(json.dumps([get_ipython().execution_count, receipts.noted() if receipts else {}]))"""
+
+
 class ExecutionError(RuntimeError):
     """A chapter failed while it ran; the message is one line and ``traceback`` is what the kernel reported."""
 
@@ -78,16 +84,26 @@ def execute(
     }
     source = read_notebook(chapter.path)
     source.metadata.pop("jupytext", None)
+    source.cells.append(nbformat.v4.new_code_cell(_NOTED))  # type: ignore[no-untyped-call]
     source.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     with _working_copy(output) as temporary:
         notebook = _run(chapter, source, temporary, values, root)
-        notebook.metadata["robattr"] = {"claim": chapter.claim, "run": run}
+        notebook.metadata["robattr"] = {"claim": chapter.claim, "run": run, "consulted": _consulted(notebook)}
         _tidy(notebook, chapter, root, output)
         nbformat.write(notebook, temporary)  # type: ignore[no-untyped-call]
         temporary.replace(output)
     return output
+
+
+def _consulted(notebook: Any) -> dict[str, Any]:
+    """Take the last cell off, and return what it says; its cells by the execution counts of the notebook."""
+    last = notebook.cells.pop()
+    count, found = json.loads("".join(output.text for output in last.outputs))
+    # While a cell runs, some versions of IPython have counted it and others have not.
+    ahead = count - last.execution_count
+    return {**found, "cells": {str(int(n) - ahead): lines for n, lines in found.get("cells", {}).items()}}
 
 
 def _run(chapter: Chapter, source: Any, temporary: Path, values: Mapping[str, Any], root: Path) -> Any:

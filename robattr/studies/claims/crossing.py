@@ -11,6 +11,7 @@ from scipy import stats
 from robattr.studies.claims.judging import are_shares, effects_of, matching, outcome_of
 from robattr.studies.claims.schema import Comparison, Evidence
 from robattr.studies.intervals import Interval, two_way_interval
+from robattr.studies.receipts import note
 from robattr.studies.records import Measurement
 
 
@@ -52,6 +53,7 @@ def mean_of(measurements: Sequence[Measurement], quantity: str, *, grid: str, ru
         raise ValueError(
             f"no records of {quantity} of the runs {runs} in {grid}; `make reference GRID={grid}` makes them"
         )
+    note(found)
     table = effects_of(Comparison(quantity=quantity, of=runs, direction="greater"), found, None)
     return two_way_interval(table, shares=are_shares(found, None, table))
 
@@ -66,13 +68,17 @@ def effect(measurements: Sequence[Measurement], quantity: str, *, of: str, again
         against: runs by name; the partner of a run has its seed.
     """
     comparison = Comparison(quantity=quantity, of=of, against=against, direction="greater")
-    return outcome_of(comparison, Evidence(), measurements).effect
+    outcome = outcome_of(comparison, Evidence(), measurements)
+    note(m for m in measurements if m.run in outcome.runs)
+    return outcome.effect
 
 
 def measured_in(measurements: Iterable[Measurement], column: Column) -> list[Measurement]:
     """The measurements of networks that were trained here that a column is about; baselines are not among them."""
     here = [m for m in measurements if m.run.startswith(f"{column.grid}/") and m.objective is not None]
-    return matching(here, column.quantity, column.runs)
+    found = matching(here, column.quantity, column.runs)
+    note(found)
+    return found
 
 
 def cross_table(

@@ -17,6 +17,7 @@ from scipy import stats
 from robattr.studies.claims.history import HISTORY, History, Registration, comparison_digest, read_history
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
 from robattr.studies.intervals import Interval, two_way_interval
+from robattr.studies.receipts import Receipt, note, receipts
 from robattr.studies.records import Measurement, read
 
 Array = NDArray[np.float64]
@@ -95,6 +96,7 @@ class Verdict:
         commits: of the code that measured them.
         hardware: that they were measured on.
         lowered: the evidence that the claim once asked for, where that was more; empty otherwise.
+        receipts: of the runs, one a grid.
     """
 
     claim: Claim
@@ -104,6 +106,7 @@ class Verdict:
     commits: tuple[str, ...]
     hardware: tuple[str, ...]
     lowered: str = ""
+    receipts: tuple[Receipt, ...] = ()
 
 
 def judge(
@@ -144,6 +147,7 @@ def judge(
             outcomes.append(replace(outcome, registered=since, measured=min(dates, key=_time, default="")))
         used = {run for outcome in outcomes for run in outcome.runs}
         from_ = [m for m in here if m.run in used]
+        note(from_)
         verdicts.append(
             Verdict(
                 claim,
@@ -153,6 +157,7 @@ def judge(
                 tuple(sorted({m.commit for m in from_})),
                 tuple(sorted({f"{m.hardware}, {m.device}" for m in from_})),
                 past.lowered.get(claim.id, "") if past else "",
+                receipts(from_),
             )
         )
     return verdicts

@@ -31,6 +31,7 @@ from robattr.studies.claims.judging import (
 )
 from robattr.studies.claims.schema import Claim, Comparison, Evidence
 from robattr.studies.intervals import Interval, two_way_interval
+from robattr.studies.receipts import note
 from robattr.studies.records import Measurement
 
 FAMILIES = (("topk_intersection", "rank_correlation", "cosine"), ("cosine", "pearson", "ssim"))
@@ -144,6 +145,7 @@ def multiverse(claims: Iterable[Claim], measurements: Sequence[Measurement]) -> 
     for claim in claims:
         here = [m for m in measurements if m.run.startswith(f"{claim.grid}/")]
         if claim.kind == "experiment" and claim.comparisons and here:
+            note(here)
             found.append(_of(claim, here))
     return found
 

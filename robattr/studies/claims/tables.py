@@ -75,12 +75,25 @@ def _paper(verdict: Verdict) -> str:
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """The table of the book: every verdict is a reference to the cell that it rests on."""
-    lines = ["| Claim | Verdict, and where | Paper |", "| --- | --- | --- |"]
+    lines = ["| Claim | Verdict, and where | Paper | From |", "| --- | --- | --- | --- |"]
     for v in verdicts:
         rest = markdown(verdict_text(v)).removeprefix(str(v.name))
         where = f"{{ref}}`{v.name} <{v.claim.anchor}>`{rest}"
-        lines.append(f"| {markdown(v.claim.sentence)} | {where} | {_paper(v)} |")
+        lines.append(f"| {markdown(v.claim.sentence)} | {where} | {_paper(v)} | {_receipt(v)} |")
     return "\n".join(lines) + "\n"
+
+
+def _receipt(verdict: Verdict) -> str:
+    """The runs of a verdict in a cell that opens on a click or a key: HTML, since Markdown has nothing that opens."""
+    if not verdict.receipts:
+        return "no run"
+    runs = f"{verdict.networks} run{'s' if verdict.networks > 1 else ''}"
+    said = []
+    for r in verdict.receipts:
+        commits = ", ".join(r.commits)
+        said += [r.records, r.command, f"{r.minutes} of measuring", "; ".join(r.machines), f"code of {commits}"]
+    lines = "<br>".join(map(markdown, said))
+    return f'<details class="receipt"><summary>{runs}</summary>{lines}</details>'
 
 
 def details(verdict: Verdict) -> str:
@@ -115,9 +128,10 @@ def details(verdict: Verdict) -> str:
     if claim.note:
         lines[-1] += f" {markdown(claim.note)}"
     if verdict.networks:
+        cost = ", ".join(r.minutes for r in verdict.receipts)
         commits = ", ".join(f"`{commit}`" for commit in verdict.commits)
         lines[-1] += (
-            f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, code of {commits}, on "
+            f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, {cost} of measuring, code of {commits}, on "
             f"{markdown('; '.join(verdict.hardware))}. [Records](../records/{claim.id}.jsonl)."
         )
     lines[-1] += f" Measure it again: `{claim.command}`."
@@ -165,6 +179,7 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "lowered": v.lowered,
                 "commits": list(v.commits),
                 "hardware": list(v.hardware),
+                "minutes": [round(r.seconds / 60, 2) for r in v.receipts],
                 "chapter": v.claim.chapter,
                 "anchor": v.claim.anchor,
                 "command": v.claim.command,
