@@ -26,7 +26,7 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: help env book chapters reference reference-gpu ledger plan lint test test-isa test-order test-book lock clean
+.PHONY: check help env book chapters reference reference-gpu ledger plan lint test test-isa test-order test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,8 +55,12 @@ reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as th
 reference-gpu: $(INSTALLED)  ## what is not recorded of GRIDS, the most worth first, on one GPU within MINUTES
 	$(BIN)/python -m robattr.studies.gpu run --minutes $(MINUTES) --workers 6 $(GRIDS:%=results/reference/%.yaml)
 
-ledger: $(INSTALLED)  ## the README's table of verdicts, from the records
+ledger: $(INSTALLED)  ## the README's table of verdicts, from the records; signs what robattr check compares with
 	$(BIN)/robattr ledger --register --into README.md
+
+CHECK_MINUTES ?= 1
+check: $(INSTALLED)  ## every claim from what is committed, and random parts measured again for CHECK_MINUTES
+	@OMP_NUM_THREADS=1 $(BIN)/robattr check --rerun $(CHECK_MINUTES)
 
 plan:  ## from the imports of the package: its picture, book/plan.svg, and the list of its pages in _toc.yml
 	$(PYTHON) book/plan.py
@@ -73,8 +77,11 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 NUMERICAL := alignment attacks attention attributions certification fragility importance influence layers metrics models \
 	regularizers rules second_order smooth smoothing training
 
-test: $(INSTALLED)  ## the tests
+test: $(INSTALLED)  ## the tests; all of them, and then the claims
 	$(PYTEST) $(PYTEST_ARGS)
+ifeq ($(PYTEST_ARGS),)
+	@$(MAKE) --no-print-directory check
+endif
 
 test-isa: $(INSTALLED)  ## the numerical tests with an older processor's instructions
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \

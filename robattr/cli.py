@@ -297,12 +297,12 @@ def audit(
 @click.option("--markdown", "form", flag_value="markdown", help="The table of the README.")
 @click.option("--schema", "form", flag_value="schema", help="The JSON Schema of a record's line.")
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="Put that table between a file's markers.")
-@click.option("--register", is_flag=True, help="Read from git when each comparison was fixed, and keep that.")
+@click.option("--register", is_flag=True, help="Keep when each comparison was fixed, by git, and sign what is there.")
 @_refusals
 def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None, register: bool) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
     from robattr._files import write_text
-    from robattr.studies import claims, records
+    from robattr.studies import checking, claims, records
 
     if form == "schema":
         click.echo(json.dumps(records.schema(), indent=1))
@@ -311,6 +311,7 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
     if register:
         home = book.find_root()
         claims.write_history(home / claims.HISTORY, claims.history_of(home))
+        checking.sign(home)
     folder = folder or root / "results" / "reference"  # type: ignore[operator]
     file = file or root / "results" / "claims.yaml"  # type: ignore[operator]
     verdicts, measured = claims.read_ledger(file, folder)
@@ -339,6 +340,51 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
         click.echo(f"robattr: {conflict}", err=True)
     if found:
         raise SystemExit(3)
+
+
+@main.command()
+@click.argument("claim", required=False)
+@click.option(
+    "--rerun", "minutes", type=click.FloatRange(min=0, min_open=True), help="Run random parts again, so long."
+)
+@click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="In a part that is run again.")
+@click.option("--seed", type=int, help="Of what is run again; another one each time by default.")
+@_refusals
+def check(claim: str | None, minutes: float | None, images: int, seed: int | None) -> None:
+    """Check CLAIM, or all, from what is committed: thresholds, verdict, records, weights, kept images.
+
+    In seconds, without training; what needs data that are not here is skipped by name. With --rerun MINUTES random
+    parts of its studies are measured again for that long, and compared with the records. Status 3 where something
+    differs.
+    """
+    from robattr.studies import checking, claims
+
+    root = book.find_root()
+    names = [claim] if claim else [each.id for each in claims.load_claims(root / checking.CLAIMS)]
+    verified: dict[Path, list[checking.Finding]] = {}
+    found = [(name, each) for name in names for each in checking.check(root, name, verified=verified)]
+    if minutes is not None:
+        found += [
+            ("run again", each) for each in checking.rerun(root, claim, minutes=minutes, images=images, seed=seed)
+        ]
+    for name, each in found:
+        click.echo(f"{each.state:8}{name}: {each.what}{f' ({each.said})' if each.said else ''}")
+    number = {state: sum(each.state == state for _, each in found) for state in ("ok", "differs", "skipped")}
+    click.echo(", ".join(f"{count} {state}" for state, count in number.items()))
+    if number["differs"]:
+        raise SystemExit(3)
+
+
+@main.command()
+@click.argument("record", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="How many.")
+@click.option("--seed", type=int, default=0, show_default=True, help="That draws them.")
+@_refusals
+def keep(record: Path, images: int, seed: int) -> None:
+    """Attack some images of RECORD again, and keep the changes beside it as PNG, for `robattr check`."""
+    from robattr.studies import kept
+
+    click.echo(kept.keep(record, images=images, seed=seed))
 
 
 @main.group(invoke_without_command=True)

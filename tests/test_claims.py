@@ -65,7 +65,7 @@ def measured(
             + image
             + np.random.default_rng([seed, int(1e6 * level)]).normal(0, 0.01, images)
             + 0.002 * (seed % 2),
-            unit="cosine",
+            unit="1",
         )
         for seed in range(seeds)
     ]
@@ -73,7 +73,15 @@ def measured(
 
 def accuracy(name: str, values: list[float]) -> list[Measurement]:
     return [
-        Measurement(**CONTEXT, run=f"grid/{name}-{i}", seed=i, quantity="accuracy", value=value, unit="share", n=10_000)
+        Measurement(
+            **CONTEXT,
+            run=f"grid/{name}-{i}",
+            seed=i,
+            quantity="accuracy",
+            value=value,
+            unit="share of images",
+            n=10_000,
+        )
         for i, value in enumerate(values)
     ]
 
@@ -215,7 +223,13 @@ def test_one_violation_refutes_what_must_never_happen() -> None:
     def counts(*numbers: int) -> list[Measurement]:
         return [
             Measurement(
-                **CONTEXT, run=f"grid/x-{i}", seed=i, quantity=f"violated/{i}", value=n / 5000, unit="share", n=5000
+                **CONTEXT,
+                run=f"grid/x-{i}",
+                seed=i,
+                quantity=f"violated/{i}",
+                value=n / 5000,
+                unit="share of images",
+                n=5000,
             )
             for i, n in enumerate(numbers)
         ]

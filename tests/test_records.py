@@ -31,9 +31,22 @@ CONTEXT: dict[str, Any] = {
     "commit": "0123456789",
     "date": "2026-01-01T00:00:00+00:00",
 }
-COSINES = records.of_values(
-    CONTEXT, "rps/8", np.array([0.912345678, 0.8, 0.7]), unit="cosine", epsilon=8 / 255, norm="linf"
+COSINES = records.of_values(CONTEXT, "rps/8", np.array([0.912345678, 0.8, 0.7]), unit="1", epsilon=8 / 255, norm="linf")
+
+
+@pytest.mark.parametrize(
+    ("unit", "near"),
+    [("share of image", "share of images"), ("pixles", "pixels"), ("logits per pixel", "logits per pixel value")],
 )
+def test_a_unit_that_nobody_knows_is_refused_and_the_nearest_named(unit: str, near: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=f"{unit!r} is no unit; the nearest is '{near}"):
+        records.of_values(CONTEXT, "q", np.array([1.0]), unit=unit)
+    # In a file as well, which somebody else may have written.
+    path = tmp_path / "a.jsonl"
+    records.write(path, [records.of_values(CONTEXT, "q", np.array([1.0]), unit="pixels")])
+    path.write_text(path.read_text().replace('"unit": "pixels"', f'"unit": "{unit}"'))
+    with pytest.raises(records.RecordError, match=r"line 1: unit: .*is no unit"):
+        records.read(path)
 
 
 def test_a_measurement_is_the_mean_of_its_rounded_values() -> None:
@@ -43,7 +56,7 @@ def test_a_measurement_is_the_mean_of_its_rounded_values() -> None:
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    accuracy = Measurement(quantity="accuracy", value=0.5, unit="share", n=100, **CONTEXT)
+    accuracy = Measurement(quantity="accuracy", value=0.5, unit="share of images", n=100, **CONTEXT)
     records.write(tmp_path / "b" / "one.jsonl", [COSINES, accuracy])
     records.write(tmp_path / "a.jsonl", [accuracy])
     assert records.read(tmp_path / "b" / "one.jsonl") == [COSINES, accuracy]
@@ -96,9 +109,9 @@ def test_numbers_are_finite() -> None:
 
 
 def test_conflicts_are_two_values_of_one_quantity_of_one_run() -> None:
-    other = records.of_values(CONTEXT | {"run": "grid/two-0"}, "rps/8", np.array([0.5, 0.6]), unit="cosine")
+    other = records.of_values(CONTEXT | {"run": "grid/two-0"}, "rps/8", np.array([0.5, 0.6]), unit="1")
     assert records.conflicts([COSINES, COSINES, other]) == []
-    again = records.of_values(CONTEXT, "rps/8", np.array([0.5, 0.6, 0.7]), unit="cosine")
+    again = records.of_values(CONTEXT, "rps/8", np.array([0.5, 0.6, 0.7]), unit="1")
     (found,) = records.conflicts([COSINES, other, again])
     assert (found.run, found.quantity, found.values) == ("grid/one-0", "rps/8", (0.804117, 0.6))
     assert str(found).startswith("grid/one-0: rps/8 is 0.804117 and 0.6;")

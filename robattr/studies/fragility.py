@@ -43,7 +43,7 @@ from robattr.studies.runs import public_name
 from robattr.studies.subjects import subject_of
 from robattr.studies.trainings import Training, step_cost
 
-__all__ = ["ATTACKS", "KIND", "Attacked", "Fragility", "attacked", "every_attack", "measure"]
+__all__ = ["ATTACKS", "KIND", "Attacked", "Fragility", "attack_images", "attacked", "every_attack", "measure"]
 
 AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
 ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
@@ -281,7 +281,8 @@ def _parts(
 
         def measured() -> _Part:
             rows = slice(start, start + starts(combination).step)
-            return _attacked(model, config, x[rows].to(device), *combination)
+            values, images = attack_images(model, config, x[rows].to(device), *combination)
+            return _Part(values, images.cpu() if config.keep_images else None)
 
         if folder is None:
             return measured()
@@ -344,7 +345,22 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float) -> _Part:
+def attack_images(
+    model: nn.Module, config: Fragility, x: Tensor, method: str, attack: AttackName, epsilon: float
+) -> tuple[dict[str, list[float]], Tensor]:
+    """Attack images as :func:`measure` does.
+
+    Args:
+        model: in evaluation mode.
+        config: of the attack.
+        x: images [N, C, H, W] on the device of the model; attacked at once.
+        method: of attribution.
+        attack: by name.
+        epsilon: in 1/255.
+
+    Returns:
+        The values of :func:`measure`, an entry an image, by quantity; and the attacked images.
+    """
     mask = config.mask(*x.shape[2:]).to(x.device)
     attribution = config.method(method)
     common: dict[str, Any] = {
@@ -361,7 +377,7 @@ def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attac
             model, x, step=config.step / 255, iterations=config.iterations, beta=config.beta, **common
         )
     before, after = (heatmap(attribution(model, z, found.prediction)) for z in (x, found.images))
-    measured = {
+    measured: dict[str, Tensor] = {
         "success": found.success,
         "topk_intersection": metrics.topk_intersection(before, after, config.k),
         "rank_correlation": metrics.spearman(before, after),
@@ -377,8 +393,7 @@ def _attacked(model: nn.Module, config: Fragility, x: Tensor, method: str, attac
         bent = metrics.curvature(model, x, found.prediction, found.images - x, max_batch=len(x))
         change = torch.where(bent.l2_distance == 0, 0, bent.l2_distance / bent.gradient_norm)
         measured |= {"first_order": bent.ratio, "relative_change": change}
-    values = {name: v.double().tolist() for name, v in measured.items()}
-    return _Part(values, found.images.cpu() if config.keep_images else None)
+    return {name: v.double().tolist() for name, v in measured.items()}, found.images
 
 
 def _probability(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

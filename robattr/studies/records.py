@@ -6,6 +6,7 @@ pandas, by ``jq``, or by :mod:`robattr.studies.claims`. The schema is ``results/
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robattr._files import write_text
 from robattr.studies import receipts
 
 __all__ = [
+    "UNITS",
     "Conflict",
     "Measurement",
     "RecordError",
@@ -34,6 +36,28 @@ __all__ = [
 
 _DIGITS = 5
 
+UNITS = (
+    "1",
+    "MiB",
+    "bytes",
+    "l2 length in a [0, 1] image",
+    "logits per pixel value",
+    "milliseconds",
+    "pixel",
+    "pixels",
+    "probability",
+    "seconds",
+    "share of files",
+    "share of images",
+    "share of pixels",
+    "share of points",
+    "share of the map",
+    "square pixel",
+    "steps",
+    "times that of cross-entropy",
+)
+"""Units of values; a measure in another one puts it here first. 1 is that of a number without a unit."""
+
 
 class RecordError(ValueError):
     """A file holds a line that is no measurement; the message names the file and the line."""
@@ -44,7 +68,7 @@ class Measurement(BaseModel):
 
     Raises:
         pydantic.ValidationError: a field is missing, unknown or out of range; the value is not the mean of the values;
-            an epsilon has no norm.
+            an epsilon has no norm; the unit is none of :data:`UNITS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -53,7 +77,9 @@ class Measurement(BaseModel):
     experiment: str = Field(description="the kind of the run: alignment, certification, fragility, ...", min_length=1)
     quantity: str = Field(description="what was measured; parts are separated by slashes", min_length=1)
     value: float = Field(description="the number; the mean of values where there are some")
-    unit: str = Field(description="of the value; 1 for a number without a unit", min_length=1)
+    unit: str = Field(
+        description="of the value; 1 for a number without a unit", json_schema_extra={"enum": list(UNITS)}
+    )
     n: int = Field(ge=1, description="how many images, or repetitions, the value is a mean of")
     values: tuple[float, ...] | None = Field(
         None, description="one an image, in an order that all runs of a grid share"
@@ -73,6 +99,14 @@ class Measurement(BaseModel):
     versions: dict[str, str]
     commit: str
     date: str
+
+    @field_validator("unit")
+    @classmethod
+    def _known(cls, unit: str) -> str:
+        if unit not in UNITS:
+            (near,) = difflib.get_close_matches(unit, UNITS, n=1, cutoff=0)
+            raise ValueError(f"{unit!r} is no unit; the nearest is {near!r}, and robattr.studies.records.UNITS has all")
+        return unit
 
     @model_validator(mode="after")
     def _fits(self) -> Measurement:
