@@ -5,7 +5,7 @@ Common to all of them:
 
 - maps are finite floating point; float16 and bfloat16 are computed in float32, float64 stays float64;
 - identical maps get exactly the perfect value (1, or 0 for the shift), maps of zeros and constant maps included;
-- swapping ``a`` and ``b`` gives exactly the same number;
+- swapping ``a`` and ``b`` gives exactly the same number, but for `nearby_intersection`;
 - a batch gives what its samples give one at a time, up to rounding;
 - an argument that cannot be used raises a one-line ``ValueError``.
 
@@ -45,15 +45,18 @@ from robattr.attributions import (
 from robattr.data import check_images
 
 __all__ = [
+    "Attrition",
     "Curvature",
     "Curve",
     "Similarity",
+    "attrition",
     "center_of_mass",
     "center_shift",
     "cosine",
     "curvature",
     "deletion",
     "insertion",
+    "nearby_intersection",
     "pearson",
     "random_perturbation_similarity",
     "similarity",
@@ -76,6 +79,23 @@ class Similarity:
     cosine: Tensor
     pearson: Tensor
     ssim: Tensor
+
+
+@dataclass(frozen=True)
+class Attrition:
+    """A mean similarity under attack, by what is made of attacks that failed.
+
+    Attributes:
+        kept: share of the attacks that kept the prediction.
+        unchanged: mean with 1 where the attack failed, whose image is the clean one: what an attacker reaches.
+        left_out: mean over those that kept it; NaN where none did. Who fails more often looks more fragile by it.
+        floor: mean with 0 where it failed: no less could have been reached there by any attack.
+    """
+
+    kept: float
+    unchanged: float
+    left_out: float
+    floor: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +210,73 @@ def topk_intersection(a: Tensor, b: Tensor, k: int) -> Tensor:
     if not isinstance(k, (int, np.integer)) or not 1 <= k <= pixels:
         raise ValueError(f"k must be from 1 to {pixels}, an integer up to the number of pixels of a map; got {k}")
     return _divided((_top_mask(a, k) & _top_mask(b, k)).sum(1).to(a.dtype), k)
+
+
+def nearby_intersection(a: Tensor, b: Tensor, k: int, *, reach: int = 1, beyond_chance: bool = False) -> Tensor:
+    """Fraction of the ``k`` largest pixels of ``a`` that have one of ``b`` in their neighborhood, in [0, 1].
+
+    The intersection counts a map that has moved by a pixel as another one. This allows for it (Kamath et al. 2024,
+    where it is a recall, and a precision with ``a`` and ``b`` swapped): with ``reach`` 0 it is `topk_intersection`,
+    and it never falls with ``reach``. It also allows for chance: scattered pixels have most of a map in their
+    neighborhoods, and then any map does well. ``beyond_chance`` takes that off.
+
+    Ties are broken as for `topk_intersection`. Not differentiable.
+
+    Args:
+        a: Maps ``[N, H, W]``; values are compared as they are, with their sign.
+        b: Maps of the same shape.
+        k: How many pixels, from 1 to the number of values per map.
+        reach: Pixels to each side that count as near, >= 0: a square of ``2 reach + 1`` pixels.
+        beyond_chance: Give ``(r - c) / (1 - c)``, with ``c`` the share of the map that is near the largest of ``b``:
+            0 is what pixels drawn at random reach on average, 1 is all. 1 where all of the map is near, which says
+            nothing.
+
+    Returns:
+        ``[N]``.
+
+    Raises:
+        ValueError: as for `topk_intersection`, maps are not ``[N, H, W]``, or ``reach`` is negative.
+    """
+    a, b = _pair(a, b)
+    _require_planes(a)
+    pixels = a.shape[1] * a.shape[2]
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= pixels:
+        raise ValueError(f"k must be from 1 to {pixels}, an integer up to the number of pixels of a map; got {k}")
+    if not isinstance(reach, (int, np.integer)) or reach < 0:
+        raise ValueError(f"reach must be a whole number of pixels >= 0; got {reach}")
+    top = _top_mask(a.flatten(1), k)
+    near = _top_mask(b.flatten(1), k).view_as(b).to(a.dtype)[:, None]
+    near = torch.nn.functional.max_pool2d(near, 2 * reach + 1, stride=1, padding=reach).flatten(1) > 0
+    found = _divided((top & near).sum(1).to(a.dtype), k)
+    if not beyond_chance:
+        return found
+    covered = _divided(near.sum(1).to(a.dtype), pixels)
+    return torch.where(covered < 1, (found - covered) / (1 - covered).clamp(min=1 / (2 * pixels)), 1)
+
+
+def attrition(similarity: Tensor, success: Tensor) -> Attrition:
+    """Means of a similarity under attack, by what is made of attacks that never kept the prediction.
+
+    Args:
+        similarity: [N]; of the maps before and after, 1 for equal ones.
+        success: bool [N]; whether the attack kept the prediction.
+
+    Raises:
+        ValueError: shapes differ, or there is nothing.
+    """
+    if similarity.ndim != 1 or success.shape != similarity.shape or not len(similarity):
+        raise ValueError(
+            f"similarity has shape {list(similarity.shape)} and success {list(success.shape)}; accepted is one number "
+            "each an image"
+        )
+    kept = success.bool()
+    value = similarity.double()
+    return Attrition(
+        kept=float(kept.double().mean()),
+        unchanged=float(torch.where(kept, value, 1.0).mean()),
+        left_out=float(value[kept].mean()),
+        floor=float(torch.where(kept, value, 0.0).mean()),
+    )
 
 
 def center_of_mass(a: Tensor) -> Tensor:

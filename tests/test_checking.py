@@ -353,6 +353,19 @@ def test_the_drift_that_is_allowed() -> None:
     assert drift("q", 1e3 * recorded + 0.5, 1e3 * recorded, climbs=False).within
 
 
+def test_what_is_near_begins_with_what_is_recorded(root: Path) -> None:
+    """Reach 0 is the intersection of the record's own kind, up to pixels that rounding could put on either side."""
+    found = kept.load_kept(_notes(root))
+    same, near = (kept.nearby(found, reach, data_root=root / "nothing") for reach in (0, 2))
+    for attack in ("top-k", "mass-center", "random-sign"):
+        noted = np.array(found.attacks[f"gradient/{attack}/8"]["values"]["topk_intersection"])
+        # Whole pixels of 100: one or two may change sides.
+        np.testing.assert_allclose(same[attack][0], noted, atol=0.0201)
+        assert (near[attack][0] >= same[attack][0]).all()
+        assert near[attack][0].mean() > same[attack][0].mean() + 0.1
+        assert (near[attack][1] <= near[attack][0]).all(), "chance is taken off"
+
+
 @pytest.mark.data
 def test_clean_pictures_are_those_of_the_data_set() -> None:
     path = REPOSITORY / checking.REFERENCE / GRID / kept.FOLDER / f"{RUN}.json"

@@ -23,12 +23,14 @@ from robattr.metrics import (
     Curvature,
     Curve,
     Similarity,
+    attrition,
     center_of_mass,
     center_shift,
     cosine,
     curvature,
     deletion,
     insertion,
+    nearby_intersection,
     pearson,
     random_perturbation_similarity,
     similarity as three_measures,
@@ -927,3 +929,84 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
     ):
         with pytest.raises(ValueError, match="target has class 10; the model has classes 0 to 9"):
             run(model, x, torch.tensor([1, 10]))  # type: ignore[operator]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Near one another, and attacks that fail
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 5])
+def test_the_nearby_intersection_by_hand(reach: int) -> None:
+    """Against a loop over pairs of pixels."""
+    torch.manual_seed(0)
+    a, b = torch.rand(3, 7, 9, dtype=torch.float64), torch.rand(3, 7, 9, dtype=torch.float64)
+    k = 6
+    found = nearby_intersection(a, b, k, reach=reach)
+    for i in range(3):
+        tops = [[divmod(p, 9) for p in m[i].flatten().topk(k).indices.tolist()] for m in (a, b)]
+        near = [any(max(abs(r - s), abs(c - d)) <= reach for s, d in tops[1]) for r, c in tops[0]]
+        assert float(found[i]) == sum(near) / k
+
+
+def test_the_nearby_intersection_begins_with_the_intersection_and_does_not_fall() -> None:
+    torch.manual_seed(1)
+    a, b = torch.rand(5, 8, 8), torch.rand(5, 8, 8)
+    assert torch.equal(nearby_intersection(a, b, 9, reach=0), topk_intersection(a, b, 9))
+    steps = [nearby_intersection(a, b, 9, reach=reach) for reach in range(8)]
+    assert all(bool((more >= less).all()) for less, more in itertools.pairwise(steps))
+    assert torch.equal(steps[7], torch.ones(5)), "all of an 8 x 8 map is within 7 pixels"
+    assert torch.equal(nearby_intersection(a, a, 9), torch.ones(5))
+
+
+def test_a_map_that_moved_by_a_pixel_is_nearby_and_not_the_same() -> None:
+    a = torch.zeros(1, 9, 9)
+    a[0, ::3, ::3] = 1  # nine pixels, none beside another
+    b = a.roll(1, 2)
+    assert float(topk_intersection(a, b, 9)) == 0
+    assert float(nearby_intersection(a, b, 9)) == 1
+    # Recall and precision: one pixel of many is near the only other one.
+    c = torch.zeros(1, 9, 9)
+    c[0, 4, :2] = torch.tensor([2.0, 1.0])
+    d = torch.zeros(1, 9, 9)
+    d[0, 4, 0], d[0, 0, 8] = 2, 1
+    assert float(nearby_intersection(c, d, 2)) == 1
+    assert float(nearby_intersection(d, c, 2)) == 0.5
+
+
+def test_pixels_at_random_are_nearby_as_often_as_chance_has_it() -> None:
+    """Over all maps with one top pixel, the mean is the share of the map that is near: exactly 0 beyond chance."""
+    single = torch.eye(36, dtype=torch.float64).view(36, 6, 6)
+    b = torch.rand(1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(36, 6, 6)
+    # k is 1 for each map: its largest pixel is each pixel once.
+    found = nearby_intersection(single, b, 1, reach=1)
+    beyond = nearby_intersection(single, b, 1, reach=1, beyond_chance=True)
+    assert 0 < float(found.mean()) < 1
+    assert float(beyond.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(beyond.max()) == 1
+    assert torch.equal(
+        nearby_intersection(single, b, 1, reach=6, beyond_chance=True), torch.ones(36, dtype=torch.float64)
+    )
+
+
+def test_what_the_nearby_intersection_refuses() -> None:
+    a = torch.rand(1, 4, 4)
+    for maps, k, reach, said in (
+        (a, 17, 1, "k must be from 1 to 16"),
+        (a, 0, 1, "k must be from 1 to 16"),
+        (a, 2, -1, "reach must be a whole number of pixels >= 0; got -1"),
+        (a, 2, 0.5, "got 0.5"),
+        (a.flatten(1), 2, 1, r"maps must be \[N, H, W\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            nearby_intersection(maps, maps, k, reach=reach)
+
+
+def test_attrition_by_hand() -> None:
+    found = attrition(torch.tensor([0.2, 0.4, 1.0, 1.0]), torch.tensor([True, True, False, False]))
+    assert (found.kept, found.floor) == (0.5, pytest.approx(0.15))
+    assert (found.unchanged, found.left_out) == (pytest.approx(0.65), pytest.approx(0.3))
+    all_kept = attrition(torch.tensor([0.2, 0.4]), torch.tensor([True, True]))
+    assert all_kept.unchanged == all_kept.left_out == all_kept.floor
+    assert math.isnan(attrition(torch.ones(2), torch.zeros(2, dtype=torch.bool)).left_out)
+    with pytest.raises(ValueError, match="one number each an image"):
+        attrition(torch.ones(2), torch.zeros(3, dtype=torch.bool))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +29,18 @@ from robattr.studies.fragility import Fragility
 from robattr.studies.grids import Record, load_record
 from robattr.studies.runs import environment
 
-__all__ = ["FOLDER", "Finding", "Kept", "clean_pictures", "drawn_images", "keep", "load_kept", "network_of", "verify"]
+__all__ = [
+    "FOLDER",
+    "Finding",
+    "Kept",
+    "clean_pictures",
+    "drawn_images",
+    "keep",
+    "load_kept",
+    "nearby",
+    "network_of",
+    "verify",
+]
 
 FOLDER = "images"
 _NONE, _SMALL = 128, 64
@@ -273,6 +285,41 @@ def verify(kept: Kept, *, data_root: Path | str | None = None, at_most: int | No
             continue
         method, _, epsilon = place.split("/")
         found.append(_looked_at(kept, entry, x, steps, model, method, float(epsilon), what))
+    return found
+
+
+def nearby(
+    kept: Kept, reach: int, *, data_root: Path | str | None = None
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """How many of the top pixels have one of the changed map in their neighborhood, on the kept images.
+
+    Records have the intersection alone, which says nothing of what is near.
+
+    Args:
+        kept: the images.
+        reach: pixels to each side that are near, see :func:`robattr.metrics.nearby_intersection`.
+        data_root: see :func:`robattr.data.load`.
+
+    Returns:
+        By attack: the share [n], and the same beyond chance [n].
+
+    Raises:
+        ValueError, DataError, ModelError: images, data or weights are not here, or not those that were kept.
+    """
+    model, config = network_of(kept.record, kept.folder.parents[1]), kept.record.config
+    x = clean_pictures(kept, model, data_root)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    found = {}
+    for place, entry in kept.attacks.items():
+        method, attack, epsilon = place.split("/")
+        moved = _moved(x, _read(kept, entry).int() - _NONE, float(entry["unit"]), float(epsilon))
+        one, two = (heatmap(config.method(method)(model, z, labels)) for z in (x, moved))
+        share, beyond = (
+            metrics.nearby_intersection(one, two, config.k, reach=reach, beyond_chance=b).double().numpy()
+            for b in (False, True)
+        )
+        found[attack] = share, beyond
     return found
 
 
