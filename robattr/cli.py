@@ -315,6 +315,10 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
     folder = folder or root / "results" / "reference"  # type: ignore[operator]
     file = file or root / "results" / "claims.yaml"  # type: ignore[operator]
     verdicts, measured = claims.read_ledger(file, folder)
+    if register:
+        from robattr.pages import figures
+
+        write_text(home / "book" / "_static" / "forest.svg", figures.small_forest(verdicts))
     if into is not None:
         head, start, rest = into.read_text(encoding="utf-8").partition("<!-- robattr ledger --markdown -->\n")
         _, end, tail = rest.partition("<!-- end -->")

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -357,3 +358,35 @@ def test_the_forest_has_a_line_for_each_comparison_of_an_experiment() -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["past it: holds", "short of it: fails"]
     with pytest.raises(ValueError, match="no margin"):
         figures.margin(Comparison(quantity="q", of="*", direction="never"), Interval(0, 0, 0, 1))
+
+
+def test_the_small_forest_is_that_of_the_records() -> None:
+    found, _ = claims.read_ledger(REPOSITORY / "results" / "claims.yaml", REPOSITORY / "results" / "reference")
+    drawn = figures.small_forest(found)
+    assert (REPOSITORY / "book" / "_static" / "forest.svg").read_text(encoding="utf-8") == drawn, "make ledger"
+    for page in ("README.md", "book/introduction.md"):
+        assert "_static/forest.svg" in (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def test_the_small_forest_has_a_mark_for_each_comparison_on_its_side() -> None:
+    theorem = claim(STEADIER).model_copy(update={"kind": "theorem"})
+    svg = figures.small_forest(claims.judge([claim(STEADIER, AGAINST_THIRD), theorem], [*NEW, *OLD, *THIRD]))
+    root = ElementTree.fromstring(svg)
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [each.text for each in root.iter(f"{space}text")]
+    assert texts == ["what was asked for", "this book", "1 hold", "1 fail", "0 undecided"]
+    zero = int(next(root.iter(f"{space}text")).attrib["x"])
+    holds = next(root.iter(f"{space}circle"))
+    cross = next(each for each in root.iter(f"{space}path") if each.attrib.get("stroke-width") == "3")
+    assert int(holds.attrib["cx"]) > zero > int(cross.attrib["d"].removeprefix("M").split()[0])
+
+
+def test_what_is_not_there_has_its_row() -> None:
+    """ImageNet-100, ResNet-18, memory, ATEX, and certificates on MNIST and ImageNet: asked, and open until measured."""
+    found, _ = claims.read_ledger(REPOSITORY / "results" / "claims.yaml", REPOSITORY / "results" / "reference")
+    rows = {v.claim.id: v for v in found}
+    text = claims.summary(found)
+    for name in ("joo-imagenet", "joo-resnet18", "joo-memory", "joo-atex", "wang-mnist", "wang-imagenet"):
+        assert markdown(rows[name].claim.sentence) in text
+        if not rows[name].networks:
+            assert rows[name].name in (VerdictName.UNTRIED, VerdictName.TOO_LITTLE)

@@ -40,7 +40,7 @@ from robattr.pages.figures.training import (
     rescaling,
     spread_text,
 )
-from robattr.pages.figures.verdicts import forest, margin, protocol_bars
+from robattr.pages.figures.verdicts import forest, margin, protocol_bars, small_forest
 from robattr.pages.figures.widgets import certificate_explorer, certificate_tables, protocol_explorer, slider
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "rescaling",
     "sample_bounds",
     "slider",
+    "small_forest",
     "spread_text",
     "two_balls",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import textwrap
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from robattr.pages.figures.style import closed
 from robattr.studies.claims import Comparison, Multiverse, Outcome, State, Verdict
+from robattr.studies.claims.tables import PAPERS
 from robattr.studies.intervals import Interval
 
 _LOOK = {
@@ -107,6 +109,73 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
     figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False)
     figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
     return closed(figure)
+
+
+def small_forest(verdicts: Sequence[Verdict]) -> str:
+    """The forest as a small SVG without words for its lines: by paper, a mark and an interval a comparison.
+
+    Positions are whole pixels, and texts have 13 px where the picture is 720 px wide. Colors and marks are those of
+    :func:`forest`.
+
+    Args:
+        verdicts: of the ledger, in its order.
+    """
+    left, right, step = 190, 700, 9
+    span = _bent(_ENDS[1]) - _bent(_ENDS[0])
+
+    def place(value: float) -> int:
+        cut = min(max(value, _ENDS[0]), _ENDS[1])
+        return round(left + (right - left) * (_bent(cut) - _bent(_ENDS[0])) / span)
+
+    parts: list[str] = []
+    y, counts = 34, dict.fromkeys(_LOOK, 0)
+    for paper in dict.fromkeys(v.claim.paper for v in verdicts):
+        shown = [
+            o
+            for v in verdicts
+            if v.claim.paper == paper and v.claim.kind == "experiment"
+            for o in v.outcomes
+            if o.effect is not None and o.comparison.direction != "never"
+        ]
+        if not shown:
+            continue
+        parts.append(f'<text x="8" y="{y + 10}">{html.escape(PAPERS.get(paper, paper))}</text>')
+        for outcome in shown:
+            assert outcome.effect is not None
+            at, color = margin(outcome.comparison, outcome.effect), _LOOK[outcome.state][0]
+            counts[outcome.state] += 1
+            x, y = place(at.mean), y + step
+            parts.append(f'<path d="M{place(at.low)} {y}H{place(at.high)}" stroke="{color}" stroke-width="2"/>')
+            parts.append(_mark(outcome.state, x, y, color))
+        y += 16
+    zero, height = place(0), y + 46
+    words = {State.HOLDS: "hold", State.FAILS: "fail", State.OPEN: "undecided"}
+    legend, x = [], left
+    for state, word in words.items():
+        said = f'<text x="{x + 10}" y="{y + 35}">{counts[state]} {word}</text>'
+        legend.append(_mark(state, x, y + 30, _LOOK[state][0]) + said)
+        x += 120
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" width="720" height="{height}" role="img" '
+        'font-family="sans-serif" font-size="13">\n'
+        f"<title>{', '.join(f'{counts[s]} {w}' for s, w in words.items())}</title>\n"
+        f'<rect width="720" height="{height}" fill="#fff"/>\n'
+        f'<text x="{zero}" y="18" text-anchor="middle">what was asked for</text>\n'
+        f'<path d="M{zero} 24V{y}" stroke="#000"/>\n' + "\n".join([*parts, *legend]) + "\n</svg>\n"
+    )
+
+
+def _bent(value: float) -> float:
+    """Linear to 2, logarithmic beyond, without a jump or a kink."""
+    return value if abs(value) <= 2 else math.copysign(2 + 2 * math.log(abs(value) / 2), value)
+
+
+def _mark(state: State, x: int, y: int, color: str) -> str:
+    if state is State.HOLDS:
+        return f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>'
+    if state is State.FAILS:
+        return f'<path d="M{x - 4} {y - 4}l8 8m0 -8l-8 8" stroke="{color}" stroke-width="3"/>'
+    return f'<path d="M{x} {y - 5}l5 5l-5 5l-5 -5z" fill="#fff" stroke="{color}" stroke-width="1.5"/>'
 
 
 def protocol_bars(found: Sequence[Multiverse], *, title: str) -> Figure:
