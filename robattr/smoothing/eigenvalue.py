@@ -22,6 +22,7 @@ EXACT = 1024
 """Up to this many values the matrix itself is formed."""
 
 _WIDTH = 8  # random starts that go together
+_BLOCK = 128  # kept maps in a step of a pass
 # Sums of float32 products: their error is about 1e-6 of the result.
 _ROUNDING = 1e-4
 
@@ -175,7 +176,8 @@ class Maps:
         self.scale = float(np.sqrt(dimension))
         self.lost = 0.0  # sum of squared lengths, of scaled maps
         self.count = 0
-        self._blocks: list[Tensor] = []
+        self._shape = (samples, dimension)
+        self._kept: Tensor | None = None
 
     @staticmethod
     def fit(samples: int, dimension: int, memory: float) -> bool:
@@ -183,20 +185,24 @@ class Maps:
         return 2 * samples * dimension <= 0.8 * memory
 
     def add(self, maps: Tensor) -> None:
-        """Keep a block [k, d]; it is not copied where it needs no rounding."""
+        """Keep a block [k, d]."""
+        if self._kept is None:
+            # All at once: pieces among what comes and goes with every pass would scatter over several times the memory.
+            self._kept = maps.new_empty(self._shape, dtype=torch.half if self.half else maps.dtype)
+        rows = self._kept[self.count : self.count + len(maps)]
         self.count += len(maps)
         if not self.half:
-            self._blocks.append(maps)
+            rows.copy_(maps)
             return
         scaled = maps * self.scale
-        kept = scaled.half()
-        self.lost += float((scaled - kept.to(scaled)).square().sum(dtype=torch.float64))
-        self._blocks.append(kept)
+        rows.copy_(scaled)
+        self.lost += float((scaled - rows.to(scaled)).square().sum(dtype=torch.float64))
 
     def stream(self, use: Callable[[Tensor], None]) -> None:
         """A pass over what is kept (not scaled back), in blocks."""
-        for block in self._blocks:
-            use(block)
+        if self._kept is not None:
+            for block in self._kept[: self.count].split(_BLOCK):
+                use(block)
 
     def upper(self, found: Eigenvalue) -> float:
         """The bound for the maps as they were, from the one for what is kept."""
