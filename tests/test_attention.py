@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from robattr.attributions import (
     NEEDS_ATTENTION,
     attention_rollout,
     attn_lrp,
+    attnlrp,
     gradient,
     gradient_rollout,
     input_x_gradient,
@@ -396,18 +398,18 @@ def test_attn_lrp_equals_lxt() -> None:
 
 @pytest.mark.parametrize("name", ANY)
 def test_relevance_is_conserved_or_the_map_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What arrives, and what biases, constants, softmaxes and stabilizers took, is the logit, to rounding."""
+    """What arrives, and what biases, constants, softmaxes and stabilizers took, is each image's logit, to rounding."""
     found: list[float] = []
-    module = attributions.attnlrp
 
-    def look(r: Tensor, logit: Tensor, ruled: object, first: int) -> None:
-        taken, size = ruled.absorbed()  # type: ignore[attr-defined]
-        size += float(r.abs().sum() + logit.abs().sum())
-        found.append(abs(float(r.sum() - logit.sum()) + taken) / size)
+    def look(ruled: attnlrp._Ruled, r: Tensor, logit: Tensor) -> list[int]:
+        missed, size, *_ = ruled.balance(r, logit)
+        found.extend((missed / size).tolist())
+        return []
 
-    monkeypatch.setattr(module, "_check_conserved", look)
+    monkeypatch.setattr(attnlrp._Ruled, "missed", look)
     model, x = ANY[name](), rand(2, 3, 16, 16)
     a = attn_lrp(model, x, torch.tensor([1, 2]))
+    assert len(found) == 2
     assert max(found) < 1e-12  # of 1e-16 a sum, what cancels on the way costs four digits at most
     assert a.abs().max() > 0
 
@@ -545,10 +547,65 @@ def test_relevance_that_is_made_on_the_way_is_refused_with_its_error() -> None:
     model = Doubled().double().eval()
     # 1.5 for .75: .75 too much, of 1.5 + .75.
     with pytest.raises(
-        ValueError, match=r"sums to 1\.5, .*for logits of 0\.75: a relative error of 0\.33.*check=False"
+        ValueError, match=r"image 0 sums to 1\.5, .*for a logit of 0\.75: a relative error of 0\.33.*check=False"
     ):
         attn_lrp(model, x, 0)
     torch.testing.assert_close(attn_lrp(model, x, 0, check=False), 2 * x, rtol=1e-5, atol=0)
+
+
+class Opposed(torch.autograd.Function):
+    """As :class:`Unseen`, but what the first image gains the second loses."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, images: int) -> Tensor:
+        ctx.images = images
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        factors = g.new_tensor([2.0, 0.0]) if g.shape[ctx.images] == 2 else g.new_tensor([2.0])
+        return g * factors.view(-1, *[1] * (g.ndim - 1 - ctx.images)), None
+
+
+class Sequence(nn.Module):
+    """Tokens before images, [T, N, C], as PyTorch's own attention has them by default; or after."""
+
+    def __init__(self, first: bool, wrong: bool) -> None:
+        super().__init__()
+        self.first, self.wrong = first, wrong
+        self.patches, self.fc = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=not first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.patches(x).flatten(2)
+        t = t.permute(2, 0, 1) if self.first else t.permute(0, 2, 1)
+        if self.wrong:
+            t = Opposed.apply(t, 1 if self.first else 0)
+        t = t + self.attention(t, t, t)[0]
+        y: Tensor = self.fc(t.mean(0 if self.first else 1))
+        return y
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["images first", "tokens first"])
+def test_errors_of_two_images_do_not_cancel(first: bool) -> None:
+    """The same image twice: relevance that one has too much the other lacks, and their sum is right."""
+    x = rand(1, 3, 8, 8).repeat(2, 1, 1, 1)
+    model, wrong = filled(Sequence(first, False)), filled(Sequence(first, True))
+    right = attn_lrp(model, x, 1)
+    found = attn_lrp(wrong, x, 1, check=False)
+    torch.testing.assert_close(found.sum(0), right.sum(0), rtol=1e-9, atol=1e-12)
+    assert found[1].abs().max() == 0
+    assert right[0].abs().max() > 0
+    with pytest.raises(ValueError, match=r"the relevance of image 0 sums to"):
+        attn_lrp(wrong, x, 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_where_images_lie_is_all_the_same(n: int) -> None:
+    """Sums of images are told apart by the first dimension; where that is not theirs, one by one. None is refused."""
+    x = rand(n, 3, 8, 8)
+    model, other = filled(Sequence(True, False)), filled(Sequence(False, False))
+    torch.testing.assert_close(attn_lrp(model, x, 1), attn_lrp(other, x, 1), rtol=1e-9, atol=1e-12)
 
 
 class Calls(nn.Module):
@@ -621,6 +678,10 @@ PLAIN = {
     ),
     "quotient": (lambda z: z / 3, [lambda z: torch.div(input=z, other=3), lambda z: z.true_divide_(3)]),
     "softmax": (lambda z: z.softmax(1), [lambda z: torch.softmax(z, dim=-3), nn.Softmax(1)]),
+    "copy": (
+        lambda z: 2 * torch.sigmoid(z[:, :1]).expand_as(z),
+        [lambda z: z.copy_(torch.sigmoid(z[:, :1]).clone()).mul_(2), lambda z: 2 * z.copy_(other=z[:, :1].sigmoid())],
+    ),
 }  # fmt: skip
 
 

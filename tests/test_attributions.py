@@ -326,6 +326,44 @@ def test_derivative_of_deeplift_through_pooling() -> None:
     assert torch.autograd.gradcheck(lambda x: deeplift(model, x, 1, create_graph=True, baseline=0.3), (x,))
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["one baseline", "one each"])
+def test_derivative_of_deeplift_of_what_is_written_over(shared: bool) -> None:
+    """A sum into what an activation has given: the pass is of copies, and each has its slope."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+            self.fc = nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.silu(self.first(x))
+            z = nn.functional.silu(self.second(y))
+            z += y
+            z *= torch.sigmoid(input=y)
+            out: Tensor = self.fc(z.flatten(1))
+            return out
+
+    model = Residual().double().eval()
+    x, b = (torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    baseline = 0.3 if shared else b
+    assert torch.autograd.gradcheck(
+        lambda x: deeplift(model, x, 1, create_graph=True, baseline=baseline), (x.requires_grad_(),)
+    )
+
+
+def test_windows_too_even_to_be_shared_have_a_finite_slope() -> None:
+    """A difference whose reciprocal is no number any more, 1e-40 in float32, beside another of the usual size."""
+    pool = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 1, bias=False))
+    pool[2].weight.data.fill_(1.0)
+    window = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    x = torch.stack([window, 1e-40 * window])[None].requires_grad_()
+    a = deeplift(pool, x, 0, create_graph=True)
+    (d,) = torch.autograd.grad(a.sum(), x)
+    assert d.isfinite().all()
+    assert a.isfinite().all()
+
+
 @pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-3, 1e-1])
 @pytest.mark.parametrize("activation", [nn.Softplus(beta=3.0), models.SoftClip(10.0), nn.Tanh(), nn.SiLU()])
 def test_deeplift_has_the_derivative_of_its_secants_in_float32(activation: nn.Module, apart: float) -> None:
@@ -730,6 +768,7 @@ def test_deeplift_knows_the_activation(name: str) -> None:
         lambda z: nn.functional.relu(z, inplace=True),
         lambda z: nn.functional.relu(input=z),
         lambda z: nn.ReLU()(input=z),
+        lambda z: z.copy_(z.clone().relu()),
     ],
 )
 @pytest.mark.parametrize("method", [deeplift, guided_backpropagation, lrp, deep_taylor, attn_lrp])

@@ -93,9 +93,10 @@ def multi_head(call: Call, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
     if given["add_zero_attn"]:
         raise ValueError(f"an nn.MultiheadAttention has add_zero_attn, which is not known here; take {OTHERS}")
     single = given["query"].ndim == 2
+    # [N, L, E], images first as in other calls.
     query, key, value = (
-        given[name].unsqueeze(1) if single else given[name] for name in ("query", "key", "value")
-    )  # [L, N, E]
+        given[name].unsqueeze(0) if single else given[name].transpose(0, 1) for name in ("query", "key", "value")
+    )
     heads, bias = given["num_heads"], given["in_proj_bias"]
     biases = (None,) * 3 if bias is None else bias.chunk(3)
     if given["use_separate_proj_weight"]:
@@ -105,8 +106,8 @@ def multi_head(call: Call, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
 
     def apart(x: Tensor, weight: Tensor, b: Tensor | None) -> Tensor:
         y: Tensor = call("linear", F.linear, (x, weight, b), {})
-        length, n, width = y.shape
-        return y.view(length, n, heads, width // heads).permute(1, 2, 0, 3)  # [N, heads, L, d]
+        n, length, width = y.shape
+        return y.view(n, length, heads, width // heads).transpose(1, 2)  # [N, heads, L, d]
 
     q, k, v = (apart(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
     mask = _mask(given["attn_mask"], given["key_padding_mask"], q, k)
@@ -120,14 +121,14 @@ def multi_head(call: Call, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
             kept.append(out)
         return out
 
-    out = attend(noting, q, k, v, mask, dropout, causal).permute(2, 0, 1, 3).flatten(2)
+    out = attend(noting, q, k, v, mask, dropout, causal).transpose(1, 2).flatten(2)
     out = call("linear", F.linear, (out, given["out_proj_weight"], given["out_proj_bias"]), {})
     shares = None
     if given["need_weights"]:
         shares = kept[0].mean(1) if given["average_attn_weights"] else kept[0]
     if single:
-        return out.squeeze(1), None if shares is None else shares.squeeze(0)
-    return out, shares
+        return out.squeeze(0), None if shares is None else shares.squeeze(0)
+    return out.transpose(0, 1), shares
 
 
 def _mask(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

@@ -60,8 +60,7 @@ def attn_lrp(
     it, so for convolutional networks this method and :func:`lrp` agree, but for their stabilizers.
 
     Checked is that relevance is conserved: what arrives at the pixels and what biases, constants, softmaxes and
-    stabilizers took is the logit, over the images of a pass together, to half of the digits of what was added
-    and subtracted.
+    stabilizers took is the logit, for each image, to half of the digits of what was added and subtracted.
     The logits of the pass are checked against the model's the first time that a model with these weights is seen.
 
     Args:
@@ -90,9 +89,9 @@ def attn_lrp(
     if isinstance(constant, Classifier):
         constant.check_shape(x)
         network, normalize = constant.network, constant.normalize
-    parts = []
-    for part in parts_of(len(x), max_batch):
-        graph = create_graph and x.requires_grad
+
+    def explained(part: slice, graph: bool) -> tuple[Tensor, Tensor, Tensor, _Ruled]:
+        """Relevance, the logit that it is of, all logits, and the pass."""
         z = normalize(x[part] if graph else x[part].detach())
         notes: list[_Note] | None = None
         with SecondOrder():
@@ -109,17 +108,25 @@ def attn_lrp(
             with torch.enable_grad(), ruled:
                 out = called(network, leaf)
         own = target_logits(out, labels[part])
-        if check and not known:
-            with torch.no_grad():
-                check_same_logits(out, model(x[part].detach().clone()), type(model).__name__)
-            _KNOWN[model], known = state, True
         logit = own.detach() if logit is None else logit
         seed = torch.zeros_like(out).scatter(1, labels[part, None], logit[:, None])
         if not out.requires_grad:
             raise ValueError(f"{type(model).__name__}'s logits do not depend on the images; nothing is relevant there")
         (r,) = torch.autograd.grad(out, leaf, seed, create_graph=graph)
+        return r, logit.detach(), out, ruled
+
+    parts = []
+    for part in parts_of(len(x), max_batch):
+        r, logit, out, ruled = explained(part, create_graph and x.requires_grad)
         if check:
-            _check_conserved(r.detach(), logit.detach(), ruled, part.start)
+            if not known:
+                with torch.no_grad():
+                    check_same_logits(out, model(x[part].detach().clone()), type(model).__name__)
+                _KNOWN[model], known = state, True
+            for i in ruled.missed(r.detach(), logit):
+                place = part.start + i
+                alone = explained(slice(place, place + 1), False) if len(r) > 1 else (r.detach(), logit, out, ruled)
+                _check_conserved(alone[0], alone[1], alone[3], place)
         parts.append(r)
     return torch.cat(parts)
 
@@ -219,12 +226,16 @@ class _Noting(Decomposed):
         target: Tensor = kwargs[key] if key else args[0]
         options = {k: v for k, v in kwargs.items() if k not in ("inplace", key)}
         plain = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div"}.get(name, name)
-        function = getattr(F, plain, None) or getattr(torch, plain, None)
-        if function is None:
-            raise ValueError(
-                f"AttnLRP has no rule for {func.__name__}, which {place(self.network)} calls; take {OTHERS}"
-            )
-        new: Tensor = self.step(plain, function, (target, *args[1:]), options)
+        new: Tensor
+        if name == "copy":  # of what is copied all is handed on: the derivative does that
+            new = args[1] if len(args) > 1 else kwargs["other"]
+        else:
+            function = getattr(F, plain, None) or getattr(torch, plain, None)
+            if function is None:
+                raise ValueError(
+                    f"AttnLRP has no rule for {func.__name__}, which {place(self.network)} calls; take {OTHERS}"
+                )
+            new = self.step(plain, function, (target, *args[1:]), options)
         if id(new) not in self.images:
             self.images.pop(id(target), None)
         for note in self.notes:
@@ -271,6 +282,9 @@ class _Noting(Decomposed):
     def absorb(self, taken: Tensor) -> None:
         """Some of the relevance that a rule keeps."""
 
+    def absorb_rows(self, r: Tensor, handed: list[Tensor]) -> None:
+        """What a rule keeps of r, which is all but what it hands on."""
+
     def stabilized(self, z: Tensor) -> Tensor:
         return z + torch.where(z.detach() < 0, -self.epsilon, self.epsilon)
 
@@ -314,7 +328,8 @@ class _Noting(Decomposed):
 
     def _stacked(self, r: Tensor, note: _Note) -> list[Tensor]:
         found = note.pulled(r)
-        self.absorb(r.detach().sum() - torch.stack([part.detach().sum() for part in found]).sum())
+        # Constants' shares; a sum is taken of each image first.
+        self.absorb_rows(r.detach(), [part.detach() for part in found])
         return found
 
     def _normalized(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Back:
@@ -395,15 +410,37 @@ class _Ruled(_Noting):
     def __init__(self, network: nn.Module, epsilon: float, image: Tensor, noted: list[_Note] | None) -> None:
         super().__init__(network, epsilon, image)
         self.noted: Iterator[_Note] | None = None if noted is None else iter(noted)
+        self.n = len(image)
         self.sums: list[Tensor] = []  # on the device, where no call waits for the one before
 
     def absorb(self, taken: Tensor) -> None:
-        self.sums.append(torch.stack([taken.sum(dtype=torch.float64), taken.abs().sum(dtype=torch.float64)]))
+        self.sums.append(torch.stack([self.rows(taken), self.rows(taken.abs())]))
 
-    def absorbed(self) -> tuple[float, float]:
-        """How much of the relevance the rules have kept, and how much of it regardless of signs."""
-        taken, size = torch.stack(self.sums).sum(0).tolist() if self.sums else (0.0, 0.0)
-        return taken, size
+    def absorb_rows(self, r: Tensor, handed: list[Tensor]) -> None:
+        self.absorb(self.rows(r) - torch.stack([self.rows(v) for v in handed]).sum(0))
+
+    def rows(self, v: Tensor) -> Tensor:
+        """The sum of each image, [N], where images come first, if only as windows or heads of them."""
+        if v.ndim == 0 or len(v) % self.n:
+            v = v.sum().expand(self.n) / self.n
+        return v.reshape(self.n, -1).sum(1, dtype=torch.float64)
+
+    def missed(self, r: Tensor, logit: Tensor) -> list[int]:
+        """Images whose relevance was lost or made, as far as :meth:`rows` tells images apart.
+
+        Half of the digits have to be right, of what is added and subtracted.
+        """
+        missed, size = self.balance(r, logit)[:2]
+        found: list[int] = (~(missed <= torch.finfo(r.dtype).eps ** 0.5 * size)).nonzero().flatten().tolist()
+        return found
+
+    def balance(self, r: Tensor, logit: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each image: what is missing, the size of all that counts, what has arrived and what rules have kept."""
+        total, wanted = self.rows(r), logit.double()
+        nothing = torch.zeros(2, self.n, dtype=torch.float64, device=r.device)
+        taken, size = torch.stack([nothing, *self.sums]).sum(0)
+        size = size + self.rows(r.abs()) + wanted.abs()
+        return (total + taken - wanted).abs(), size, total, taken
 
     def by(self, rule: _Rule, function: _Function, inputs: list[Tensor]) -> Tensor:
         values = [v.detach() for v in inputs]
@@ -535,15 +572,13 @@ _MOVING = frozenset(
 """What takes numbers from one place to another, or copies them: relevance goes with them."""
 
 
-def _check_conserved(r: Tensor, logit: Tensor, ruled: _Ruled, first: int) -> None:
-    """Refuse relevance that was lost or made: half of the digits have to be right, of what is added and subtracted."""
-    taken, size = ruled.absorbed()
-    total, wanted = float(r.sum(dtype=torch.float64)), float(logit.sum(dtype=torch.float64))
-    size += float(r.abs().sum(dtype=torch.float64)) + float(logit.abs().sum(dtype=torch.float64))
-    missed = abs(total + taken - wanted)
-    if not missed <= torch.finfo(r.dtype).eps ** 0.5 * size:
-        raise ValueError(
-            f"the relevance of images {first} to {first + len(r) - 1} sums to {total:.6g}, and {taken:.6g} was taken "
-            f"on the way, for logits of {wanted:.6g}: a relative error of {missed / size:.2g}; a layer is not known; "
-            f"take {OTHERS}, or check=False to go on knowingly"
-        )
+def _check_conserved(r: Tensor, logit: Tensor, ruled: _Ruled, image: int) -> None:
+    """Refuse relevance of one image, the only one of its pass, that was lost or made."""
+    if not ruled.missed(r, logit):
+        return
+    missed, size, total, taken = (float(v) for v in ruled.balance(r, logit))
+    raise ValueError(
+        f"the relevance of image {image} sums to {total:.6g}, and {taken:.6g} was taken on the way, for a logit of "
+        f"{float(logit):.6g}: a relative error of {missed / size:.2g}; a layer is not known; take {OTHERS}, or "
+        "check=False to go on knowingly"
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -181,9 +181,14 @@ class _Watched(Calls):
         inputs = _inputs(name, args, kwargs)
         if not inputs:
             return func(*args, **kwargs)
-        if is_in_place(func, kwargs):
-            return _written(func, args, kwargs, lambda f, a, k: self.call(name, f, a, k))
-        kept = tuple(v.clone() for v in inputs) if self.copies else inputs
+        if is_in_place(func, kwargs) or name in _ONTO_ITSELF:
+            return _written(func, args, kwargs, lambda f, a, k: self.call(_ONTO_ITSELF.get(name, name), f, a, k))
+        kept = inputs
+        if self.copies:
+            # The call reads the copies, so that its slope by them is there.
+            new = {id(v): v.clone() for v in inputs}
+            kept = tuple(new[id(v)] for v in inputs)
+            args, kwargs = _exchanged(args, new), _exchanged(kwargs, new)
         output = func(*args, **kwargs)
         value = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(value, Tensor):
@@ -192,6 +197,10 @@ class _Watched(Calls):
 
     def note(self, seen: _Seen, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise NotImplementedError
+
+
+# Products and quotients that Python writes into their first factor.
+_ONTO_ITSELF = {"__imul__": "mul", "__itruediv__": "div"}
 
 
 def _written(
@@ -205,7 +214,7 @@ def _written(
     target: Tensor = kwargs[key] if key else args[0]
     options = {k: v for k, v in kwargs.items() if k not in ("inplace", key)}
     name = func.__name__ if func.__name__.startswith("__") else func.__name__.rstrip("_")
-    plain = {"__imul__": "mul", "__itruediv__": "div"}.get(name, name)
+    plain = _ONTO_ITSELF.get(name, name)
     # An activation's own function, without the flag; a product or a quotient under its plain name.
     function = getattr(F if hasattr(F, plain) else torch, plain)
     return target.copy_(call(function, (target.clone(), *args[1:]), options))
@@ -227,6 +236,21 @@ def _inputs(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T
     else:
         return ()
     return tuple(found)
+
+
+C = TypeVar("C")
+
+
+def _exchanged(values: C, new: Mapping[int, Tensor]) -> C:
+    """Arguments with other tensors, by what they were."""
+    found: Any = values
+    if isinstance(values, dict):
+        found = {key: _exchanged(v, new) for key, v in values.items()}
+    elif isinstance(values, (tuple, list)):
+        found = type(values)(_exchanged(v, new) for v in values)
+    elif isinstance(values, Tensor):
+        found = new.get(id(values), values)
+    return found  # type: ignore[no-any-return]
 
 
 class _Starts(_Watched):
@@ -537,7 +561,9 @@ def _pooling_secant(module: _Pool, z: Tensor, z0: Tensor, y: Tensor, y0: Tensor)
     ends = list(zip(windows(z, torch.finfo(z.dtype).min), windows(z0, torch.finfo(z.dtype).min), strict=True))
     above = [(torch.maximum(v, v0) - lower).clamp(min=0) for v, v0 in ends]
     total = torch.stack(above).sum(0)
-    unit = change / torch.where(total > 0, total, 1)
+    # Of what is too small to be shared: its square, by which a derivative divides, may be no number.
+    near = total < _CLOSE
+    unit = torch.where(near, 0, change / torch.where(near, 1, total))
     weights = []
     for (v, v0), share in zip(ends, above, strict=True):
         # The share is never larger than the pixel's own change d.
@@ -587,7 +613,7 @@ class _Replaced(Calls):
             raise ValueError(f"DeepLIFT has no rule for {line.name}, which {place(self.model)} calls; take {OTHERS}")
         if line is None or isinstance(line, _Refused):
             return func(*args, **kwargs)
-        if not is_in_place(func, kwargs):
+        if not is_in_place(func, kwargs) and name not in _ONTO_ITSELF:
             return line(*inputs)
         return inputs[0].copy_(line(inputs[0].clone(), *inputs[1:]))
 
