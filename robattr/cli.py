@@ -159,6 +159,14 @@ def _from_file(
     return found
 
 
+def _numbers(option: str, value: str | None) -> list[float] | None:
+    """Numbers with commas between."""
+    try:
+        return None if value is None else [float(part) for part in value.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} is {value!r}; accepted are numbers with commas between, one a channel") from None
+
+
 def _name_code(code: tuple[Path, ...]) -> None:
     """Let this process and those that it starts know which files of code were named on the command line."""
     for path in code:
@@ -232,6 +240,8 @@ def reference(
     "--class-names", type=click.Path(path_type=Path), help="The network's classes in order: a line each, or JSON."
 )
 @click.option("--input-size", type=int, help="Side of the images that a network of a file takes, in pixels.")
+@click.option("--mean", help="Of each channel of [0, 1] images, subtracted first: 0.485,0.456,0.406. With --std.")
+@click.option("--std", help="Of each channel, divided by then: 0.229,0.224,0.225. With --mean.")
 @click.option("--methods", help="Attribution methods, with commas between.")
 @click.option("--minutes", default=10.0, show_default=True, help="How long it may take.")
 @click.option("-o", "--output", default="report", show_default=True, type=click.Path(path_type=Path), help="A folder.")
@@ -243,6 +253,8 @@ def audit(
     weights: str | None,
     class_names: Path | None,
     input_size: int | None,
+    mean: str | None,
+    std: str | None,
     methods: str | None,
     minutes: float,
     output: Path,
@@ -252,6 +264,9 @@ def audit(
     The worst over many attacks for each picture, random noise, sanity checks, certified floors: OUTPUT/index.html is a
     page that stands alone, OUTPUT/audit.jsonl has its numbers, OUTPUT/images the changed pictures. It stops on time
     with what it has, and so it does at Ctrl-C; the same command goes on.
+
+    A network of a file gets images in [0, 1] as they are. Where it wants them normalized, as by
+    torchvision.transforms.Normalize, say so with --mean and --std, a number a channel.
     """
     started = time.monotonic()
     from pydantic import ValidationError
@@ -275,11 +290,13 @@ def audit(
         weights=weights,
         class_names=class_names,
         input_size=input_size,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
         lenient=True,
     )
     found = study.audit(
         network, images, config, output, say=lambda line: click.echo(line, err=True), started=started,
-        source={"network": Path(model).name},
+        source={"network": Path(model).name} | ({"normalized by": f"mean {mean}, std {std}"} if mean else {}),
     )  # fmt: skip
     try:
         standing: Any = study.standing(found, study.peers(book.find_root() / "results" / "reference"))

@@ -116,25 +116,28 @@ def test_the_worst_is_at_least_as_bad_as_every_attack_and_every_image_counts(don
         method, attack, _, measure = (*line.quantity.split("/"), "", "", "")[:4]
         if measure not in MEASURES or attack in ("noise", "worst") or line.epsilon is None or method not in METHODS:
             continue
-        worst = done[f"{method}/worst/8/{measure}"].values
-        assert worst is not None
         assert line.values is not None
         sign = -1 if measure == "center_shift" else 1
-        for mine, theirs in zip(worst, line.values, strict=False):
-            assert sign * mine <= sign * theirs
-            compared += 1
-    assert compared > 100
+        for size in {"8", line.quantity.split("/")[2]}:  # what is found in the smaller ball lies in the other one too
+            worst = done[f"{method}/worst/{size}/{measure}"].values
+            assert worst is not None
+            for mine, theirs in zip(worst, line.values, strict=False):
+                assert sign * mine <= sign * theirs
+                compared += 1
+    assert compared > 150
     plan = done.description["plan"]
     assert done["gradient/worst/8/success"].n == plan["images"] == 6
 
 
-def test_no_attack_of_the_package_finds_more_within_the_plan(done: Audited) -> None:
+@pytest.mark.parametrize("size", [8, 2])
+def test_no_attack_of_the_package_finds_more_within_the_plan(done: Audited, size: int) -> None:
     """The attacks that a user calls, at the plan's own steps, rounded to 8 bits, and measured outside of the audit."""
     model, plan = network(), done.description["plan"]
     chosen = pictures(model).images[:6]
     each = plan["methods"]["gradient"]
+    step = each["step" if size == 8 else "smaller_step"]
     options: dict[str, Any] = {
-        "epsilon": 8 / 255, "step": each["step"] / 255, "iterations": each["iterations"], "batch_size": 6
+        "epsilon": size / 255, "step": step / 255, "iterations": each["iterations"], "batch_size": 6
     }  # fmt: skip
     k = top_pixels(SIDE, SIDE)
     with torch.no_grad():
@@ -147,11 +150,42 @@ def test_no_attack_of_the_package_finds_more_within_the_plan(done: Audited) -> N
             same = model(rounded).argmax(1) == labels
         after = heatmap(gradient(model, rounded, labels))
         shares = torch.where(same, metrics.topk_intersection(before, after, k), 1.0)
-        worst = torch.tensor(done["gradient/worst/8/topk_intersection"].values)
+        worst = torch.tensor(done[f"gradient/worst/{size}/topk_intersection"].values)
         # A pixel may change its place by rounding: another batch sums in another order.
         assert (worst <= shares + 1.01 / k).all()
         shift = torch.where(same, metrics.center_shift(before, after), 0.0)
-        assert (torch.tensor(done["gradient/worst/8/center_shift"].values) >= shift - 1e-3).all()
+        assert (torch.tensor(done[f"gradient/worst/{size}/center_shift"].values) >= shift - 1e-3).all()
+
+
+def test_smaller_changes_are_measured_too(done: Audited) -> None:
+    """Within a quarter of epsilon: noise by hand, attacks of the plan, both sizes on the page."""
+    assert audit.Audit(epsilon=8).smaller == 2
+    assert audit.Audit(epsilon=3).smaller == 1
+    assert audit.Audit(epsilon=1).smaller is None
+    assert done.description["config"]["smaller"] == 2
+    assert done.description["plan"]["methods"]["gradient"]["smaller"] == ["top-k", "mass-center"]
+    for name in ("top-k", "mass-center", "worst", "noise"):
+        line = done[f"gradient/{name}/2/topk_intersection"]
+        assert line.epsilon == 2 / 255
+        assert line.n == 6
+    model, x = network(), pictures(network()).images[:6]
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    generators = metrics.generators_of(x, 0)
+    before, total = heatmap(gradient(model, x, labels)), torch.zeros(6, dtype=torch.float64)
+    for _ in range(done.description["plan"]["draws"]):
+        noise = torch.stack([torch.rand(x.shape[1:], generator=g) for g in generators])
+        after = heatmap(gradient(model, (x + 2 / 255 * (2 * noise - 1)).clamp(0, 1), labels))
+        total += metrics.cosine(before, after).double()
+    mean = total / done.description["plan"]["draws"]
+    # Seven digits are kept, and float32 sums of 256 products are off by 256 of its roundings at most.
+    torch.testing.assert_close(
+        torch.tensor(done["gradient/noise/2/cosine"].values, dtype=torch.float64), mean, rtol=0, atol=256 * 2**-23
+    )
+    text = re.sub("<[^>]*>", "", report.render(done))
+    assert "Changes of at most 2/255 leave" in text
+    assert "random noise, 2/255" in text
+    assert "worst attack, 8/255" in text
 
 
 def test_files_hold_what_was_measured(done: Audited) -> None:
@@ -244,15 +278,16 @@ def seconds_of(plan: Any, costs: dict[str, Cost]) -> float:
     total = 0.0
     for name, each in plan.methods.items():
         step = costs[name].step or 0.0
-        walks = [attack for attack in each.attacks if attack != "random-sign"]
+        walks = [attack for attack in (*each.attacks, *each.smaller) if attack != "random-sign"]
         total += plan.images * (len(walks) * each.iterations * step + costs[name].map * each.signs * bool(walks))
     return total
 
 
+@pytest.mark.parametrize("smaller", [None, 2.0])
 @pytest.mark.parametrize("seconds", [30, 100, 300, 600, 3000])
 @pytest.mark.parametrize("costs", [{"gradient": CHEAP}, {"gradient": CHEAP, "lrp": DEAR}, {"gradient": DEAR}])
-def test_a_plan_fits_into_its_minutes(seconds: float, costs: dict[str, Cost]) -> None:
-    plan = make_plan(costs, seconds=seconds, images=20, epsilon=8, memory=2 * 2**30)
+def test_a_plan_fits_into_its_minutes(seconds: float, costs: dict[str, Cost], smaller: float | None) -> None:
+    plan = make_plan(costs, seconds=seconds, images=20, epsilon=8, smaller=smaller, memory=2 * 2**30)
     assert 1 <= plan.images <= 20
     first = plan.methods["gradient"]
     assert "top-k" in first.attacks
@@ -266,12 +301,15 @@ def test_a_plan_fits_into_its_minutes(seconds: float, costs: dict[str, Cost]) ->
         if each.attacks:
             # The steps can cross the ball and come back.
             assert each.iterations * each.step >= 2 * 8
+            # Within the smaller ball only what is run within the other one too.
+            assert set(each.smaller) <= (set() if smaller is None else set(each.attacks))
+            assert each.iterations * each.smaller_step >= 2 * (smaller or 8)
 
 
 def test_more_time_is_more_of_everything() -> None:
     plans = [
-        make_plan({"gradient": CHEAP, "lrp": DEAR}, seconds=s, images=20, epsilon=8, memory=2 * 2**30)
-        for s in (30, 100, 300, 1000, 3000, 30000)
+        make_plan({"gradient": CHEAP, "lrp": DEAR}, seconds=s, images=20, epsilon=8, smaller=2, memory=2 * 2**30)
+        for s in (30, 100, 300, 1000, 3000, 60000)
     ]
     for less, more in itertools.pairwise(plans):
         assert less.images <= more.images
@@ -280,6 +318,7 @@ def test_more_time_is_more_of_everything() -> None:
         assert less.draws <= more.draws
     assert plans[-1].images == 20
     assert len(plans[-1].methods["lrp"].attacks) == 9
+    assert plans[-1].methods["lrp"].smaller == ("top-k", "mass-center")
     assert plans[0].methods["lrp"].attacks == ()
 
 
@@ -720,9 +759,40 @@ def test_the_command_makes_a_page(folder: Path) -> None:
         assert str(folder) not in (folder / "report" / name).read_text()
 
 
+def test_a_normalization_that_is_outside_of_the_network(folder: Path) -> None:
+    """What ``--mean`` and ``--std`` say is done to the pictures, and said on the page; other numbers, another audit."""
+    words = ("--mean", "0.4,0.5,0.6", "--std", "0.2,0.25,0.3")
+    result = command(folder, "--minutes", "0.2", *words)
+    assert result.exit_code == 0, result.output
+    model = models.build(
+        f"{folder / 'mine.py'}:build", input_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
+    ).requires_grad_(False)  # fmt: skip
+    pictures = data.load(f"folder:{folder / 'pictures'}", size=16, lenient=True)
+    found = audit.load(folder / "report")
+    with torch.no_grad():
+        right = model(pictures.images).argmax(1) == pictures.labels
+    assert sorted(found["correct"].values or ()) == sorted(right.double().tolist())
+    assert "mean 0.4,0.5,0.6, std 0.2,0.25,0.3" in (folder / "report" / "index.html").read_text()
+    with torch.no_grad():
+        bare = model.network(pictures.images)
+        torch.testing.assert_close(
+            model(pictures.images),
+            model.network((pictures.images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
+                          / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)),
+        )  # fmt: skip
+        assert not torch.allclose(model(pictures.images), bare)
+    other = command(folder, "--minutes", "0.2", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.25,0.3")
+    assert other.exit_code == 2
+    assert "holds the audit of another model" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--mean", "0.5,0.5,0.5"), "mean and std go together"),
+        (("--mean", "a,b", "--std", "1,1,1"), "--mean is 'a,b'; accepted are numbers"),
+        (("--mean", "0.5", "--std", "1"), "mean is [0.5]; mine.py:build takes 3 numbers"),
+        (("--mean", "0,0,0", "--std", "1,0,1"), "takes 3 numbers above 0"),
         (("--methods", "grad"), "methods has 'grad'; accepted are gradient"),
         (("--minutes", "-1"), "minutes: Input should be greater than 0"),
         (("--data", "folder:nowhere"), "there is no such folder"),

@@ -224,14 +224,21 @@ def _sentence(numbers: _Numbers, finding: Finding) -> str:
     quantity = finding.quantity
     n = _images(numbers, quantity, finding.minus)
     if finding.question == "attack":
-        epsilon = f"{numbers.setting('config', 'epsilon', say=lambda v: f'{v:g}')}/{_constant('255')}"
-        return (
+        epsilon = _size(numbers, "epsilon")
+        said = (
             f"It {_word(finding)}: the worst change of at most {epsilon} that keeps the prediction leaves "
             f"{numbers.mean(quantity, _percent)} of its {numbers.setting('k', say=lambda v: f'{v:,}')} top pixels. {n}"
             if finding.word != "open"
             else f"Under attack it is {_word(finding)}: the worst change of at most {epsilon} that was found leaves "
             f"{numbers.mean(quantity, _percent)} of its {numbers.setting('k', say=lambda v: f'{v:,}')} top pixels. {n}"
         )
+        smaller = _smaller(numbers, finding.method, "worst")
+        if smaller is not None:
+            said += (
+                f" Changes of at most {_size(numbers, 'smaller')} leave {numbers.mean(smaller, _percent)}. "
+                f"{_images(numbers, smaller)}"
+            )
+        return said
     if finding.question == "noise":
         return (
             f"Attacks are {_word(finding)}: random noise of the same size leaves {numbers.mean(quantity, _percent)}; "
@@ -249,6 +256,26 @@ def _sentence(numbers: _Numbers, finding: Finding) -> str:
         f"{numbers.one(quantity, 'mean')}, as many at random {numbers.one(finding.minus, 'mean')}; the difference is "
         f"{numbers.mean(quantity, _two, finding.minus)}. {n}"
     )
+
+
+def _size(numbers: _Numbers, which: str) -> str:
+    """Epsilon or the smaller one, as a fraction."""
+    return f"{numbers.setting('config', which, say=lambda v: f'{v:g}')}/{_constant('255')}"
+
+
+def _places(audited: Audited) -> list[tuple[str, str]]:
+    """How both epsilons are called in the description, and in the names of quantities; the smaller if there is one."""
+    config = audited.description["config"]
+    return [(which, f"{config[which]:g}") for which in ("epsilon", "smaller") if config.get(which) is not None]
+
+
+def _smaller(numbers: _Numbers, method: str, kind: str) -> str | None:
+    """The share of top pixels within the smaller epsilon, where it was measured."""
+    for which, place in _places(numbers.audited):
+        quantity = f"{method}/{kind}/{place}/topk_intersection"
+        if which == "smaller" and numbers.audited.get(quantity) is not None:
+            return quantity
+    return None
 
 
 def _points(value: float) -> str:
@@ -316,8 +343,9 @@ def _measures(numbers: _Numbers) -> str:
     rows = []
     shown = []
     for method in audited.description["config"]["methods"]:
-        for kind, label in (("worst/" + place, "worst attack"), ("noise/" + place, "random noise")):
-            rows += _row(numbers, method, kind, label)
+        for which, at in _places(audited):
+            for kind, label in ((f"worst/{at}", "worst attack"), (f"noise/{at}", "random noise")):
+                rows += _row(numbers, method, kind, f"{label}, {_size(numbers, which)}")
         rows += _row(numbers, method, "shuffled", "pixels shuffled")
         if audited.get(f"{method}/noise/{place}/topk_intersection") is not None:
             shown.append(method)
@@ -328,7 +356,8 @@ def _measures(numbers: _Numbers) -> str:
         "<h2>How far maps move</h2>\n"
         "<p>Of each image and each measure the worst over all attacks that keep the prediction; random noise of the "
         "same size, the mean of several draws; and what the measures say of a map whose pixels have been shuffled, "
-        "which is chance.</p>\n"
+        "which is chance. Within the smaller size there are two attacks: where everything breaks at the larger one, it "
+        "still tells maps apart.</p>\n"
         + _dots(numbers, shown, place)
         + '<div class="wide"><table><caption>Means with intervals. The last column is worse when it is larger; the '
         "others are worse when they are smaller.</caption>"
@@ -382,7 +411,8 @@ def _dots(numbers: _Numbers, methods: Sequence[str], place: str) -> str:
         f'<figure><svg viewBox="0 0 720 {height}" role="img" aria-label="Share of the top pixels that is left, a row a '
         'method: after the worst attack, after random noise, and by chance. The table has the numbers.">'
         f"{''.join(parts)}</svg><figcaption>Share of the top pixels that is left: filled orange after the worst "
-        "attack, filled blue after random noise, each with its interval; the open circle is chance.</figcaption>"
+        "attack, filled blue after random noise, at the larger size, each with its interval; the open circle is chance."
+        "</figcaption>"
         "</figure>\n"
     )
 
@@ -394,17 +424,18 @@ def _constant_svg(text: str) -> str:
 def _attacks(numbers: _Numbers) -> str:
     """Every attack by itself."""
     audited = numbers.audited
-    place = f"{audited.description['config']['epsilon']:g}"
+    names = {place: which for which, place in _places(audited)}
     rows = []
     for line in audited.lines:
         parts = line.quantity.split("/")
-        if len(parts) != 4 or parts[2] != place or parts[3] != "success":
+        if len(parts) != 4 or parts[2] not in names or parts[3] != "success":
             continue
-        method, attack = parts[:2]
+        method, attack, place = parts[:3]
         share = f"{method}/{attack}/{place}/topk_intersection"
         shift = f"{method}/{attack}/{place}/center_shift"
         rows.append(
             f'<tr><th scope="row">{_named(method)}</th><td>{_attack_name(attack)}</td>'
+            f'<td class="number">{_size(numbers, names[place])}</td>'
             f'<td class="number">{numbers.one(line.quantity, "sum", _whole)} of '
             f"{numbers.one(line.quantity, 'n', _whole)}</td>"
             f'<td class="number">{numbers.mean(share, _percent)}</td>'
@@ -418,7 +449,8 @@ def _attacks(numbers: _Numbers) -> str:
         "found for another map.</p>\n"
         '<div class="wide"><table><caption>After rounding to whole numbers of eight bits, as in the image files.'
         '</caption><thead><tr><th scope="col">map</th><th scope="col">attack</th>'
-        '<th scope="col" class="number">kept the prediction</th><th scope="col" class="number">top pixels that are left'
+        '<th scope="col" class="number">at most</th><th scope="col" class="number">kept the prediction</th>'
+        '<th scope="col" class="number">top pixels that are left'
         '</th><th scope="col" class="number">shift of the center, px</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -35,7 +35,17 @@ from robattr.studies.audit.pieces import (
     transferred,
     under_noise,
 )
-from robattr.studies.audit.planning import MAIN, Clock, Cost, OutOfTime, Plan, make_plan, sanity_extra, top_pixels
+from robattr.studies.audit.planning import (
+    MAIN,
+    SMALLER,
+    Clock,
+    Cost,
+    OutOfTime,
+    Plan,
+    make_plan,
+    sanity_extra,
+    top_pixels,
+)
 from robattr.studies.audit.recording import record
 from robattr.studies.audit.results import Audit, Audited
 from robattr.studies.runs import code_digest, state_digest
@@ -204,8 +214,9 @@ class _Run(State):
         plan = self.parts.get("plan")
         if plan is None:
             made = make_plan(
-                self.costs, seconds=clock.left(), images=len(self.chosen), epsilon=self.config.epsilon, memory=MEMORY
-            )
+                self.costs, seconds=clock.left(), images=len(self.chosen), epsilon=self.config.epsilon,
+                smaller=self.config.smaller, memory=MEMORY,
+            )  # fmt: skip
             plan = self.parts.put("plan", made.model_dump(mode="json"))
         decided = Plan.model_validate(plan[0])
         rows = self.chosen[: decided.images]
@@ -267,12 +278,19 @@ class _Run(State):
             for name in own:
                 yield from self._attack(bench, name, attack)
         for name in own:
+            if SMALLER[0] in bench.plan.methods[name].smaller:
+                yield from self._attack(bench, name, SMALLER[0], smaller=True)
+        for name in own:
             yield self._sanity(bench, name)
         yield from self._floors(bench, range(1))
         for attack in MAIN[2:]:
             for name in own:
                 if attack in bench.plan.methods[name].attacks:
                     yield from self._attack(bench, name, attack)
+        for attack in SMALLER[1:]:
+            for name in own:
+                if attack in bench.plan.methods[name].smaller:
+                    yield from self._attack(bench, name, attack, smaller=True)
         for name in rest:
             yield from self._noise(bench, name)
             yield self._sanity(bench, name)
@@ -283,6 +301,10 @@ class _Run(State):
             for attack in bench.plan.methods[name].attacks[len(MAIN) :]:
                 yield from self._attack(bench, name, attack)
         # What is left of the time is spent on what the plan had no room for, and on further restarts.
+        for attack in SMALLER if bench.smaller is not None else ():
+            for name in own:
+                if attack not in bench.plan.methods[name].smaller:
+                    yield from self._attack(bench, name, attack, extra=True, smaller=True)
         for attack in MAIN[1:]:
             for name in own:
                 if attack not in bench.plan.methods[name].attacks:
@@ -300,21 +322,23 @@ class _Run(State):
             yield _Task(
                 f"noise/{name}/{i}",
                 f"{name} under random noise",
-                n * self.costs[name].map * (1 + bench.plan.draws),
+                n * self.costs[name].map * (1 + bench.plan.draws * (1 if bench.smaller is None else 2)),
                 partial(under_noise, bench, name, rows),
             )
 
-    def _attack(self, bench: Bench, name: str, attack: str, extra: bool = False) -> Iterator[_Task]:
+    def _attack(
+        self, bench: Bench, name: str, attack: str, extra: bool = False, smaller: bool = False
+    ) -> Iterator[_Task]:
         planned = bench.plan.methods[name]
         cost = self.costs[name]
         assert cost.step is not None
         each = cost.map * (planned.signs + 1) if attack == "random-sign" else cost.step * planned.iterations
         for i, rows in enumerate(bench.rows(name)):
             yield _Task(
-                f"attack/{name}/{attack}/{i}",
-                f"{attack} against {name}",
+                f"{'smaller' if smaller else 'attack'}/{name}/{attack}/{i}",
+                f"{attack} against {name}{', of smaller changes' if smaller else ''}",
                 len(bench.x[rows]) * each,
-                partial(attacked, bench, name, attack, rows, i),
+                partial(attacked, bench, name, attack, rows, i, smaller),
                 extra,
             )
 

@@ -30,6 +30,7 @@ LEVELS = 255
 POINTS = 16  # of methods that take many for one image
 PATHS = ("integrated_gradients", "smoothgrad")
 MEMORY = 2 * 2**30
+SMALLER_SIZE = "smaller/"  # before the name of a measure
 _FRACTIONS = 10  # of the insertion score
 
 
@@ -64,6 +65,10 @@ class Bench:
     @property
     def epsilon(self) -> float:
         return self.config.epsilon / LEVELS
+
+    @property
+    def smaller(self) -> float | None:
+        return None if self.config.smaller is None else self.config.smaller / LEVELS
 
     def method(self, name: str) -> Attribution:
         return bound(name, self.plan.passes)
@@ -101,18 +106,20 @@ def clean_maps(method: Attribution, model: nn.Module, x: Tensor, y: Tensor, name
 def under_noise(bench: Bench, name: str, rows: slice) -> tuple[dict[str, Any], dict[str, Tensor]]:
     x, y, method = bench.x[rows], bench.labels[rows], bench.method(name)
     before = clean_maps(method, bench.model, x, y, name)
-    totals = {measure: torch.zeros(len(x), dtype=torch.float64) for measure in MEASURES}
+    sizes = {"": bench.epsilon} | ({} if bench.smaller is None else {SMALLER_SIZE: bench.smaller})
+    totals = {size + m: torch.zeros(len(x), dtype=torch.float64) for size in sizes for m in MEASURES}
     generators = metrics.generators_of(x, bench.config.seed)
     for _ in range(bench.plan.draws):
         noise = torch.stack([torch.rand(x.shape[1:], generator=g, dtype=x.dtype) for g in generators])
-        noisy = (x + bench.epsilon * (2 * noise - 1).to(x.device)).clamp_(0, 1)
-        harm = attacks.harm_of(before, heatmap(method(bench.model, noisy, y)).detach(), bench.k)
-        for measure in MEASURES:
-            totals[measure] += getattr(harm, measure).double().cpu()
-    return {measure: (total / bench.plan.draws).tolist() for measure, total in totals.items()}, {"before": before}
+        for size, epsilon in sizes.items():  # the same noise, shorter
+            noisy = (x + epsilon * (2 * noise - 1).to(x.device)).clamp_(0, 1)
+            harm = attacks.harm_of(before, heatmap(method(bench.model, noisy, y)).detach(), bench.k)
+            for measure in MEASURES:
+                totals[size + measure] += getattr(harm, measure).double().cpu()
+    return {key: (total / bench.plan.draws).tolist() for key, total in totals.items()}, {"before": before}
 
 
-def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor) -> Judged:
+def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor, epsilon: float | None = None) -> Judged:
     kept = bench.parts.get(f"noise/{name}/{number}")
     if kept is None or "refused" in kept[0]:
         reference = clean_maps(bench.method(name), bench.model, bench.x[rows], bench.labels[rows], name)
@@ -122,7 +129,7 @@ def _judged(bench: Bench, name: str, rows: slice, number: int, found: Tensor) ->
         bench.model,
         bench.x[rows],
         found,
-        epsilon=bench.epsilon,
+        epsilon=bench.epsilon if epsilon is None else epsilon,
         k=bench.k,
         attribution=bench.method(name),
         levels=LEVELS,
@@ -155,23 +162,25 @@ def _of_levels(levels: Tensor) -> Tensor:
 
 
 def attacked(
-    bench: Bench, name: str, attack: str, rows: slice, number: int
+    bench: Bench, name: str, attack: str, rows: slice, number: int, smaller: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     planned = bench.plan.methods[name]
     x = bench.x[rows]
+    epsilon = bench.smaller if smaller else bench.epsilon
+    assert epsilon is not None
     search = attacks.searches(
         bench.model,
-        epsilon=bench.epsilon,
+        epsilon=epsilon,
         k=bench.k,
         attribution=bench.method(name),
-        step=planned.step / LEVELS,
+        step=(planned.smaller_step if smaller else planned.step) / LEVELS,
         iterations=planned.iterations,
         restarts=max(planned.restarts, int(attack.rpartition("-")[2]) if attack[-1].isdigit() else 1),
         draws=planned.signs,
         seed=bench.config.seed,
         batch_size=len(x),
     )[attack]
-    return _to_part(_judged(bench, name, rows, number, search(x)))
+    return _to_part(_judged(bench, name, rows, number, search(x), epsilon))
 
 
 def transferred(

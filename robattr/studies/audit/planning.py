@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +19,17 @@ _MOST_DRAWS, _MOST_SANITY, _MOST_STAGES = 10, 8, 8
 _SAMPLES, _CHOOSE, _LEAST_SAMPLES = 600, 100, 100
 MAIN = ("random-sign", "top-k", "mass-center", "manipulation", "targeted")
 """Attacks of a method, those that are done first and kept longest in front."""
+SMALLER = ("top-k", "mass-center")
+"""Those that are run within the smaller epsilon too."""
+# The order in which attacks are kept where the time does not suffice for all; True for those of the smaller epsilon.
+_KEPT = (
+    ("top-k", False),
+    ("top-k", True),
+    ("mass-center", False),
+    ("mass-center", True),
+    ("manipulation", False),
+    ("targeted", False),
+)
 
 
 class OutOfTime(Exception):
@@ -71,14 +82,17 @@ class Cost:
 class MethodPlan(BaseModel):
     """What is done to one method; empty ``attacks`` leave it to what was found for other methods.
 
-    Steps are in 1/255, a whole number, so that images stay on the grid of 8 bits.
+    Steps are in 1/255, a whole number, so that images stay on the grid of 8 bits. ``smaller`` are the attacks within
+    the smaller epsilon, of as many steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     attacks: tuple[str, ...] = ()
+    smaller: tuple[str, ...] = ()
     iterations: int = 0
     step: int = 1
+    smaller_step: int = 1
     restarts: int = 1
     signs: int = 1
     batch: int = 1
@@ -107,7 +121,14 @@ def top_pixels(height: int, width: int) -> int:
 
 
 def make_plan(
-    costs: Mapping[str, Cost], *, seconds: float, images: int, epsilon: float, memory: float, most_batch: int = 16
+    costs: Mapping[str, Cost],
+    *,
+    seconds: float,
+    images: int,
+    epsilon: float,
+    smaller: float | None = None,
+    memory: float,
+    most_batch: int = 16,
 ) -> Plan:
     """Share seconds out.
 
@@ -120,6 +141,7 @@ def make_plan(
         seconds: that are left.
         images: how many there are.
         epsilon: in 1/255.
+        smaller: another one, in the same unit, at which there are attacks too; None for no other.
         memory: bytes that the derivatives of a batch may take.
         most_batch: images at once, where the memory allows for more.
     """
@@ -142,7 +164,7 @@ def make_plan(
     for place, name in enumerate(order):
         # The first method has an attack of its own, whatever it takes.
         methods[name], used = _method_plan(
-            attacked[name], left / (len(order) - place), n, epsilon, name == next(iter(attacked))
+            attacked[name], left / (len(order) - place), n, epsilon, smaller, name == next(iter(attacked))
         )
         left -= used
     planned = {
@@ -151,7 +173,7 @@ def make_plan(
         )
         for name, cost in fine.items()
     }
-    draws = _between(1, share["noise"] / max(n * maps, 1e-9), _MOST_DRAWS)
+    draws = _between(1, share["noise"] / max(n * maps * (1 if smaller is None else 2), 1e-9), _MOST_DRAWS)
     gradient = min((cost.map for cost in fine.values()), default=0.0)
     of_one = maps * (_MOST_STAGES + 2) + sanity_extra(gradient) * len(fine)
     stages = _MOST_STAGES if share["sanity"] >= of_one else 4
@@ -178,31 +200,40 @@ def sanity_extra(cheapest: float) -> float:
     return 12 * cheapest
 
 
-def _method_plan(cost: Cost, seconds: float, n: int, epsilon: float, needed: bool) -> tuple[MethodPlan, float]:
+def _method_plan(
+    cost: Cost, seconds: float, n: int, epsilon: float, smaller: float | None, needed: bool
+) -> tuple[MethodPlan, float]:
     assert cost.step is not None
     signs = 10 if 10 * n * cost.map <= 0.1 * seconds else 1
     left = seconds - n * cost.map * signs
     steps = left / (n * cost.step)  # for an image, of all walks together
-    walks: Sequence[str] = MAIN[1:]
+    all_ = tuple(walk for walk in _KEPT if smaller is not None or not walk[1])
+    walks = all_
     restarts = 1
     if steps < _LEAST_STEPS and not needed:
         return MethodPlan(), 0.0
     while len(walks) > 1 and steps / len(walks) < _LEAST_STEPS:
         walks = walks[:-1]
     # Twenty steps of each attack before any of them sets out again.
-    while len(walks) == len(MAIN) - 1 and restarts < _MOST_RESTARTS and steps / (len(walks) + 2 * restarts) >= 20:
+    while walks == all_ and restarts < _MOST_RESTARTS and steps / (len(walks) + 2 * restarts) >= 20:
         restarts += 1
-    names = [*walks, *(f"{kind}-{i}" for i in range(2, restarts + 1) for kind in ("top-k", "mass-center"))]
-    iterations = _between(_LEAST_STEPS, steps / len(names), _MOST_STEPS)
+    again = [f"{kind}-{i}" for i in range(2, restarts + 1) for kind in ("top-k", "mass-center")]
+    iterations = _between(_LEAST_STEPS, steps / (len(walks) + len(again)), _MOST_STEPS)
     plan = MethodPlan(
-        attacks=(MAIN[0], *names),
+        attacks=(MAIN[0], *(name for name, within in walks if not within), *again),
+        smaller=tuple(name for name, within in walks if within),
         iterations=iterations,
-        # Far enough to cross the ball, in whole levels: the steps together are two and a half times its radius.
-        step=max(1, round(2.5 * epsilon / iterations)),
+        step=_step(epsilon, iterations),
+        smaller_step=_step(epsilon if smaller is None else smaller, iterations),
         restarts=restarts,
         signs=signs,
     )
-    return plan, n * (cost.map * signs + cost.step * iterations * len(names))
+    return plan, n * (cost.map * signs + cost.step * iterations * (len(walks) + len(again)))
+
+
+def _step(epsilon: float, iterations: int) -> int:
+    """In whole levels, the steps together two and a half times the ball's radius; never too short to cross it."""
+    return max(round(2.5 * epsilon / iterations), math.ceil(2 * epsilon / iterations))
 
 
 def _between(least: int, value: float, most: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,18 @@ from robattr.attacks import MEASURES, Judged
 from robattr.attributions import heatmap
 from robattr.data import ImageSet
 from robattr.studies import records
-from robattr.studies.audit.pieces import FLOOR_EPSILONS, LEVELS, SIGMA, Bench, State, attacks_on, joined, rows_of
-from robattr.studies.audit.planning import top_pixels
+from robattr.studies.audit.pieces import (
+    FLOOR_EPSILONS,
+    LEVELS,
+    SIGMA,
+    SMALLER_SIZE,
+    Bench,
+    State,
+    attacks_on,
+    joined,
+    rows_of,
+)
+from robattr.studies.audit.planning import SMALLER, top_pixels
 from robattr.studies.audit.results import Audited, Case, save
 from robattr.studies.records import Measurement
 from robattr.studies.runs import environment, public_name
@@ -104,30 +114,44 @@ _UNITS = {
 def _add_method(
     run: State, bench: Bench, name: str, add: Callable[..., None], words: dict[str, Any], cases: list[Case]
 ) -> None:
-    ball = {"epsilon": bench.epsilon, "norm": "linf"}
-    place = f"{bench.config.epsilon:g}"
     noise = [bench.parts.get(f"noise/{name}/{i}") for i in range(len(bench.rows(name)))]
     there = [part for part in noise if part is not None and "refused" not in part[0]]
-    for measure in MEASURES:
-        values = [v for part in there for v in part[0][measure]]
-        add(f"{name}/noise/{place}/{measure}", values, _UNITS.get(measure, "1"), **ball)
-    found: dict[str, Judged] = {}
     others = [other for other in bench.plan.methods if other != name]
-    for kind, label in [
-        *((f"attack/{name}/{attack}", attack) for attack in attacks_on(bench, name)),
-        *((f"transfer/{name}/{other}", f"transfer-{other}") for other in others),
-    ]:
-        refused = bench.parts.get(f"{kind}/0")
-        if refused is not None and "refused" in refused[0]:
-            words["attack_refused"][f"{name}, {label}"] = refused[0]["refused"]
-        if (judged := joined(bench, kind, name)) is not None:
-            found[label] = judged
-            for quantity in ("success", *MEASURES):
-                value = judged.success if quantity == "success" else getattr(judged.harm, quantity)
-                unit = _UNITS.get(quantity, "1")
-                add(f"{name}/{label}/{place}/{quantity}", value.double().tolist(), unit, **ball)
-    if found:
-        _add_worst(run, bench, name, found, add, words, cases)
+    own = [(f"attack/{name}/{attack}", attack) for attack in attacks_on(bench, name)]
+    own += [(f"transfer/{name}/{other}", f"transfer-{other}") for other in others]
+    sizes = [("", bench.config.epsilon, own)]
+    if bench.config.smaller is not None:
+        first = [(f"smaller/{name}/{attack}", attack) for attack in SMALLER]
+        sizes.insert(0, (SMALLER_SIZE, bench.config.smaller, first))
+    within: dict[str, Judged] = {}  # what was found in the smaller ball lies in the other one too
+    for size, epsilon, searches in sizes:
+        ball = {"epsilon": epsilon / LEVELS, "norm": "linf"}
+        place = f"{epsilon:g}"
+        for measure in MEASURES:
+            values = [v for part in there for v in part[0][size + measure]]
+            add(f"{name}/noise/{place}/{measure}", values, _UNITS.get(measure, "1"), **ball)
+        found: dict[str, Judged] = {}
+        for kind, label in searches:
+            refused = bench.parts.get(f"{kind}/0")
+            if refused is not None and "refused" in refused[0]:
+                words["attack_refused"][f"{name}, {label}"] = refused[0]["refused"]
+            if (judged := joined(bench, kind, name)) is not None:
+                found[label] = judged
+                for quantity in ("success", *MEASURES):
+                    value = judged.success if quantity == "success" else getattr(judged.harm, quantity)
+                    unit = _UNITS.get(quantity, "1")
+                    add(f"{name}/{label}/{place}/{quantity}", value.double().tolist(), unit, **ball)
+        worst = _worst(found | within)
+        if not worst:
+            continue
+        add(f"{name}/worst/{place}/success", [float(w.success) for w in worst], "share of images", **ball)
+        for measure in MEASURES:
+            values = [float(getattr(w.harm, measure)) for w in worst]
+            add(f"{name}/worst/{place}/{measure}", values, _UNITS.get(measure, "1"), **ball)
+        if size == "":
+            _keep_pictures(run, bench, name, worst, words, cases)
+        else:
+            within = {f"{label}-smaller": judged for label, judged in found.items()}
     part = bench.parts.get(f"sanity/{name}")
     if part is not None and "refused" not in part[0]:
         words["stages"][name] = part[0]["stages"]
@@ -139,26 +163,18 @@ def _add_method(
         words["attack_refused"][f"{name}, sanity"] = part[0]["refused"]
 
 
-def _add_worst(
-    run: State,
-    bench: Bench,
-    name: str,
-    found: dict[str, Judged],
-    add: Callable[..., None],
-    words: dict[str, Any],
-    cases: list[Case],
+def _worst(found: Mapping[str, Judged]) -> list[attacks.Worst]:
+    """Of every image over the attacks that have reached it; the images are the first ones that all share."""
+    n = max((len(judged.success) for judged in found.values()), default=0)
+    return [
+        attacks.worst_of({a: rows_of(j, i, i + 1) for a, j in found.items() if len(j.success) > i}) for i in range(n)
+    ]
+
+
+def _keep_pictures(
+    run: State, bench: Bench, name: str, worst: Sequence[attacks.Worst], words: dict[str, Any], cases: list[Case]
 ) -> None:
-    """The worst of every image over the attacks that have reached it; the images are the first ones that all share."""
-    ball = {"epsilon": bench.epsilon, "norm": "linf"}
-    place = f"{bench.config.epsilon:g}"
-    worst: list[attacks.Worst] = []
-    n = max(len(judged.success) for judged in found.values())
-    for i in range(n):
-        worst.append(attacks.worst_of({a: rows_of(j, i, i + 1) for a, j in found.items() if len(j.success) > i}))
-    add(f"{name}/worst/{place}/success", [float(w.success) for w in worst], "share of images", **ball)
-    for measure in MEASURES:
-        values = [float(getattr(w.harm, measure)) for w in worst]
-        add(f"{name}/worst/{place}/{measure}", values, _UNITS.get(measure, "1"), **ball)
+    """The changed pictures as files, and the worst of them as cases."""
     files = []
     for i, w in enumerate(worst):
         index = run.chosen[i]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -49,6 +49,16 @@ class Audit(BaseModel):
             if name in methods[:i]:
                 raise ValueError(f"methods has {name!r} twice; name it once")
         return methods
+
+    @computed_field(description="in 1/255")  # type: ignore[prop-decorator]
+    @property
+    def smaller(self) -> float | None:
+        """A quarter of epsilon in whole levels, at which attacks are run too; None where that is not smaller.
+
+        Where everything breaks at epsilon, this still tells maps apart.
+        """
+        quarter = float(max(1, round(self.epsilon / 4)))
+        return quarter if quarter < self.epsilon else None
 
     @property
     def most_images(self) -> int:
