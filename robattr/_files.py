@@ -7,13 +7,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-__all__ = ["file_digest", "free", "intact", "locked", "store", "write_text"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["beside", "file_digest", "free", "intact", "locked", "store", "write_tensors", "write_text"]
 
 _DIGESTS = "digests.json"
 
@@ -55,12 +59,13 @@ def store(folder: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        write(temporary)
-        (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with _named(folder):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -84,11 +89,46 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name that is renamed when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write to a temporary name that is renamed when it is whole.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full perhaps; one line names the path.
+    """
+    with beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As :func:`write_text`, tensors by name, from whichever device, as a ``.safetensors`` file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with beside(path) as temporary:
+        try:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+        except SafetensorError as error:  # what the library makes of an error of the disk
+            raise OSError(f"{path} cannot be written: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it afterwards, or gone where something fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of the disk with the name of what was to be written: writing to an open file names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error

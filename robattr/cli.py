@@ -21,7 +21,8 @@ from rich.table import Table
 
 from robattr import _yaml
 from robattr.pages import chapters as book, execution
-from robattr.pages.values import check_code, check_network, given, located, with_its_weights
+from robattr.pages.needs import check_needs
+from robattr.pages.values import check_code, given, located, with_its_weights
 
 _CODE_HELP = (
     "A file of Python code that a file, profile or grid names as a network: it is RUN, so trust it. Repeatable."
@@ -80,7 +81,7 @@ def chapters(name: str | None) -> None:
     click.echo(f"{chapter.name}: {chapter.title}\n{chapter.claim}")
     table = Table("parameter", "default", "accepts", "meaning")
     for parameter in chapter.parameters.values():
-        table.add_row(parameter.name, repr(parameter.default), parameter.accepts, parameter.description)
+        table.add_row(parameter.name, repr(parameter.default), chapter.accepts(parameter.name), parameter.description)
     _show(table)
 
 
@@ -124,7 +125,8 @@ def run(
         values |= _from_file(chosen, content, named, str(file), here, root)
     values = with_its_weights(chosen, values | located(chosen, named, here, root))
     values = book.check_parameters(chosen, values)
-    check_network(chosen, values, root)
+    for line in check_needs(chosen, values, root):
+        click.echo(line, err=True)
     try:
         done = execution.execute(
             chosen,

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robattr import metrics
-from robattr._files import write_text
+from robattr._files import beside, write_text
+from robattr._yaml import one_line
 from robattr.attributions import gradient
 from robattr.data import Corrupt, ImageSet, ImageStream
 from robattr.regularizers import Losses, Objective, uniform
@@ -769,12 +770,12 @@ class _Keeper:
                 "unreadable": [dict(each) for each in self._unreadable],
                 "seconds": state.seconds + time.monotonic() - began,
             }
-            temporary = self.folder / f".checkpoint.{id(self)}"
-            try:
-                torch.save(content, temporary)
-                temporary.replace(self.folder / "checkpoint.pt")
-            finally:
-                temporary.unlink(missing_ok=True)
+            path = self.folder / "checkpoint.pt"
+            with beside(path) as temporary:
+                try:
+                    torch.save(content, temporary)
+                except RuntimeError as error:  # what the library makes of an error of the disk
+                    raise OSError(f"{path} cannot be written: {one_line(error)}") from None
         self.fabric.barrier()
 
     def resume(self, schedule: Schedule, seed: int, n: int) -> _State:

@@ -175,7 +175,7 @@ def read_class_names(names: Path | str | Sequence[str]) -> tuple[str, ...]:
         try:
             text = path.read_text(encoding="utf-8-sig")
             content = json.loads(text) if path.suffix == ".json" else [x.strip() for x in text.splitlines()]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"class_names is {path}, which cannot be read: {one_line(error)}") from None
         if path.suffix != ".json":
             while content and not content[-1]:

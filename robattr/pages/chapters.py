@@ -46,6 +46,18 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What a parameter needs of another one, or of what follows from it: see :mod:`robattr.pages.needs`."""
+
+    left: str
+    sign: str
+    right: str
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sign} {self.right}"
+
+
+@dataclass(frozen=True)
 class Chapter:
     """A notebook with a claim and parameters."""
 
@@ -54,6 +66,12 @@ class Chapter:
     title: str
     claim: str
     parameters: Mapping[str, Parameter]
+    needs: tuple[Need, ...] = ()
+
+    def accepts(self, name: str) -> str:
+        """What a parameter accepts, by itself and beside the others, in words."""
+        beside = [f"{need.sign} {need.right}" for need in self.needs if need.left == name]
+        return "; ".join([self.parameters[name].accepts, *beside])
 
 
 def parse_yaml(text: str, source: str, *, line: int = 1) -> Any:
@@ -116,7 +134,7 @@ def _contents(root: Path) -> Iterator[tuple[str, int | None]]:
     path = root / "_toc.yml"
     if not path.exists():
         return
-    book = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    book = parse_yaml(_text(path, path.name), path.name)
     parts = [book, *book.get("parts", [])] if isinstance(book, Mapping) else []
     if not parts or not all(isinstance(part, Mapping) for part in parts):
         raise ChapterError("_toc.yml: must hold 'root' and 'parts', or 'root' and 'chapters'")
@@ -173,7 +191,9 @@ def chapter(root: Path, name: str) -> Chapter:
     if not isinstance(schemas, Mapping):
         raise ChapterError(f"{path.name}: 'parameters' under 'robattr:' must map names to JSON Schemas")
     defaults = _defaults(notebook, path)
-    return Chapter(name, path, heading[1].strip(), " ".join(claim.split()), _parameters(path, schemas, defaults))
+    parameters = _parameters(path, schemas, defaults)
+    needs = _needs(path, header.get("needs", []), parameters)
+    return Chapter(name, path, heading[1].strip(), " ".join(claim.split()), parameters, needs)
 
 
 def _find(name: str, names: list[str]) -> str:
@@ -205,12 +225,19 @@ def read_notebook(path: Path) -> Any:
     """
     import jupytext
 
-    text = path.read_text(encoding="utf-8")
+    text = _text(path, path.name)
     _check_cell_options(text, path.name)
     try:
         return jupytext.reads(text, fmt={"extension": ".md", "format_name": "myst"})
     except Exception as error:  # jupytext lets whatever its parsers raise through
         raise ChapterError(f"{path.name}: not a MyST notebook: {one_line(error)}") from None
+
+
+def _text(path: Path, source: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ChapterError(f"{source}: not UTF-8 at byte {error.start}") from None
 
 
 def _check_cell_options(text: str, source: str) -> None:
@@ -295,6 +322,31 @@ def _parameters(path: Path, schemas: Mapping[str, Any], defaults: Mapping[str, A
     return {name: Parameter(name, schema, defaults[name]) for name, schema in schemas.items()}
 
 
+# What follows from a parameter of a format.
+_FOLLOWS = {"dataset": ("images",), "model": ("pixels",), "grid": ("objectives", "seeds")}
+
+
+def _needs(path: Path, lines: Any, parameters: Mapping[str, Parameter]) -> tuple[Need, ...]:
+    if not isinstance(lines, list):
+        raise ChapterError(f"{path.name}: 'needs' under 'robattr:' must be a list, not {shown(lines)}")
+    found = []
+    for line in lines:
+        match = re.fullmatch(r"(\w+) (<=|in|fits) (\w+)(?:\.(\w+))?", str(line))
+        if match is None:
+            raise ChapterError(f"{path.name}: a need is 'a <= b', 'a in b.c' or 'a fits b', not {shown(line)}")
+        left, sign, right, field = match.groups()
+        for name in (left, right):
+            if name not in parameters:
+                raise ChapterError(f"{path.name}: the need {str(line)!r} names {name!r}, which is no parameter")
+        follows = _FOLLOWS.get(parameters[right].schema.get("format", ""), ())
+        fits = sign == "fits" and field is None and parameters[right].schema.get("format") == "grid"
+        if not (fits or (sign == "<=" and field is None) or (sign != "fits" and field in follows)):
+            there = f"{right} has {', '.join(follows)}" if follows else f"nothing follows from {right}"
+            raise ChapterError(f"{path.name}: the need {str(line)!r} cannot be asked; {there}")
+        found.append(Need(left, sign, right + (f".{field}" if field else "")))
+    return tuple(found)
+
+
 def _suggestion(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -341,7 +393,7 @@ def profile_parameters(root: Path, profile: str) -> dict[str, dict[str, Any]]:
         raise ChapterError(
             f"no profile {profile!r}{_suggestion(profile, names)} (there are {', '.join(names) or 'none'})"
         )
-    content = parse_yaml(path.read_text(encoding="utf-8"), f"profiles/{path.name}")
+    content = parse_yaml(_text(path, f"profiles/{path.name}"), f"profiles/{path.name}")
     if not isinstance(content, Mapping) or set(content) != {"description", "parameters"}:
         raise ChapterError(f"profiles/{path.name}: must hold 'description' and 'parameters', and nothing else")
     parameters = content["parameters"] or {}

@@ -63,6 +63,15 @@ def _is_model(value: object) -> bool:
     return True
 
 
+def _is_beyond(value: object) -> bool:
+    """Whether there is an integer in a value that no generator, tensor or counter could take."""
+    if isinstance(value, Mapping):
+        return any(map(_is_beyond, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_beyond, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _NOUNS = {
     "integer": ("an integer", "integers"),
@@ -127,6 +136,8 @@ def _list_words(schema: Schema, words: str) -> str:
 
 def reason_against(schema: Schema, value: Any) -> str | None:
     """Why ``value`` does not fit ``schema``: None where it fits, "" where the value as a whole is at fault."""
+    if _is_beyond(value):
+        return " (64 bits do not hold it)"
     error = next(iter(Validator(schema, format_checker=_FORMAT_CHECKER).iter_errors(value)), None)
     if error is None:
         return None

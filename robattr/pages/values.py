@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robattr import _yaml
 from robattr.pages.chapters import Chapter
 from robattr.pages.schemas import code_named, reason_against
+
+if TYPE_CHECKING:
+    from robattr.data import ImageSet
+    from robattr.models import Classifier
 
 __all__ = ["check_code", "check_network", "given", "located", "with_its_weights"]
 
@@ -58,7 +62,7 @@ def check_code(chapter: Chapter, values: Mapping[str, Any], source: str) -> None
 def located(chapter: Chapter, values: Mapping[str, Any], base: Path, root: Path) -> dict[str, Any]:
     """Values whose relative paths are meant from ``base``, as a chapter has them, which runs in ``root``.
 
-    Those are the paths of a ``folder:``, of a file of code, of weights and of names of classes.
+    Those are the paths of a ``folder:``, of records, of a file of code, of weights and of names of classes.
     """
     if base.resolve() == root.resolve() == Path.cwd():
         return dict(values)
@@ -77,7 +81,9 @@ def located(chapter: Chapter, values: Mapping[str, Any], base: Path, root: Path)
         form = chapter.parameters[name].schema.get("format") if name in chapter.parameters else None
         if form == "model":
             value = model(value)
-        elif form == "weights":
+        elif form in ("weights", "records", "file") or (
+            form == "grid" and "within" not in chapter.parameters[name].schema
+        ):
             value = below(value)
         elif form == "dataset" and isinstance(value, str) and value.startswith("folder:"):
             value = f"folder:{below(value.removeprefix('folder:'))}"
@@ -85,34 +91,47 @@ def located(chapter: Chapter, values: Mapping[str, Any], base: Path, root: Path)
     return found
 
 
-def check_network(chapter: Chapter, values: Mapping[str, Any], root: Path) -> None:
-    """Whether the network and the pictures of a chapter fit each other, where a value is about either.
+def check_network(
+    chapter: Chapter, values: Mapping[str, Any], given: Mapping[str, Any], *, always: bool = False
+) -> tuple[Classifier, ImageSet] | None:
+    """Whether the network and the pictures of a chapter fit each other, where a given value is about either.
 
     The network is made and sees one picture: a misfit is a line here, not a traceback in a notebook. **This runs a file
     of code that is the model**, as the chapter will.
 
     Args:
         chapter: with parameters ``model`` and ``dataset``; nothing is done for others.
-        values: those that are not its defaults, with paths as they are from here, see :func:`located`.
-        root: the project's folder, from which the defaults' paths are.
+        values: all of them, with paths as they are from here, see :func:`located`.
+        given: those that are not its defaults.
+        always: also where none is about network or pictures.
+
+    Returns:
+        The last network that was made, and a picture for it; None where nothing was done.
 
     Raises:
         ValueError, ModelError: see :func:`robattr.studies.subjects.resolve`.
     """
     parameters = chapter.parameters
-    about = ("model", "dataset", "weights")
-    if not {"model", "dataset"} <= parameters.keys() or not any(name in values for name in about):
-        return
+    files = [name for name, each in parameters.items() if each.schema.get("format") == "weights"]
+    about = ("model", "dataset", *files)
+    if not {"model", "dataset"} <= parameters.keys() or not (always or any(name in given for name in about)):
+        return None
+    from robattr.models import ModelError
     from robattr.studies.subjects import resolve
 
-    defaults = {name: each.default for name, each in parameters.items()}
-    chosen = located(chapter, defaults, root, Path.cwd()) | dict(values)
     # The sharpness of chapter 2's is a schedule of the attack; elsewhere it belongs to the network.
-    smooth = {name: chosen[name] for name in ("activation", "beta") if "activation" in parameters}
+    smooth = {name: values[name] for name in ("activation", "beta") if "activation" in parameters}
     labelled = parameters["dataset"].schema.get("labelled", True)
-    files = [chosen[name] for name, each in parameters.items() if each.schema.get("format") == "weights"]
-    for weights in dict.fromkeys(files or [None]):
-        resolve(chosen["model"], chosen["dataset"], weights=weights, images=1, labelled=labelled, **smooth)
+    found = None
+    for weights in dict.fromkeys(values[name] for name in files) or [None]:
+        try:
+            found = resolve(values["model"], values["dataset"], weights=weights, images=1, labelled=labelled, **smooth)
+        except (ValueError, ModelError) as error:
+            # What does not fit is said of weights, though somebody changed the pictures for which the network is made.
+            if "dataset" not in given or str(values["dataset"]).removeprefix("folder:") in str(error):
+                raise
+            raise type(error)(f"dataset is {values['dataset']}: {error}") from None
+    return found
 
 
 def with_its_weights(chapter: Chapter, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from robattr import attacks, metrics, models, regularizers
 from robattr.attributions import METHODS, heatmap, heatmaps
 from robattr.models import Classifier
-from robattr.studies.grids import Kind, Measured, Record, Total
+from robattr.studies.grids import Kind, Measured, Record, Total, check_sizes
 from robattr.studies.runs import public_name
 from robattr.studies.trainings import Training, step_cost
 
@@ -206,7 +206,11 @@ def _describe(quantity: str, config: Alignment) -> dict[str, Any]:
     return {"unit": _UNITS.get(quantity.rpartition("/")[2], "1"), **perturbed}
 
 
-KIND = Kind("alignment", Alignment, measure, _describe, keeps_weights=True)
+def _check(config: Alignment, shape: tuple[int, int, int]) -> None:
+    check_sizes(shape, frame=config.frame, fractions=config.fractions)
+
+
+KIND = Kind("alignment", Alignment, measure, _describe, _check, keeps_weights=True)
 """What :mod:`robattr.studies.grids` needs to know."""
 
 

@@ -30,7 +30,7 @@ from robattr.attributions import METHODS, gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
 from robattr.smoothing.heatmaps import rounded
-from robattr.studies.grids import Kind, Measured, Record
+from robattr.studies.grids import Kind, Measured, Record, check_sizes
 from robattr.studies.runs import public_name
 from robattr.studies.trainings import Training
 
@@ -579,5 +579,9 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
     return {"unit": _UNITS.get(kind, "1"), **perturbed}
 
 
-KIND = Kind("certification", Certification, measure, _describe, digits=7)
+def _check(config: Certification, shape: tuple[int, int, int]) -> None:
+    check_sizes(shape, fractions=config.fractions, k=() if config.heatmaps is None else config.heatmaps.k)
+
+
+KIND = Kind("certification", Certification, measure, _describe, _check, digits=7)
 """What :mod:`robattr.studies.grids` needs to know."""

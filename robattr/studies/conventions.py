@@ -20,7 +20,7 @@ from torch import Tensor
 from robattr import attacks, metrics, models
 from robattr.attributions import Attribution, gradient, heatmaps, lrp
 from robattr.models import Classifier
-from robattr.studies.grids import Kind, Measured
+from robattr.studies.grids import Kind, Measured, check_sizes
 from robattr.studies.runs import public_name
 from robattr.studies.trainings import Training
 
@@ -156,5 +156,9 @@ def _describe(quantity: str, config: Conventions) -> dict[str, Any]:
     return {"unit": unit, "epsilon": epsilon / 255, "norm": "linf"}
 
 
-KIND = Kind("conventions", Conventions, measure, _describe)
+def _check(config: Conventions, shape: tuple[int, int, int]) -> None:
+    check_sizes(shape, frame=config.frame, fractions=config.fractions)
+
+
+KIND = Kind("conventions", Conventions, measure, _describe, _check)
 """What :mod:`robattr.studies.grids` needs to know."""

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import attacks, metrics, regularizers
-from robattr._files import file_digest, free, write_text
+from robattr._files import file_digest, free, write_tensors, write_text
 from robattr.attributions import (
     METHODS,
     Attribution,
@@ -38,7 +38,7 @@ from robattr.attributions import (
     smoothgrad,
 )
 from robattr.models import Classifier
-from robattr.studies.grids import Kind, Measured, Record
+from robattr.studies.grids import Kind, Measured, Record, check_sizes
 from robattr.studies.runs import public_name
 from robattr.studies.subjects import subject_of
 from robattr.studies.trainings import Training, step_cost
@@ -319,9 +319,7 @@ def _parts(
 def _keep(path: Path, part: _Part) -> None:
     images = path.with_suffix(".safetensors")
     if part.images is not None:
-        temporary = path.with_suffix(".new")
-        save_file({"images": part.images.contiguous()}, temporary)
-        temporary.replace(images)
+        write_tensors(images, {"images": part.images})
     content = {"values": part.values, "images": None if part.images is None else file_digest(images)}
     # Last: where it is, the part is whole.
     write_text(path, json.dumps({"sha256": _digest(content), **content}))
@@ -485,7 +483,11 @@ def _describe(quantity: str, config: Fragility) -> dict[str, Any]:
     return {"unit": _UNITS.get(parts[-1], "1"), **perturbed}
 
 
-KIND = Kind("fragility", Fragility, measure, _describe)
+def _check(config: Fragility, shape: tuple[int, int, int]) -> None:
+    check_sizes(shape, k=(config.k,))
+
+
+KIND = Kind("fragility", Fragility, measure, _describe, _check)
 """What :mod:`robattr.studies.grids` needs to know."""
 
 

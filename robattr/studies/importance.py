@@ -142,5 +142,9 @@ def _describe(quantity: str, config: Importance) -> dict[str, Any]:
     return {"unit": unit, "epsilon": float(rest[0]) / 255, "norm": "linf"}
 
 
-KIND = Kind("importance", Importance, measure, _describe)
+def _check(config: Importance, shape: tuple[int, int, int]) -> None:
+    """Gradients of a last layer are of images of any size."""
+
+
+KIND = Kind("importance", Importance, measure, _describe, _check)
 """What :mod:`robattr.studies.grids` needs to know."""

@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from robattr import data, models, regularizers, training
-from robattr._files import free, intact, locked, store
+from robattr._files import free, intact, locked, store, write_tensors
 from robattr.data import ImageSet, ImageStream
 from robattr.models import Classifier
 from robattr.regularizers import Objective
@@ -408,8 +408,8 @@ def _keep(
     }
 
     def write(temporary: Path) -> None:
-        save_file(result.weights, temporary / "weights.safetensors")
-        save_file(result.last, temporary / "last.safetensors")
+        write_tensors(temporary / "weights.safetensors", result.weights)
+        write_tensors(temporary / "last.safetensors", result.last)
         (temporary / "history.jsonl").write_text(training.history_text(result.history), encoding="utf-8")
         content = {
             "config": config.model_dump(mode="json"),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from robattr._files import intact, store, write_text
+from robattr._files import intact, store, write_tensors, write_text
 
 __all__ = ["Part", "Parts"]
 
@@ -66,7 +66,7 @@ class Parts:
         def write(folder: Path) -> None:
             (folder / "values.json").write_text(json.dumps(values), encoding="utf-8")
             if tensors:
-                save_file(tensors, folder / "tensors.safetensors")
+                write_tensors(folder / "tensors.safetensors", tensors)
 
         store(self._path(name), write)
         part = (values, tensors)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from robattr._files import write_text
+from robattr._files import write_tensors, write_text
 from robattr.attributions import METHODS
 from robattr.studies import records
 from robattr.studies.records import Measurement
@@ -122,10 +122,7 @@ def save(folder: Path, lines: Sequence[Measurement], description: dict[str, Any]
         for key in _PICTURES:
             tensors[f"{i}/{key}"] = getattr(case, key).clone().contiguous()  # an image may be in two
     pictures = folder / "parts" / "cases.safetensors"
-    pictures.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pictures.with_suffix(".new")
-    save_file(tensors, temporary)
-    temporary.replace(pictures)
+    write_tensors(pictures, tensors)
     if lines:
         records.write(folder / "audit.jsonl", lines)
     else:

@@ -7,7 +7,7 @@ that differs between two studies is there, and all that they share is here.
 """
 
 from robattr.studies.grids.grid import Grid, Trainings, load_grid
-from robattr.studies.grids.kinds import KINDS, Kind, Measured, Total, kind_named
+from robattr.studies.grids.kinds import KINDS, Kind, Measured, Total, check_sizes, kind_named
 from robattr.studies.grids.making import run, run_record
 from robattr.studies.grids.measured import (
     Loaded,
@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "Total",
     "Trainings",
+    "check_sizes",
     "kind_named",
     "load_grid",
     "load_record",

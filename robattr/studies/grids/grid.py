@@ -187,6 +187,12 @@ def _check(grid: Grid) -> None:
         for dataset in {config.dataset, *(() if network.training is None else (network.training.dataset,))}:
             if dataset not in known and not dataset.startswith("folder:"):
                 raise ValueError(f"dataset is {dataset}; accepted are {', '.join(known)} and folder:PATH")
+        if network.training is not None:
+            trained = network.training
+            try:
+                grid.kind.check(config, data.image_shape(trained.dataset, trained.size))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         for other, its_config, its_name in seen:
             if (other, its_config) == (network, config):
                 raise ValueError(f"{its_name} and {name} are one network and one measurement; keep one of them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robattr.studies.runs import code_digest
 
-__all__ = ["KINDS", "Kind", "Measured", "Total", "Values", "kind_named"]
+__all__ = ["KINDS", "Kind", "Measured", "Total", "Values", "check_sizes", "kind_named"]
 
 KINDS = ("alignment", "certification", "conventions", "fragility", "importance")
 """Modules of :mod:`robattr.studies` that hold a ``KIND``."""
@@ -66,6 +66,8 @@ class Kind:
             the network, None for published weights; in the folder it may keep what a stopped run goes on from.
         describe: ``describe(quantity, config)``: the fields ``unit`` and, where there is one, ``epsilon`` and ``norm``.
         digits: significant digits that a record keeps.
+        check: ``check(config, shape)``: whether it can be measured on images of (channels, height, width), before a
+            network is trained for it; raises a ValueError.
         keeps_weights: the weights of a training are rounded to float16, measured like that, and kept beside the record:
             so everybody can measure them again.
     """
@@ -74,6 +76,7 @@ class Kind:
     config: type[BaseModel]
     measure: Callable[..., Measured]
     describe: Callable[[str, Any], dict[str, Any]]
+    check: Callable[[Any, tuple[int, int, int]], None]
     digits: int = 5
     keeps_weights: bool = False
 
@@ -81,6 +84,31 @@ class Kind:
     def code(self) -> str:
         """A digest of what the code does that measures."""
         return code_digest(self.measure)
+
+
+def check_sizes(
+    shape: tuple[int, int, int], *, frame: int | None = None, fractions: int | None = None, k: Sequence[int] = ()
+) -> None:
+    """Whether what a measurement counts in pixels is there in maps of images of a shape.
+
+    Args:
+        shape: (channels, height, width) of the images.
+        frame: width of a frame, which leaves an inside.
+        fractions: into which the pixels are divided.
+        k: numbers of top pixels.
+
+    Raises:
+        ValueError: the first that is not.
+    """
+    _, height, width = shape
+    widest, pixels = (min(height, width) - 1) // 2, height * width
+    if frame is not None and frame > widest:
+        raise ValueError(f"frame is {frame}; accepted is from 1 to {widest} pixels in a map of {height} x {width}")
+    if fractions is not None and fractions > pixels:
+        raise ValueError(f"fractions is {fractions}; accepted is from 1 to {pixels}, the pixels of {height} x {width}")
+    for each in k:
+        if each > pixels:
+            raise ValueError(f"k is {each}; accepted is from 1 to {pixels}, the pixels of {height} x {width}")
 
 
 def kind_named(name: str) -> Kind:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from robattr import models
-from robattr._files import file_digest, intact, locked, store
+from robattr import data, models
+from robattr._files import file_digest, intact, locked, store, write_tensors
 from robattr.studies import trainings
 from robattr.studies.grids.grid import Grid
 from robattr.studies.grids.kinds import Kind
@@ -53,7 +53,9 @@ def run_record(
     path = Path(path)
     if name not in grid.networks:
         raise ValueError(f"no run {name!r} (there are {', '.join(grid.networks)})")
+    before = _stamp(path)
     models.check_allowed(grid.networks[name].code, f"the run {name} of the grid")
+    _check_before(grid.kind, grid.networks[name], dict(grid.runs())[name], data_root)
     loaded = grid.networks[name].load(
         root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress
     )
@@ -65,11 +67,34 @@ def run_record(
     text = json.dumps([config.model_dump(mode="json"), loaded.source["weights"]["sha256"]], sort_keys=True)
     text += grid.kind.code + files_digest(config.dataset, data_root=data_root)
     parts = Path(root) / f"{grid.kind.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    record = _measured(
-        grid.kind, name, grid.networks[name], loaded, config, parts, data_root, device, progress, options
-    )
-    save_record(record, path)
+    # Of two processes that ask at once one measures; the other waits, and reads what that one wrote.
+    with locked(parts):
+        if _stamp(path) != before and (found := _same(path, grid.kind, config, loaded)) is not None:
+            return found
+        record = _measured(
+            grid.kind, name, grid.networks[name], loaded, config, parts, data_root, device, progress, options
+        )
+        save_record(record, path)
     return record
+
+
+def _stamp(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _same(path: Path, kind: Kind, config: Any, loaded: Loaded) -> Record | None:
+    """The record at ``path``, where it is of this measurement of these weights."""
+    try:
+        found = load_record(path)
+    except (OSError, ValueError):
+        return None
+    same = (
+        found.kind is kind
+        and found.config == config
+        and found.weights.get("sha256") == loaded.source["weights"]["sha256"]
+        and found.provenance["code"] == kind.code
+    )
+    return found if same else None
 
 
 def run(
@@ -107,6 +132,7 @@ def run(
     with locked(folder):
         found = _kept(folder)
         if found is None:
+            _check_before(kind, network, config, data_root)
             loaded = network.load(root, data_root=data_root, progress=progress)
             parts = folder.with_name(f".{folder.name}.parts")
             found = _measured(kind, folder.name, network, loaded, config, parts, data_root, chosen, progress, options)
@@ -122,6 +148,26 @@ def run(
     return found
 
 
+def _check_before(kind: Kind, network: Network, config: Any, data_root: Path | str | None) -> None:
+    """What would be found out only when a training is over: pictures and sizes that do not fit its network."""
+    if network.training is None:
+        return
+    training = network.training
+    shape = data.image_shape(training.dataset, training.size)
+    kind.check(config, shape)
+    split = getattr(config, "split", "test")
+    found = data.contents(config.dataset, split, root=data_root)
+    if found.class_names != data.contents(training.dataset, "train", root=data_root).class_names:
+        raise ValueError(
+            f"dataset is {config.dataset}; its classes are not those of {training.dataset}, the training's"
+        )
+    if (own := data.image_shape(config.dataset)[0]) != shape[0]:
+        raise ValueError(f"dataset is {config.dataset} with {own} channels; the network is trained on {shape[0]}")
+    wanted = [getattr(config, field, None) or 0 for field in ("images", "adversarial_images")]
+    if max(wanted) > found.images:
+        raise ValueError(f"images is {max(wanted)}; {config.dataset} ({split}) has {found.images}")
+
+
 def _measured(
     kind: Kind,
     name: str,
@@ -135,6 +181,7 @@ def _measured(
     options: Mapping[str, Any] | None = None,
 ) -> Record:
     started = time.monotonic()
+    kind.check(config, loaded.model.input_size)
     training = loaded.source.get("training")
     measured = kind.measure(
         loaded.model.to(device),
@@ -177,9 +224,7 @@ def _rounded(loaded: Loaded, path: Path) -> Loaded:
     loaded.model.load_state_dict(state)
     kept = path.parent / "weights" / f"{path.stem}.safetensors"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_name(f".{kept.name}")
-    save_file({name: v.cpu().contiguous() for name, v in state.items()}, temporary)
-    temporary.replace(kept)
+    write_tensors(kept, state)
     weights = {"sha256": file_digest(kept), "file": f"weights/{kept.name}"}
     return Loaded(loaded.model, loaded.source | {"weights": weights}, loaded.history, loaded.best)
 
@@ -194,7 +239,7 @@ def _device(compute: Compute | None) -> torch.device:
 def _keep(record: Record, folder: Path) -> None:
     def write(temporary: Path) -> None:
         save_record(record, temporary / "record.json")
-        save_file({name: v.cpu().contiguous() for name, v in record.tensors.items()}, temporary / "tensors.safetensors")
+        write_tensors(temporary / "tensors.safetensors", record.tensors)
 
     store(folder, write)
 

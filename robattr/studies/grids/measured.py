@@ -329,7 +329,7 @@ def load_record(path: Path | str) -> Record:
             history=tuple(Epoch(**epoch) for epoch in content.get("history", ())),
             best=content.get("best"),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a record ({said(error)})") from None
 
 
