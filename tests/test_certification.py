@@ -315,6 +315,33 @@ def test_a_violation_is_recorded() -> None:
     }
 
 
+def test_what_follows_from_other_numbers() -> None:
+    """The quoted formula at recorded lengths, and the third form of the certificate."""
+    d, lengths = 64, {"0.5": np.array([0.99, 0.9]), "1": np.array([0.97, 0.6])}
+    values: dict[str, np.ndarray] = {"attacked/uniform/1/0.02/random": np.array([0.5, 1.0])}
+    for radius, h in lengths.items():
+        values |= {f"norm/uniform/{radius}": h, f"norm_lower/uniform/{radius}": h}
+        values |= certification.inverses(h, d, f"uniform/{radius}")
+    found = certification.derived(values, d)
+    p = smoothing.overlap(d, 1.0, 0.02)
+    assert found["below_quoted/uniform/1/0.02/random"].tolist() == [1, 0]
+    broken = smoothing.quoted_cosine(lengths["1"], p) > smoothing.certified_cosine(lengths["1"], p)
+    assert found["quoted_broken/uniform/1/0.02"].tolist() == broken.astype(float).tolist() == [0, 1]
+    radii = found["smallest_radius/0.9/uniform"]
+    epsilon = 0.9 * np.maximum(*(values[f"certified_epsilon/0.9/uniform/{r}"] for r in ("0.5", "1")))
+    for i, radius in enumerate(radii):
+        h = np.interp(radius, [0.5, 1], [lengths["0.5"][i], lengths["1"][i]])
+        assert smoothing.Ball(radius).certified_cosine(h, d, epsilon[i]) >= 0.9
+        less = radius - 1e-6
+        assert radius == 0.5 or smoothing.Ball(less).certified_cosine(h, d, epsilon[i]) < 0.9
+    assert 0.5 < radii[0] < 1
+    assert found["round_trip_radius/0.9/uniform"].max() < 1e-9
+    # Of an image of which nothing is certified there is no radius.
+    nothing = {name: v * (np.arange(2) == 0) if "/uniform/" in name else v for name, v in values.items()}
+    assert "smallest_radius/0.9/uniform" not in certification.smallest_radii(nothing, d)
+    assert len(certification.smallest_radii(nothing, d)["round_trip_radius/0.9/uniform"]) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -449,7 +476,14 @@ def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) ->
     assert "with changes" not in record.provenance["commit"]
     found = certification.check([record])
     assert found.violations == 0
-    counted = certification.violated(record.values, record.dimension)
-    assert {name: len(v) for name, v in counted.items()} == {
-        name: len(v) for name, v in record.values.items() if name.startswith("violated/")
-    }
+    # Numbers that follow from others are those.
+    counted = certification.violated(record.values, record.dimension) | certification.quoted(
+        record.values, record.dimension
+    )
+    kinds = ("violated/", "below_quoted/", "quoted_broken/")
+    assert counted.keys() == {name for name in record.values if name.startswith(kinds)}
+    for name, values in counted.items():
+        np.testing.assert_array_equal(record.values[name], values)
+    for name, values in record.values.items():
+        if name.startswith(("round_trip/", "round_trip_radius/")):
+            assert values.max() < 1e-6

@@ -49,6 +49,7 @@ from robattr.pages.figures import (
     objective_dots,
     objective_table,
     pictures,
+    quoted_region,
     rank_table,
     rescaling,
     sample_bounds,
@@ -418,6 +419,22 @@ def test_certificates_are_drawn_up_to_where_they_end() -> None:
         np.testing.assert_allclose(gaussian.get_ydata()[:-1], law.certified_cosine(h, d, inner))
         np.testing.assert_allclose(smoothing.overlap(d, 1.0, tight.get_xdata()[-1]), h / 2)
         np.testing.assert_allclose(special.erf(gaussian.get_xdata()[-1] / law.sigma / np.sqrt(2)), h)
+
+
+def test_the_region_of_the_quoted_formula() -> None:
+    """Sampled at the centers of the drawn areas: each has the color of what holds there."""
+    figure = quoted_region({"recorded": (np.array([0.1]), np.array([0.95]))}, title="t", points=401)
+    (ax,) = figure.axes
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["T is a true bound", "a field goes below T", "nothing can be certified", "recorded"]
+    areas = [c for c in ax.collections if type(c).__name__ == "QuadContourSet"]
+    where = {"bound": (0.1, 0.97), "broken": (0.1, 0.6), "nothing": (0.4, 0.3)}
+    for (p, h), area in zip(where.values(), areas, strict=True):
+        inside = [bool(each.get_paths()[0].contains_point((p, h))) for each in areas]
+        assert inside == [each is area for each in areas]
+    assert smoothing.quoted_cosine(0.97, 0.1) <= smoothing.certified_cosine(0.97, 0.1)
+    assert smoothing.quoted_cosine(0.6, 0.1) > smoothing.certified_cosine(0.6, 0.1)
+    assert smoothing.certified_cosine(0.3, 0.4) == -1
 
 
 def test_what_is_certified_and_what_attacks_reach_are_drawn_together() -> None:

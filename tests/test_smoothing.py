@@ -1372,6 +1372,23 @@ def test_worst_field_of_uniform_noise(mean_norm: float, dimension: int, radius: 
     assert cosine < weak - ERRORS * cosine_error
 
 
+def test_where_the_quoted_formula_is_a_bound() -> None:
+    """For H near M and moderate p it is below the attained certificate; elsewhere the field that attains goes below."""
+    p = np.linspace(0.002, 0.5, 250)
+    for h, first, last in ((0.97, 0.036, 0.244), (0.99, 0.012, 0.308)):
+        bound = smoothing.quoted_cosine(h, p) <= certified_cosine(h, p)
+        np.testing.assert_allclose([p[bound].min(), p[bound].max()], [first, last], atol=0.0021)
+        assert bound[(p >= first + 0.002) & (p <= last - 0.002)].all()
+    for h in (0.3, 0.6, 0.8):
+        assert (smoothing.quoted_cosine(h, p) > certified_cosine(h, p)).all()
+    field = worst_field(0.8, 3, 1.0, 0.2)
+    share = float(overlap(3, 1.0, 0.2))
+    assert field.cosine < float(smoothing.quoted_cosine(0.8, share)) - 0.005
+    assert smoothing.quoted_cosine(0.8, 0.3) == pytest.approx(0.8)  # 0.8 / sqrt(0.64 + 0.36)
+    assert smoothing.quoted_cosine(1.6, 0.3, bound=2.0) == pytest.approx(0.8)
+    assert smoothing.quoted_cosine(0.0, 0.0) == 0
+
+
 def test_a_quoted_bound_is_none() -> None:
     """``H / sqrt(H^2 + (2 p)^2)`` takes h(x + delta) - h(x) for orthogonal to h(x). The adversary is not so kind."""
     h, d, radius, epsilon = 0.9, 3, 1.0, 0.25

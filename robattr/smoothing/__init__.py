@@ -27,6 +27,7 @@ from robattr.smoothing.certificates import (
     mean_lower_bound,
     mean_lower_bound_of_moments,
     overlap,
+    quoted_cosine,
     sampling_error,
 )
 from robattr.smoothing.certifying import Certificate, certify
@@ -76,6 +77,7 @@ __all__ = [
     "mean_lower_bound_of_moments",
     "min_radius",
     "overlap",
+    "quoted_cosine",
     "sample_ball",
     "sampling_error",
     "shifted_spread",

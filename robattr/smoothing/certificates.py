@@ -83,6 +83,31 @@ def certified_cosine(mean_norm: ArrayLike, p: ArrayLike, *, bound: ArrayLike = 1
     return np.asarray(np.where(fine, _uniform(np.where(fine, h, 1), np.where(fine, p_, 0), method), NONE))
 
 
+def quoted_cosine(mean_norm: ArrayLike, p: ArrayLike, *, bound: ArrayLike = 1.0) -> Array:
+    """What secondary sources quote as the certified cosine of uniform noise. It is *not* a bound everywhere.
+
+    ``T = H / sqrt(H^2 + (M V_U / V_S)^2)`` with ``V_U / V_S = 2 p``, what exactly one of the two balls has: the only
+    reading in which T tends to 1 as epsilon falls to 0. T is the cosine of vectors that differ by ``2 p M`` at right
+    angles to the first, and no field needs to keep to right angles. As :func:`certified_cosine` is attained, T is a
+    bound exactly where it is not above that: for H near the bound and moderate p. Elsewhere :func:`worst_field` has the
+    same H and the same p and turns below T; and where ``H <= 2 p M``, where T is positive, nothing can be said.
+
+    Args:
+        mean_norm: H = ||h(x)||, from 0 to bound.
+        p: from 0 to 1, see :func:`overlap`.
+        bound: M with ||g|| <= M everywhere.
+
+    Returns:
+        From 0 to 1; 0 where H = 0.
+
+    Raises:
+        ValueError: an argument is not what is accepted.
+    """
+    h, p_, _ = _mean(mean_norm, bound, p=p)
+    _check((p_ >= 0) & (p_ <= 1), "p", p_, "a share from 0 to 1, see overlap")
+    return np.asarray(np.where(h > 0, h / np.maximum(np.hypot(h, 2 * p_), 1e-300), 0.0))
+
+
 def _uniform(h: Array, p: Array, method: Method) -> Array:
     """For bound 1 and h > 2 p."""
     q = p / h

@@ -45,9 +45,12 @@ __all__ = [
     "certified",
     "certified_of_map",
     "check",
+    "derived",
     "inverses",
     "measure",
     "noise_of",
+    "quoted",
+    "smallest_radii",
     "violated",
 ]
 
@@ -159,7 +162,8 @@ def measure(
     The values are, an entry an image:
 
     - ``norm/<law>/<radius>``, ``norm_lower/...``: length of the smoothed map, and its lower confidence bound;
-    - ``certified_epsilon/<cosine>/<law>/<radius>``, ``round_trip/...``: see :func:`inverses`;
+    - ``certified_epsilon/<cosine>/<law>/<radius>``, ``round_trip/...``: see :func:`inverses`; ``smallest_radius/
+      <cosine>/<law>``, ``round_trip_radius/...``: see :func:`smallest_radii`;
     - ``drift/<law>/<radius>``: cosine between the smoothed map and the plain gradient;
     - ``insertion/plain``, ``insertion/<law>/<radius>``: insertion score of their heatmaps;
     - ``attacked/<law>/<radius>/<epsilon>/<adversary>``: estimate of cos(h(x), h(x + delta)), without bias from finite
@@ -229,7 +233,7 @@ def measure(
         found_values |= _heatmaps(model, config.heatmaps, config.seed, x, y, folder, max_batch, progress)
     return Measured(
         dimension=dimension,
-        values=found_values | violated(found_values, dimension),
+        values=found_values | derived(found_values, dimension),
         dataset={"name": public_name(config.dataset), "split": "test", **drawn.provenance},
     )
 
@@ -274,6 +278,79 @@ def violated(values: Values, dimension: int) -> Values:
         if (said := bound > -1).any():
             found[f"violated/{law}/{radius}/{epsilon}/{adversary}"] = (cosines < bound)[said].astype(np.float64)
     return found
+
+
+def quoted(values: Values, dimension: int) -> Values:
+    """The formula that is quoted for uniform noise (:func:`robattr.smoothing.quoted_cosine`), at what was recorded.
+
+    Returns:
+        ``below_quoted/uniform/<radius>/<epsilon>/<adversary>``: 1 where an attack went below it, at the length of the
+        estimate, 0 where not; an entry for each attacked image. ``quoted_broken/uniform/<radius>/<epsilon>``: 1 where
+        some field with the same length at the same epsilon goes below it, since the tight certificate, which is
+        attained, is lower.
+    """
+    found: Values = {}
+    for name, cosines in values.items():
+        if not name.startswith("attacked/uniform/"):
+            continue
+        _, law, radius, epsilon, adversary = name.split("/")
+        length = values[f"norm/{law}/{radius}"][: len(cosines)]
+        p = smoothing.overlap(dimension, float(radius), float(epsilon))
+        said = smoothing.quoted_cosine(length, p)
+        found[f"below_quoted/{law}/{radius}/{epsilon}/{adversary}"] = (cosines < said).astype(np.float64)
+        found[f"quoted_broken/{law}/{radius}/{epsilon}"] = np.asarray(
+            smoothing.certified_cosine(length, p) < said, dtype=np.float64
+        )
+    return found
+
+
+def smallest_radii(values: Values, dimension: int) -> Values:
+    """The third form of the certificate, the smallest radius for a cosine and an epsilon, from the recorded lengths.
+
+    Of the first images, for a cosine of 0.9. The epsilon is nine tenths of the largest that any of the recorded radii
+    certifies, so that there is such a radius.
+
+    Returns:
+        ``smallest_radius/<cosine>/<law>``: no array where some image has nothing certified at any radius.
+        ``round_trip_radius/<cosine>/<law>``: of images whose radius is not the smallest recorded one, how far the
+        cosine that is certified there is from the one that was asked for, or, where that is more, the largest epsilon
+        that is certified there from this one, as a share of it.
+    """
+    found: Values = {}
+    target = TARGETS[-1]
+    for law in LAWS:
+        radii = sorted(float(name.split("/")[2]) for name in values if name.startswith(f"norm_lower/{law}/"))
+        if len(radii) < 2:
+            continue
+        lengths = np.stack([values[f"norm_lower/{law}/{radius:g}"][:_FIRST] for radius in radii])
+        largest = np.stack([values[f"certified_epsilon/{target:g}/{law}/{radius:g}"][:_FIRST] for radius in radii])
+        epsilons = 0.9 * largest.max(0)
+        smallest, trips = [], []
+        for h, epsilon in zip(lengths.T, epsilons.tolist(), strict=True):
+            if epsilon == 0:
+                continue
+            radius = smoothing.min_radius(
+                radii, h, target, dimension=dimension, epsilon=epsilon, law=partial(noise_of, law, dimension=dimension)
+            )
+            smallest.append(radius)
+            if radius > radii[0]:
+                noise, length = noise_of(law, radius, dimension), np.interp(radius, radii, h)
+                back = float(noise.certified_cosine(length, dimension, epsilon))
+                again = float(smoothing.max_epsilon(length, target, dimension=dimension, noise=noise))
+                trips.append(max(abs(back - target), abs(again / epsilon - 1)))
+        if len(smallest) == len(epsilons):
+            found[f"smallest_radius/{target:g}/{law}"] = np.array(smallest)
+        if trips:
+            found[f"round_trip_radius/{target:g}/{law}"] = np.array(trips)
+    return found
+
+
+_FIRST = 8  # images whose smallest radius is sought: half a second each
+
+
+def derived(values: Values, dimension: int) -> Values:
+    """What follows from the other numbers of a record: :func:`violated`, :func:`quoted`, :func:`smallest_radii`."""
+    return violated(values, dimension) | quoted(values, dimension) | smallest_radii(values, dimension)
 
 
 # Statistics of which more certifies less; of the others less does. Estimates, of which nothing follows, are rounded.
@@ -564,6 +641,9 @@ _UNITS = {
     "certified_epsilon": "l2 length in a [0, 1] image",
     "insertion": "probability",
     "violated": "share of points",
+    "below_quoted": "share of points",
+    "quoted_broken": "share of points",
+    "smallest_radius": "l2 length in a [0, 1] image",
 }
 
 
@@ -574,7 +654,8 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
     if kind == "certified":
         unit = "pixel" if rest[0] in ("center", "disc") else "1"
         return {"unit": unit, "epsilon": float(rest[-1]), "norm": "l2"}
-    epsilon = {"plain": rest[:1], "attacked": rest[2:3], "violated": rest[2:3]}.get(kind, [])
+    at = {"plain": 0, "attacked": 2, "violated": 2, "below_quoted": 2, "quoted_broken": 2}
+    epsilon = rest[at[kind] : at[kind] + 1] if kind in at else []
     perturbed = {"epsilon": float(epsilon[0]), "norm": "l2"} if epsilon else {}
     return {"unit": _UNITS.get(kind, "1"), **perturbed}
 

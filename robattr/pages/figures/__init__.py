@@ -23,6 +23,7 @@ from robattr.pages.figures.certificates import (
     certificate_curves,
     certificate_text,
     certified_and_attacked,
+    quoted_region,
     sample_bounds,
     two_balls,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "population",
     "protocol_bars",
     "protocol_explorer",
+    "quoted_region",
     "rank_table",
     "rescaling",
     "sample_bounds",

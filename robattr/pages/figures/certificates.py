@@ -154,6 +154,45 @@ def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: st
     return closed(figure)
 
 
+def quoted_region(
+    recorded: Mapping[str, tuple[Numbers, Numbers]] | None = None, *, title: str, points: int = 201
+) -> Figure:
+    """Where the quoted formula T for uniform noise is a bound, and where a field goes below it: H / M against p.
+
+    Below the line H = 2 p M nothing can be certified, and T still says something.
+
+    Args:
+        recorded: name -> (p, H) of recorded images, drawn as points.
+        title: the finding.
+        points: of each axis.
+    """
+    h, p = np.linspace(1e-3, 1, points)[:, None], np.linspace(0, 0.5, points)[None]
+    tight, said = smoothing.certified_cosine(h, p), smoothing.quoted_cosine(h, p)
+    # 0: T is not above what is certified, and attained; 1: it is above; 2: nothing is certified.
+    state = np.where(tight <= -1, 2.0, np.where(said > tight, 1.0, 0.0))
+    figure, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    kinds = (
+        ("T is a true bound", "#D6E6F2", ""),
+        ("a field goes below T", "#F6D5C3", "//"),
+        ("nothing can be certified", "#E4E4E4", ".."),
+    )
+    for level, (name, color, hatch) in enumerate(kinds):
+        # Edges are not drawn: a line between two kinds would be one more thing to explain.
+        ax.contourf(
+            p[0], h[:, 0], state, levels=[level - 0.5, level + 0.5], colors=[color], hatches=[hatch], antialiased=True
+        )
+        ax.fill_between([], [], color=color, hatch=hatch, label=name, lw=0)
+    for (name, (x, y)), marker in zip((recorded or {}).items(), "osD^vP", strict=False):
+        ax.plot(x, y, marker, ms=4, mfc="none", color="black", lw=0, label=name)
+    ax.set_xlim(0, 0.5)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("p, share of a ball outside of the other (no unit)")
+    ax.set_ylabel("H, length of the smoothed map (units of M)")
+    ax.legend(loc="lower right", fontsize=9)
+    ax.set_title(title, fontsize=11)
+    return closed(figure)
+
+
 def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figure:
     """What is certified and what attacks reach, over epsilon: a panel a law of the noise, a color a network.
 
