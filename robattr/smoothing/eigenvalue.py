@@ -201,7 +201,7 @@ class Maps:
     def stream(self, use: Callable[[Tensor], None]) -> None:
         """A pass over what is kept (not scaled back), in blocks."""
         if self._kept is not None:
-            for block in self._kept[: self.count].split(_BLOCK):
+            for block in torch.split(self._kept[: self.count], _BLOCK):
                 use(block)
 
     def upper(self, found: Eigenvalue) -> float:
