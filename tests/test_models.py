@@ -17,7 +17,7 @@ from robattr import models
 from robattr.attributions import gradient
 from robattr.models import ModelError, SoftClip, fold_batchnorm, set_beta, softplus_surrogate
 
-SMALL = ["lenet", "resnet18-cifar", "digits-cnn", "digits-mlp", "linear", "mlp"]
+SMALL = ["lenet", "lenet-narrow", "resnet18-cifar", "digits-cnn", "digits-mlp", "linear", "mlp"]
 
 
 def batch(model: models.Classifier, n: int = 2, size: int | None = None) -> Tensor:
@@ -92,6 +92,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
 def test_lenet_is_the_published_one() -> None:
     """conv 32-32-pool-64-64-pool, fc 256: 896 + 9248 + 18496 + 36928 + 1048832 + 2570 parameters."""
     assert sum(p.numel() for p in models.build("lenet").parameters()) == 1_116_970
+    assert sum(p.numel() for p in models.build("lenet-narrow").parameters()) == 148_442
 
 
 def test_normalization_is_the_first_layer() -> None:

@@ -118,12 +118,12 @@ def build(
     """A classifier of images in [0, 1], in evaluation mode.
 
     Args:
-        name: ``efficientnet-lite0`` (ImageNet weights inside an installed package, no download); ``lenet`` and
-            ``resnet18-cifar`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel digits), ``linear``
-            (logistic regression) and ``mlp``; a torchvision classifier (``resnet50``, ``torchvision:resnet18``) or one
-            of timm (``timm:convnext_tiny``), whose published weights are downloaded on first use; or
-            ``path/to/module.py:function``, a function that returns an ``nn.Module`` (or a :class:`Classifier`, which
-            knows its normalization). **That file is run**: name none that you do not trust.
+        name: ``efficientnet-lite0`` (ImageNet weights inside an installed package, no download); ``lenet``,
+            ``lenet-narrow`` and ``resnet18-cifar`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel
+            digits), ``linear`` (logistic regression) and ``mlp``; a torchvision classifier (``resnet50``,
+            ``torchvision:resnet18``) or one of timm (``timm:convnext_tiny``), whose published weights are downloaded on
+            first use; or ``path/to/module.py:function``, a function that returns an ``nn.Module`` (or a
+            :class:`Classifier`, which knows its normalization). **That file is run**: name none that you do not trust.
         activation: ``relu`` leaves the activations as they are, ``softplus`` replaces them, as
             :func:`softplus_surrogate` does.
         beta: of the Softplus.
