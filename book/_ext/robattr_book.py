@@ -8,7 +8,8 @@ A notebook emits a figure as HTML that holds its JSON and no script of its own::
 
 Pages with such a figure, and only those, load plotly.js and ``plotly-figure.js``, which draws it as the theme wants it.
 The explorer of certificates is such a figure beside sliders, and ``certificate-explorer.js`` moves it; that of
-protocols is a sentence beside lists, with ``protocol-explorer.js``.
+protocols is a sentence beside lists, with ``protocol-explorer.js``. The attack in the page carries its networks, which
+``live-network.js`` computes and ``live-attack.js`` shows.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def add_scripts(app: Sphinx, _page: str, _template: str, context: dict[str, Any]
         app.add_js_file("certificate-explorer.js", loading_method="defer")
     if 'class="protocol-explorer"' in context.get("body", ""):
         app.add_js_file("protocol-explorer.js", loading_method="defer")
+    if 'class="live-attack"' in context.get("body", ""):
+        app.add_js_file("live-network.js", loading_method="defer")
+        app.add_js_file("live-attack.js", loading_method="defer")
 
 
 def copy_plotly(app: Sphinx, failure: Exception | None) -> None:

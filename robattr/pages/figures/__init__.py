@@ -1,7 +1,7 @@
 """Figures of the book. Each function takes results and returns a matplotlib figure; words come from the caller.
 
 A module for each thing shown: maps, tables, attacks, training, certificates; widgets are the figures that a reader
-moves, style is what all share. Curves have units on both axes.
+moves, live the networks that a page carries, style is what all share. Curves have units on both axes.
 """
 
 from robattr.pages.figures.attacks import (
@@ -27,6 +27,7 @@ from robattr.pages.figures.certificates import (
     sample_bounds,
     two_balls,
 )
+from robattr.pages.figures.live import attack_in_page, live_network
 from robattr.pages.figures.maps import Panel, map_grid, pictures
 from robattr.pages.figures.style import COLORS, METHODS
 from robattr.pages.figures.tables import agreement, cross_table, rank_table
@@ -54,6 +55,7 @@ __all__ = [
     "Panel",
     "Published",
     "agreement",
+    "attack_in_page",
     "bound_scatter",
     "bound_text",
     "certificate_curves",
@@ -72,6 +74,7 @@ __all__ = [
     "histories",
     "interval_curves",
     "interval_text",
+    "live_network",
     "map_grid",
     "margin",
     "network_scatter",
