@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from conftest import REPOSITORY
 from torch import Tensor, nn
 
-from robattr import attacks, attributions, models, smoothing
+from robattr import attacks, attributions, data, models, smoothing
 from robattr.models import Classifier
 from robattr.pages import figures
 
@@ -247,3 +248,79 @@ def test_names_from_outside_are_text() -> None:
     )
     assert "<img src=x" not in page.partition('<script type="application/json">')[0]
     assert page.count("</script>") == 1
+
+
+def written(folder: Path, *, drawable: bool) -> Path:
+    """A page with an attack on digits, as the book has it."""
+    model = models.build("digits-cnn", activation="softplus", beta=10.0, seed=1)
+    images = data.load("digits", limit=3).images
+    attack = figures.attack_in_page(
+        {"one": model, "other": models.build("digits-cnn", activation="softplus", beta=3.0, seed=2)}, images,
+        class_names="0123456789", label="an attack", k=10, iterations=6, choose=5, samples=15, drawable=drawable,
+    )  # fmt: skip
+    static = REPOSITORY / "book" / "_static"
+    scripts = "".join(
+        f"<script src='{(static / name).as_uri()}'></script>" for name in ("live-network.js", "live-attack.js")
+    )
+    style = f"<link rel=stylesheet href='{(static / 'book.css').as_uri()}'>"
+    path = folder / "page.html"
+    path.write_text(f"<!doctype html><html lang=en>{style}<body>{attack}{scripts}</body></html>", encoding="utf-8")
+    return path
+
+
+def opened(chromium: Any, path: Path, complaints: list[str]) -> Any:
+    page = chromium.new_page(viewport={"width": 390, "height": 900})
+    page.set_default_timeout(60_000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.goto(path.as_uri())
+    return page
+
+
+def test_a_reader_attacks_and_smooths_by_keyboard_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    complaints: list[str] = []
+    page = opened(chromium, written(tmp_path, drawable=True), complaints)
+    said = page.locator(".live-values")
+    page.wait_for_function("document.querySelector('.live-values').textContent.startsWith('The network says')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    before = page.locator("canvas[data-view=attacked]").evaluate("canvas => canvas.toDataURL()")
+    page.locator("[data-picture='1']").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("[aria-pressed=true]").get_attribute("data-picture") == "1"
+    page.locator("[data-do=attack]").focus()
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelector('.live-values').textContent.startsWith('6 of 6 steps')")
+    assert "top pixels are left" in said.text_content()
+    assert page.locator("canvas[data-view=attacked]").evaluate("canvas => canvas.toDataURL()") != before
+    page.locator("[data-do=smooth]").focus()
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelector('.live-values').textContent.startsWith('Smoothed over')")
+    assert "ertified" in said.text_content()  # or that nothing is
+    page.locator("select[data-name=network]").select_option("other")
+    page.wait_for_function("document.querySelector('.live-values').textContent.startsWith('The network says')")
+    assert complaints == []
+    page.close()
+
+
+def test_a_reader_draws_a_digit_with_keys_and_with_a_finger(chromium: Any, tmp_path: Path) -> None:
+    complaints: list[str] = []
+    page = opened(chromium, written(tmp_path, drawable=True), complaints)
+    page.locator("[data-picture=drawn]").click()
+    paper = page.locator("canvas[data-view=image]")
+    bright = (
+        "canvas => canvas.getContext('2d').getImageData(0, 0, 8, 8).data.filter((v, i) => i % 4 < 1 && v > 200).length"
+    )
+    assert paper.evaluate(bright) == 0
+    paper.focus()
+    for key in ("Space", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    assert paper.evaluate(bright) == 2
+    frame = paper.bounding_box()
+    page.mouse.move(frame["x"] + 3, frame["y"] + 3)
+    page.mouse.down()
+    page.mouse.up()
+    assert paper.evaluate(bright) == 3
+    page.locator("[data-do=reset]").click()
+    assert paper.evaluate(bright) == 0
+    assert complaints == []
+    page.close()
