@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,11 @@ import plotly
 import pytest
 import torch
 from conftest import PATIENCE_S, REPOSITORY
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Ellipse
 from numpy.typing import NDArray
 from scipy import special
 
-from robattr import attributions, smoothing
+from robattr import attributions, models, smoothing
 from robattr.pages import chapters
 from robattr.pages.figures import (
     CERTIFICATES,
@@ -29,6 +30,7 @@ from robattr.pages.figures import (
     agreement,
     bound_scatter,
     bound_text,
+    center_discs,
     certificate_curves,
     certificate_explorer,
     certificate_tables,
@@ -38,9 +40,11 @@ from robattr.pages.figures import (
     curves_of,
     distributions,
     effects_by_scale,
+    ellipsoid,
     feature_bars,
     fragility_curves,
     fragility_table,
+    heatmap_curves,
     histories,
     interval_curves,
     interval_text,
@@ -400,7 +404,8 @@ def test_certificates_are_drawn_up_to_where_they_end() -> None:
     d, lengths = 64, [0.5, 0.95]
     figure = certificate_curves(d, lengths, title="t", points=12)
     assert [ax.get_title() for ax in figure.axes] == ["H = 0.5 M", "H = 0.95 M"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == list(CERTIFICATES.values())
+    drawn = [name for kind, name in CERTIFICATES.items() if kind != "spectral"]  # of H alone
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == drawn
     law = Gaussian.matching(1.0, d)
     for ax, h in zip(figure.axes, lengths, strict=True):
         ball, tight, gaussian, share = ax.lines
@@ -460,6 +465,76 @@ def test_what_is_certified_and_what_attacks_reach_are_drawn_together() -> None:
         np.testing.assert_allclose(attacked.get_ydata(), [0.65, 0.55])
 
 
+def test_an_ellipsoid_shows_the_samples_variances() -> None:
+    """Three numbers with variances that are known exactly, by signs."""
+    signs = torch.tensor([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], dtype=torch.float64)
+    sizes = torch.tensor([0.1, 0.3, 0.2], dtype=torch.float64)
+    mean = torch.tensor([0.6, 0.0, 0.5], dtype=torch.float64)
+    left, right = ellipsoid(mean + sizes * signs, title="the finding", upper=0.11).axes
+    circle, inner = (patch for patch in left.patches if isinstance(patch, Ellipse))
+    np.testing.assert_allclose([circle.width, circle.height], 2 * math.sqrt(1 - 0.61))
+    np.testing.assert_allclose([inner.width, inner.height], [0.6, 0.4])
+    np.testing.assert_allclose(np.abs(left.lines[0].get_xydata()), np.tile([0.3, 0.2], (8, 1)))
+    np.testing.assert_allclose(right.lines[0].get_ydata(), [0.09, 0.04, 0.01])
+    np.testing.assert_allclose([right.lines[i].get_ydata()[0] for i in (1, 2)], [0.39, 0.11])
+    assert left.get_figure().get_suptitle() == "the finding"
+
+
+SQUARE = (8, 8)
+
+
+@pytest.fixture(scope="module")
+def of_maps() -> Record:
+    """A record of what is certified of two small maps."""
+    heatmaps = certification.Heatmaps(sigmas=(0.5,), epsilons=(0.05, 0.1), k=(3, 20), samples=500, choose=100)
+    config = certification.Certification(dataset="digits", images=2, laws=(), attacked=0, heatmaps=heatmaps)
+    net = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    found = certification.measure(net, config, device="cpu")
+    return Record(certification.KIND, "x", Network(model="digits-cnn"), config, 64, found.values, {})
+
+
+def test_curves_of_heatmaps_show_medians_from_where_nothing_moves(of_maps: Record) -> None:
+    figure = heatmap_curves(of_maps, "gradient", 0.5, size=SQUARE, title="the finding", points=3)
+    assert figure.get_suptitle() == "the finding"
+    cosine, center, top = figure.axes
+    expected = certification.certified_of_map(of_maps, "gradient", 0.5, [0.0, 0.05, 0.1], size=SQUARE)
+    for line, name in zip(
+        [*cosine.lines, *center.lines, *top.lines], ["cosine", "center", "top-3", "top-20"], strict=True
+    ):
+        np.testing.assert_allclose(line.get_xdata(), [0, 0.05, 0.1])
+        shown, middle = np.asarray(line.get_ydata()), np.median(expected[name], 0)
+        said = ~np.isnan(shown)
+        assert said[0]
+        np.testing.assert_allclose(shown[said], middle[said])
+        if name == "cosine":
+            assert (middle[~said] < 0).all()
+    assert [line.get_label() for line in top.lines] == ["top 3", "top 20"]
+    assert center.get_ylabel() == "center moves at most (px)"
+
+
+def test_discs_are_drawn_to_scale_and_those_without_are_counted() -> None:
+    centers = np.array([[10.0, 20.0], [12.0, 3.0], [5.0, 5.0]])
+    (ax,) = center_discs(centers, np.array([2.5, 4.0, 45.3]), size=(32, 32), title="t").axes
+    discs = [patch for patch in ax.patches if isinstance(patch, Circle)]
+    assert [(disc.center, disc.radius) for disc in discs] == [((20, 10), 2.5), ((3, 12), 4)]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-0.5, 31.5), (31.5, -0.5))
+    assert [text.get_text() for text in ax.texts] == ["1 without a disc"]
+
+
+def test_panels_have_discs_outlines_and_points() -> None:
+    area, marks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    area[2:4, 3:6], marks[2, 3] = True, True
+    panel = Panel(torch.rand(8, 8), discs=[(3.0, 5.0, 1.5), (3.0, 5.0, 2.5)], area=area, marks=marks)
+    ax = pictures([[panel]]).axes[0]
+    circles = [patch for patch in ax.patches if isinstance(patch, Circle)]
+    assert {(circle.center, circle.radius) for circle in circles} == {((5, 3), 1.5), ((5, 3), 2.5)}
+    np.testing.assert_allclose(ax.lines[-1].get_xydata(), [[3, 2]])
+    outline = np.concatenate([path.vertices for c in ax.collections for path in c.get_paths()])
+    # Around the pixels, to within a quarter of one.
+    np.testing.assert_allclose(outline.min(0), [2.5, 1.5], atol=0.25)
+    np.testing.assert_allclose(outline.max(0), [5.5, 3.5], atol=0.25)
+
+
 def test_sample_bounds_are_logarithmic_lines() -> None:
     (ax,) = sample_bounds([10, 100], {"Hoeffding": [0.5, 0.1], "betting": [0.4, 0.04]}, title="t").axes
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -470,13 +545,17 @@ def test_sample_bounds_are_logarithmic_lines() -> None:
 def test_a_certificate_is_rounded_down() -> None:
     assert [bound_text(v) for v in (0.9999, 1.0, -1.0, 0.0)] == ["0.999", "1.000", "none", "0.000"]
     assert bound_text(0.129, 2) == "0.12"
-    text = certificate_text(0.97, 3072, 1.0, 0.02)
+    text = certificate_text(0.97, 3072, 1.0, 0.02, 0.02)
     assert text.startswith("Of each ball p = 0.42 lies outside of the other.")
     tight = float(smoothing.Ball(1.0).certified_cosine(0.97, 3072, 0.02))
     assert f"uniform noise, tight: {bound_text(tight, 2)}; Gaussian" in text
     assert text.count("none") == 0
-    assert certificate_text(0.97, 3072, 1.0, 0.03).count("none") == 2
-    assert certificate_text(0.97, 3072, 1.0, 1.0).count("none") == 3
+    spectral = float(smoothing.certified_cosine_spectral(0.97, 0.02, 0.02 * np.sqrt(3074)))
+    assert text.endswith(f"spectral: {bound_text(spectral, 2)}.")
+    assert certificate_text(0.97, 3072, 1.0, 0.03, 0.02).count("none") == 2
+    assert certificate_text(0.97, 3072, 1.0, 1.0, 0.02).count("none") == 4
+    # Maps that are at most 1 long cannot vary more than 1 - H^2.
+    assert certificate_text(0.97, 3072, 1.0, 0.02, 1.0) == certificate_text(0.97, 3072, 1.0, 0.02, 0.0591)
 
 
 DIMENSIONS = (2, 3072, 150_528)
@@ -545,6 +624,8 @@ def test_beyond_the_explorers_tables_nothing_is_certified(tables: dict[str, Any]
     assert special.erf(furthest / np.sqrt(2)) > 0.999
     for dimension in DIMENSIONS:
         assert displaced_of(tables, np.array([furthest]), dimension)[0] > 0.5
+    lengths = np.linspace(0.05, 0.999, 50)
+    assert (smoothing.certified_cosine_spectral(lengths, 1e-4, furthest) == -1).all()
 
 
 EXPLORER: dict[str, Any] = {"title": "</script><b>", "label": 'say "so" <b>', "dimensions": DIMENSIONS}
@@ -562,9 +643,9 @@ def test_the_explorer_is_whole_html_with_its_tables_inside() -> None:
     assert set(tables["displaced"]) == {str(d) for d in DIMENSIONS}
     assert 'aria-label="say &quot;so&quot; &lt;b>"' in html
     # Every slider has its label around it, and the values are announced.
-    assert len(re.findall(r'<label [^>]*>(?:(?!</label>).)*<input type="range"[^>]*></label>', html)) == 4
-    assert html.count("<input") == 4
-    assert f'role="status" aria-live="polite">{certificate_text(0.97, 3072, 1.0, 0.01)}</p>' in html
+    assert len(re.findall(r'<label [^>]*>(?:(?!</label>).)*<input type="range"[^>]*></label>', html)) == 5
+    assert html.count("<input") == 5
+    assert f'role="status" aria-live="polite">{certificate_text(0.97, 3072, 1.0, 0.01, 0.01)}</p>' in html
     with pytest.raises(ValueError, match="dimension is 5; accepted are 2, 3072, 150528"):
         certificate_explorer(dimension=5, **EXPLORER)
 
@@ -585,12 +666,14 @@ def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
     def compare() -> None:
         values = [float(v) for v in page.locator("input").evaluate_all("all => all.map((each) => each.value)")]
         h, epsilon, radius, d = values[0], 10 ** values[1], 10 ** values[2], DIMENSIONS[int(values[3])]
+        law, spread = Gaussian.matching(radius, d), min(10 ** values[4], (1 - values[0]) * (1 + values[0]))
         shown = re.findall(r"(none|[\d.]+)(?:;|\.$)", page.locator(".explorer-values").inner_text())
         p = smoothing.overlap(d, radius, epsilon)
         exact = [
             smoothing.certified_cosine(h, p, method="ball"),
             smoothing.certified_cosine(h, p),
-            Gaussian.matching(radius, d).certified_cosine(h, d, epsilon),
+            law.certified_cosine(h, d, epsilon),
+            smoothing.certified_cosine_spectral(h, spread, epsilon / law.sigma),
         ]
         for text, value in zip(shown, exact, strict=True):
             if text == "none":
@@ -600,15 +683,16 @@ def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
         # The markers are on the curves' values.
         markers = page.locator(".js-plotly-plot").evaluate("each => [...each.data.at(-1).y]")
         np.testing.assert_allclose(markers, [v for v in exact if v > -1], atol=0.005)
-        ends = page.locator(".js-plotly-plot").evaluate("each => each.data.slice(0, 3).map((t) => t.y.at(-1))")
+        ends = page.locator(".js-plotly-plot").evaluate("each => each.data.slice(0, 4).map((t) => t.y.at(-1))")
         assert set(ends) <= {0, None}
 
     compare()
-    length, epsilon, radius, dimension = page.locator("input").all()
+    length, epsilon, radius, dimension, spread = page.locator("input").all()
     for place, keys in (
         (length, ["ArrowLeft"] * 20), (epsilon, ["ArrowRight"] * 10), (dimension, ["ArrowLeft"]),
-        (epsilon, ["ArrowRight"] * 60), (radius, ["ArrowRight"] * 5), (length, ["End"]), (dimension, ["End"]),
-        (epsilon, ["ArrowLeft"] * 70), (length, ["Home"]),
+        (spread, ["Home"]), (epsilon, ["ArrowRight"] * 60), (radius, ["ArrowRight"] * 5), (length, ["End"]),
+        (dimension, ["End"]), (epsilon, ["ArrowLeft"] * 70), (length, ["Home"]),
+        (spread, ["End"]), (spread, ["ArrowLeft"] * 40),
     ):  # fmt: skip
         place.focus()
         for key in keys:

@@ -19,10 +19,12 @@ from robattr.attributions import gradient, heatmap
 from robattr.smoothing import (
     Ball,
     Gaussian,
+    HeatmapCertificate,
     certified_displacement,
     certified_intersection,
     certified_mean,
     certified_mean_of_values,
+    certified_pixels,
     certify,
     certify_map,
     map_bounds,
@@ -320,6 +322,59 @@ def test_top_pixels_of_a_half_space_map() -> None:
     assert found.unit[0, 0, 0] == pytest.approx(special.ndtr(THRESHOLD) * 0.6 / math.hypot(0.6, 0.4), abs=0.05)
 
 
+def test_single_pixels_stay_until_they_are_passed() -> None:
+    """The corner is on top by 0.83 Phi(threshold - shift) - 0.55: named where it is sure, never where it has left."""
+    x = torch.full((1, 1, SIDE, SIDE), 0.5, dtype=torch.float64)
+    found = certify_map(FLAT, x, 0, **asked(k=[1]))  # type: ignore[arg-type]
+    epsilon = np.linspace(0, 0.6, 121)
+    named = certified_pixels(found, epsilon, alpha=0.01)
+    assert named.shape == (1, 1, 121, SIDE, SIDE)
+    assert not (named & ~found.top[:, :, None]).any()
+    corner = named[0, 0, :, 0, 0].numpy()
+    stays = special.ndtr(THRESHOLD - epsilon / SIGMA) * 0.6 > 0.4
+    assert corner[0]
+    assert not corner[~stays].any()
+    assert (np.diff(corner.astype(int)) <= 0).all()
+    # One pixel is named exactly where one of one is certified, but for its share of alpha.
+    assert corner.sum() == pytest.approx((map_at(found, epsilon)[0, 0] == 1).sum(), abs=3)
+    with pytest.raises(ValueError, match="epsilon is -1; accepted are l2 lengths >= 0"):
+        certified_pixels(found, -1)
+    with pytest.raises(ValueError, match="alpha is 2; accepted is a probability"):
+        certified_pixels(found, 0.1, alpha=2)
+
+
+def map_at(found: HeatmapCertificate, epsilon: np.ndarray) -> np.ndarray:
+    """The certified intersections at other epsilons."""
+    statistics = {name: value.numpy() for name, value in found.statistics.items()}
+    return map_bounds(
+        statistics, noise=found.noise, epsilon=epsilon.tolist(), k=found.k, samples=found.samples, alpha=found.alpha,
+        size=(SIDE, SIDE),
+    )["intersection"]  # fmt: skip
+
+
+def test_pixels_are_named_as_long_as_the_shift_cannot_close_their_gap() -> None:
+    """sqrt(2) times what the spread allows the map to move, against the gap: with samples without number."""
+    lam, gap, one = 0.01, 0.3, torch.ones(1, dtype=torch.float64)
+    unit = torch.tensor([[[0.3 + gap, 0.3, 0.2]]], dtype=torch.float64)
+    found = HeatmapCertificate(
+        epsilon=(0.0,), k=(1,), heatmap=unit, unit=unit, top=torch.tensor([[[[True, False, False]]]]), mass=one,
+        mass_lower=one, center=one, center_shift=one, center_disc=one, intersection=one, intersection_estimates=one,
+        samples=10**14, alpha=0.01, split={}, noise=Gaussian(SIGMA), labels=one.long(),
+        statistics={"spread_upper": lam * one},
+    )  # fmt: skip
+    # The field that has this spread and no bound closes the gap at sqrt(lam (exp(a^2) - 1)) = gap / sqrt(2).
+    closed = math.sqrt(math.log1p(gap**2 / 2 / lam))
+    assert bool(certified_pixels(found, 0.999 * closed * SIGMA)[0, 0, 0, 0, 0])
+    shift = np.linspace(0, 4, 401)
+    sure = certified_displacement(lam, shift, bound=math.sqrt(2)) * math.sqrt(2) < gap - 1e-5
+    lost = certified_displacement(lam, shift, bound=math.sqrt(2)) * math.sqrt(2) > gap
+    named = certified_pixels(found, shift * SIGMA)[0, 0, :, 0, 0].numpy()
+    assert named[sure].all()
+    assert sure.any()
+    assert not named[lost].any()
+    assert lost.any()
+
+
 def test_statements_hold_as_often_as_is_said() -> None:
     """60 certificates with alpha = 0.3: the share that breaks one of them, and that of those for half the shift."""
     x = torch.full((1, 1, SIDE, SIDE), 0.5, dtype=torch.float64)
@@ -519,7 +574,7 @@ def test_infinite_maps_are_refused() -> None:
     def broken(model: nn.Module, x: Tensor, target: Tensor, create_graph: bool = False) -> Tensor:
         return torch.full_like(x, torch.nan)
 
-    with pytest.raises(ValueError, match="not finite; scale the model's logits"):
+    with pytest.raises(ValueError, match="attribution has a NaN or infinite value in sample 0"):
         certify_map(FLAT, X, 0, **asked(attribution=broken))  # type: ignore[arg-type]
 
 

@@ -36,17 +36,18 @@
         const table = between(tables.gaussian, z / tables.rowStep, (row) => between(row, column));
         return Math.sqrt((1 - t) * table);
       },
+      spectral: (h, z, d, spread) => Math.sqrt(1 - (Math.expm1(z * z) * Math.min(spread, 1 - h * h)) / (h * h)),
     };
-    const certificate = (kind, h, z, d) => (z < furthest ? certified[kind](h, z, d) : NaN);
+    const certificate = (kind, h, z, d, spread) => (z < furthest ? certified[kind](h, z, d, spread) : NaN);
 
     // A curve's points as (epsilon, cosine): close together towards its end, where it is steep.
     const curve = (kind, setting, [lowest, highest]) => {
-      const { mean_norm: h, dimension: d } = setting;
+      const { mean_norm: h, dimension: d, spread } = setting;
       const scale = shift({ ...setting, epsilon: 1 });
       let [sure, end] = [0, furthest];
       for (let i = 0; i < 50; i++) {
         const middle = (sure + end) / 2;
-        if (Number.isNaN(certificate(kind, h, middle, d))) end = middle;
+        if (Number.isNaN(certificate(kind, h, middle, d, spread))) end = middle;
         else sure = middle;
       }
       const first = lowest * scale;
@@ -58,7 +59,7 @@
         const z = first * (sure / first) ** (1 - (1 - i / points) ** 2);
         if (z / scale > highest) break;
         x.push(z / scale);
-        y.push(certificate(kind, h, z, d));
+        y.push(certificate(kind, h, z, d, spread));
       }
       if (sure / scale <= highest) {
         x.push(sure / scale);
@@ -85,11 +86,11 @@
         input.setAttribute("aria-valuetext", text);
         input.closest("label").querySelector("output").textContent = text;
       }
-      const { mean_norm: h, dimension: d, epsilon } = setting;
+      const { mean_norm: h, dimension: d, epsilon, spread } = setting;
       const z = shift(setting);
       const shown = layout.xaxis.range.map((power) => 10 ** power);
       const kinds = Object.keys(tables.names);
-      const found = kinds.map((kind) => certificate(kind, h, z, d));
+      const found = kinds.map((kind) => certificate(kind, h, z, d, spread));
       const curves = data.map((trace, i) => ({ ...trace, ...curve(kinds[i], setting, shown) }));
       const markers = {
         type: "scatter",

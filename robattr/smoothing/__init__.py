@@ -38,7 +38,7 @@ from robattr.smoothing.functionals import (
     certified_mean,
     certified_mean_of_values,
 )
-from robattr.smoothing.heatmaps import HeatmapCertificate, certify_map, map_bounds, map_split
+from robattr.smoothing.heatmaps import HeatmapCertificate, certified_pixels, certify_map, map_bounds, map_split
 from robattr.smoothing.inverse import max_epsilon, min_radius
 from robattr.smoothing.noise import Ball, Gaussian, Noise, sample_ball
 from robattr.smoothing.sampling import Smoothed, smooth, smoothed
@@ -66,6 +66,7 @@ __all__ = [
     "certified_intersection",
     "certified_mean",
     "certified_mean_of_values",
+    "certified_pixels",
     "certify",
     "certify_map",
     "largest_eigenvalue",

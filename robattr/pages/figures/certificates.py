@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Arc, Circle
+from matplotlib.patches import Arc, Circle, Ellipse
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy import special
+from torch import Tensor
 
 from robattr import smoothing
 from robattr.pages.figures.style import COLORS, MARKERS, Numbers, closed, tidy
@@ -23,6 +24,7 @@ CERTIFICATES = {
     "ball": "uniform noise, ball",
     "tight": "uniform noise, tight",
     "gaussian": "Gaussian noise of the same variance, tight",
+    "spectral": "the same Gaussian noise, spectral",
 }
 # Certificates are drawn as curves of a formula, without markers; they differ in their dashes as well.
 _DASHES = {"ball": (0, (1, 1.5)), "tight": "-", "gaussian": (0, (5, 1.5))}
@@ -74,6 +76,59 @@ def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
         ax.set_ylabel(across)
         ax.set_aspect("equal")
         ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return closed(figure)
+
+
+def ellipsoid(maps: Tensor, *, title: str, upper: float | None = None) -> Figure:
+    """Why one direction matters: normalized maps in the plane in which they vary most, and their variances.
+
+    Left: the maps around their mean, the ellipse of one standard deviation, and the circle that the length of the mean
+    allows in any one direction. Right: the variance along each principal direction, largest first.
+
+    Args:
+        maps: [n, d]; at most 1 long, n >= 3.
+        title: the finding.
+        upper: what the largest variance is at most, with confidence; drawn where it is given.
+    """
+    samples = maps.detach().double().cpu().numpy()
+    mean = samples.mean(0)
+    # The vectors of the samples' products: there are fewer samples than values.
+    variances, vectors = np.linalg.eigh((samples - mean) @ (samples - mean).T / len(samples))
+    values = np.clip(variances[::-1], 0, None)
+    points = vectors[:, :-3:-1] * np.sqrt(len(samples) * values[:2])
+    trace = 1 - float(mean @ mean)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.1), layout="constrained")
+    left.plot(points[:, 0], points[:, 1], ".", color="#888888", ms=3, alpha=0.4, rasterized=True)
+    for width, height, kind, ls in (
+        (trace, trace, "gaussian", (0, (5, 1.5))),
+        (values[0], values[1], "spectral", "-"),
+    ):
+        size = 2 * np.sqrt(width), 2 * np.sqrt(height)
+        left.add_patch(Ellipse((0, 0), *size, fill=False, edgecolor=COLORS[kind], ls=ls, lw=2, zorder=3))
+    radius = np.sqrt(trace)
+    left.annotate("what H allows", (0, radius), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    reach = 1.2 * max(radius, float(np.abs(points).max()))
+    left.set_xlim(-reach, reach)
+    left.set_ylim(-reach, reach)
+    left.set_aspect("equal")
+    left.set_xlabel("along the direction of the largest variance")
+    left.set_ylabel("along the second")
+    left.set_title("gradients around their mean", fontsize=10)
+
+    drawn = values[values > 1e-4 * values[0]]
+    right.plot(np.arange(1, len(drawn) + 1), drawn, color=COLORS["spectral"], lw=2, label="along principal directions")
+    right.axhline(trace, color=COLORS["gaussian"], ls=(0, (5, 1.5)), lw=2, label="1 - H²: all of it along one")
+    if upper is not None:
+        right.axhline(upper, color=COLORS["spectral"], ls=":", lw=1.5, label="bound on the largest, with confidence")
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("principal direction")
+    right.set_ylabel("variance (squared length)")
+    right.set_title("variances", fontsize=10)
+    tidy(right)
+    left.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=9, loc="lower left")
     figure.suptitle(title, fontsize=11)
     return closed(figure)
 
@@ -237,6 +292,79 @@ def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figu
     return closed(figure)
 
 
+def heatmap_curves(
+    record: Record, method: str, sigma: float, *, size: tuple[int, int], title: str, points: int = 40
+) -> Figure:
+    """What is certified of smoothed heatmaps over epsilon: cosine, shift of the center, share of the top pixels.
+
+    Medians over a record's images, with quartiles.
+
+    Args:
+        record: of a certification with heatmaps.
+        method: of attribution.
+        sigma: of the noise.
+        size: (height, width) of the maps.
+        title: the finding.
+        points: of each curve.
+    """
+    config = record.config.heatmaps
+    epsilon = np.linspace(0, max(config.epsilons), points)
+    said = certification.certified_of_map(record, method, sigma, epsilon.tolist(), size=size)
+    diagonal = float(np.hypot(size[0] - 1, size[1] - 1))
+    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.7), layout="constrained")
+    panels: list[tuple[str, dict[str, str]]] = [
+        ("certified cosine", {"direction": "cosine"}),
+        ("center moves at most (px)", {"center": "center"}),
+        ("share of the top pixels that stay", {f"top {k:,}": f"top-{k}" for k in config.k}),
+    ]
+    colors = (COLORS["tight"], COLORS["gaussian"], COLORS["ball"], COLORS["spectral"])
+    for ax, (label, lines) in zip(axes, panels, strict=True):
+        for i, (name, quantity) in enumerate(lines.items()):
+            low, middle, high = np.percentile(said[quantity], [25, 50, 75], axis=0)
+            if quantity in ("cosine", "center"):
+                bad = middle < 0 if quantity == "cosine" else middle >= diagonal
+                low, middle, high = (np.where(bad, np.nan, v) for v in (low, middle, high))
+            color = colors[i % len(colors)]
+            ax.fill_between(epsilon, np.maximum(low, 0), high, color=color, alpha=0.2, lw=0)
+            ax.plot(epsilon, middle, color=color, lw=2, ls=("-", (0, (5, 1.5)), (0, (1, 1.5)), "-.")[i % 4], label=name)
+        ax.set_xlabel("epsilon (l2, in units of a [0, 1] image)")
+        ax.set_ylabel(label)
+        ax.set_ylim(bottom=0, top=None if "center" in lines else 1.02)
+        tidy(ax)
+        if len(lines) > 1:
+            ax.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return closed(figure)
+
+
+def center_discs(centers: Numbers, radii: Numbers, *, size: tuple[int, int], title: str) -> Figure:
+    """The frame of an image, and for each image the disc in which the center of its map stays, to scale.
+
+    Args:
+        centers: [N, 2]; (row, column) in pixels.
+        radii: [N]; in pixels. One that is as large as the frame is left out, and counted in a note.
+        size: (height, width) of the frame.
+        title: the finding.
+    """
+    figure, ax = plt.subplots(figsize=(5.2, 5.2), layout="constrained")
+    height, width = size
+    said = radii < min(size)
+    for (row, column), radius in zip(centers[said], radii[said], strict=True):
+        disc = Circle((column, row), radius, facecolor=COLORS["tight"], edgecolor="black", alpha=0.35, lw=0.7)
+        ax.add_patch(disc)
+    ax.plot((width - 1) / 2, (height - 1) / 2, "+", color="black", ms=12)
+    ax.set_xlim(-0.5, width - 0.5)
+    ax.set_ylim(height - 0.5, -0.5)
+    ax.set_aspect("equal")
+    ax.set_xlabel("column (px)")
+    ax.set_ylabel("row (px)")
+    if not said.all():
+        note = f"{int((~said).sum())} without a disc"
+        ax.text(0.02, 0.02, note, transform=ax.transAxes, fontsize=9)
+    ax.set_title(title, fontsize=10)
+    return closed(figure)
+
+
 def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *, title: str) -> Figure:
     """How far lower confidence bounds on a length lie below its estimate, against the number of samples.
 
@@ -263,14 +391,17 @@ def bound_text(value: float, digits: int = 3) -> str:
     return "none" if value <= -1 else f"{np.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
-def certificate_text(mean_norm: float, dimension: int, radius: float, epsilon: float) -> str:
-    """The certificates of one setting in words, as the explorer reads them out."""
+def certificate_text(mean_norm: float, dimension: int, radius: float, epsilon: float, spread: float) -> str:
+    """The certificates of one setting in words, as the explorer reads them out; a spread of at most 1 - H^2 counts."""
     p = float(smoothing.overlap(dimension, radius, epsilon))
     law = smoothing.Gaussian.matching(radius, dimension)
     found = {
         "ball": smoothing.certified_cosine(mean_norm, p, method="ball"),
         "tight": smoothing.certified_cosine(mean_norm, p),
         "gaussian": law.certified_cosine(mean_norm, dimension, epsilon),
+        "spectral": smoothing.certified_cosine_spectral(
+            mean_norm, min(spread, (1 - mean_norm) * (1 + mean_norm)), epsilon / law.sigma
+        ),
     }
     values = "; ".join(f"{CERTIFICATES[name]}: {bound_text(float(value), 2)}" for name, value in found.items())
     return f"Of each ball p = {p:.2f} lies outside of the other. Certified cosine: {values}."

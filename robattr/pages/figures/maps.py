@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 from robattr.pages.figures.style import MAP, closed
@@ -24,11 +24,17 @@ class Panel:
         picture: what is drawn.
         title: short; may have line breaks.
         region: (top, left, bottom, right) in pixels to outline, or None.
+        discs: (row, column, radius) in pixels to outline; the first is solid, further ones are dashed.
+        area: bool [H, W], pixels whose outline is drawn, or None.
+        marks: bool [H, W], pixels that each get a point, or None.
     """
 
     picture: Tensor
     title: str = ""
     region: tuple[float, float, float, float] | None = None
+    discs: Sequence[tuple[float, float, float]] = ()
+    area: Tensor | None = None
+    marks: Tensor | None = None
 
 
 def pictures(rows: Sequence[Sequence[Panel]], *, title: str = "", size: float = 2.1) -> Figure:
@@ -81,6 +87,20 @@ def _draw(ax: Axes, panel: Panel) -> None:
         top, left, bottom, right = panel.region
         frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="#56B4E9", lw=1.8)
         ax.add_patch(frame)
+    for i, (row, column, radius) in enumerate(panel.discs):
+        # White around the color: on a map it has to be seen on black and on yellow.
+        for color, width in (("white", 3.0), ("#0072B2", 1.6)):
+            ls = "-" if i == 0 else (0, (4, 2))
+            ax.add_patch(Circle((column, row), radius, fill=False, edgecolor=color, lw=width, ls=ls))
+    if panel.area is not None:
+        # Four times as fine, so that the outline runs along the edges of pixels.
+        fine = panel.area.cpu().numpy().repeat(4, 0).repeat(4, 1).astype(float)
+        height, width = panel.area.shape
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        ax.contour(fine, levels=[0.5], extent=extent, origin="upper", colors="#56B4E9", linewidths=0.9)
+    if panel.marks is not None:
+        rows, columns = np.nonzero(panel.marks.cpu().numpy())
+        ax.plot(columns, rows, "o", color="#009E73", mec="white", mew=0.6, ms=4, ls="none")
 
 
 def ceiling(heat: Tensor) -> float:

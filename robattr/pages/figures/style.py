@@ -31,6 +31,7 @@ COLORS = {
     "ball": "#009E73",
     "tight": "#0072B2",
     "gaussian": "#D55E00",
+    "spectral": "#CC79A7",
     "dimension-free": "#555555",
     "Hoeffding": "#E69F00",
     "betting": "#0072B2",

@@ -67,6 +67,7 @@ def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: s
 _SHIFT_STEP, _SHIFTS = 0.01, 331
 _ROW_STEP, _ROWS, _COLUMNS = 0.15, 23, 41
 _LONGEST = 0.999
+_LEAST = -4  # log10 of the least spread: at a shift of 3.04 it certifies nothing any more
 
 
 def certificate_tables(dimensions: Sequence[int]) -> dict[str, Any]:
@@ -113,9 +114,10 @@ def certificate_explorer(
     dimension: int = 3072,
     radius: float = 1.0,
     epsilon: float = 0.01,
+    spread: float = 0.01,
     dimensions: Sequence[int] = (2, 64, 784, 3072, 150_528),
 ) -> str:
-    """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d and H.
+    """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d, H and lam.
 
     The page's own copy of plotly.js draws it from tables inside, so it works without a network. The values at the
     chosen epsilon are text that screen readers announce.
@@ -127,6 +129,7 @@ def certificate_explorer(
         dimension: one of the dimensions, to begin with.
         radius: of the ball to begin with, 0.1 to 10, in units of a [0, 1] image.
         epsilon: to begin with, 0.0001 to 3, in the same units.
+        spread: lam / M^2 to begin with, 0.0001 to 1; at most 1 - H^2 counts.
         dimensions: that can be chosen.
     """
     if dimension not in dimensions:
@@ -138,14 +141,14 @@ def certificate_explorer(
         ("epsilon", "ε, l2 length of the change", -4, 0.5, 0.02, np.log10(epsilon), "log"),
         ("radius", "r, radius of the ball", -1, 1, 0.05, np.log10(radius), "log"),
         ("dimension", "d, values of an image", 0, len(dimensions) - 1, 1, place, "choice"),
+        ("spread", "λ, largest variance along a direction", _LEAST, 0, 0.05, np.log10(spread), "log"),
     ]
+    begin = (f"{mean_norm:.3f}", f"{epsilon:.2g}", f"{radius:.2g}", f"{dimension:,}", f"{spread:.2g}")
     controls = "".join(
         f'<label class="explorer-control"><span>{text} = <output>{shown}</output></span>'
         f'<input type="range" data-name="{name}" data-scale="{scale}" min="{low:g}" max="{high:g}" step="{step:g}" '
         f'value="{value:g}"></label>'
-        for (name, text, low, high, step, value, scale), shown in zip(
-            sliders, (f"{mean_norm:.3f}", f"{epsilon:.2g}", f"{radius:.2g}", f"{dimension:,}"), strict=True
-        )
+        for (name, text, low, high, step, value, scale), shown in zip(sliders, begin, strict=True)
     )
     ticks = [10.0**k for k in range(-4, 1)]
     layout = {
@@ -160,7 +163,7 @@ def certificate_explorer(
         "height": 430,
         "dragmode": False,
     }  # fmt: skip
-    dashes = {"ball": "dot", "tight": "solid", "gaussian": "dash"}
+    dashes = {"ball": "dot", "tight": "solid", "gaussian": "dash", "spectral": "longdashdot"}
     data = [
         {
             "type": "scatter", "mode": "lines", "name": name, "x": [None], "y": [None],
@@ -173,7 +176,7 @@ def certificate_explorer(
     return (
         f'<div class="certificate-explorer"><div class="explorer-controls">{controls}</div>'
         f'<p class="explorer-values" role="status" aria-live="polite">'
-        f"{certificate_text(mean_norm, dimension, radius, epsilon)}</p>"
+        f"{certificate_text(mean_norm, dimension, radius, epsilon, spread)}</p>"
         f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
         f"{_embedded({'data': data, 'layout': layout})}</div>"
         f"{_embedded(tables, compact=True)}</div>"
