@@ -15,6 +15,8 @@ that have all of them.
 
 The fused kernels of attention have a first derivative only; PyTorch's own composition of matrix products and a softmax
 computes the same and has all. The derivative of a hard sigmoid is a constant almost everywhere, and is given as one.
+A vector of zeros, as a window of attention beyond the image's edge has them, is normalized to zeros; PyTorch's second
+derivative of its length is no number.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ _Pair = Sequence[int]
 class SecondOrder(TorchFunctionMode):
     """Within this context what requires a gradient has a second one, too.
 
-    ``conv2d``, ``softplus``, ``max_pool2d`` and ``hardsigmoid`` are this module's, attention is composed of matrix
-    products, and recurrent layers are not cuDNN's. Values and derivatives stay what they are. Graphs made within one
-    mode belong together, see :meth:`inputs_only`.
+    ``conv2d``, ``softplus``, ``max_pool2d``, ``hardsigmoid`` and ``normalize`` are this module's, attention is composed
+    of matrix products, and recurrent layers are not cuDNN's. Values and derivatives stay what they are. Graphs made
+    within one mode belong together, see :meth:`inputs_only`.
 
     Args:
         training: backward passes outside of :meth:`inputs_only` are for parameters: a convolution of the image itself
@@ -85,6 +87,8 @@ class SecondOrder(TorchFunctionMode):
             return _max_pool2d(*args, **kwargs)
         if func is F.hardsigmoid:
             return _hardsigmoid(*args, **kwargs)
+        if func is F.normalize:
+            return _normalize(*args, **kwargs)
         if func in _ATTENTION:
             if not torch.is_grad_enabled():
                 return func(*args, **kwargs)
@@ -407,6 +411,21 @@ class _HardSigmoid(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return torch.where(x.detach().abs() < 3, grad / 6, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Vectors of length 1
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    # Where squares are lost that eps would not hide, and for other lengths, PyTorch's.
+    small = torch.finfo(input.dtype).tiny ** 0.5 if input.is_floating_point() else 1.0
+    if p != 2 or out is not None or eps < small or not (input.requires_grad and torch.is_grad_enabled()):
+        return F.normalize(input, p, dim, eps, out)
+    square = input.square().sum(dim, keepdim=True)
+    zero = square == 0
+    length = torch.where(zero, 0, torch.where(zero, 1, square).sqrt())
+    return input / length.clamp_min(eps)
 
 
 # --------------------------------------------------------------------------------------------------------------------

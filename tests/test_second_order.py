@@ -234,6 +234,30 @@ def test_layers_that_call_another_function_against_differences(kind: str, weight
     assert torch.autograd.gradgradcheck(ours, (x,))
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_vectors_are_normalized_with_all_derivatives(zeros: bool) -> None:
+    """Value, slope and second derivative are PyTorch's; with a vector of zeros, where it has none, it is finite."""
+    generator = torch.Generator().manual_seed(0)
+    weight, v, w = (torch.randn(n, 3, dtype=torch.float64, generator=generator) for n in (3, 4, 4))
+    if zeros:
+        v[1] = 0
+
+    def derivatives(mode: bool) -> tuple[Tensor, Tensor, Tensor]:
+        x, a = v.clone().requires_grad_(), weight.clone().requires_grad_()
+        with SecondOrder() if mode else nullcontext():
+            y = F.normalize(x @ a, dim=1)
+        (g,) = torch.autograd.grad((y.pow(3) * w).sum(), x, create_graph=True)
+        return y.detach(), g.detach(), torch.autograd.grad((g * w).sum(), a)[0]
+
+    found, theirs = derivatives(True), derivatives(False)
+    torch.testing.assert_close(found[:2], theirs[:2], **CLOSE)
+    if zeros:
+        assert not theirs[2].isfinite().all()
+        assert found[2].isfinite().all()
+    else:
+        torch.testing.assert_close(found[2], theirs[2], **CLOSE)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_hard_sigmoid_against_differences(inplace: bool) -> None:
     x = torch.tensor([-7.0, -3.5, -2.9, -1.0, 0.3, 2.9, 3.1, 40.0], dtype=torch.float64).requires_grad_()
