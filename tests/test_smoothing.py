@@ -47,6 +47,7 @@ from robattr.smoothing import (
     worst_field_gaussian,
 )
 from robattr.smoothing.adversaries import _panels
+from robattr.smoothing.certifying import _within
 from robattr.smoothing.sampling import _draws
 
 # Sums of a few hundred float64 products in another order, through a few layers.
@@ -1089,6 +1090,21 @@ def test_passes_with_a_graph_are_bounded() -> None:
 
 
 # --- certificates from samples --------------------------------------------------------------------------------------
+
+
+def test_projections_beyond_one_by_rounding_are_one() -> None:
+    """A sum over an image is off by its rounding, which grows with the image; what is beyond that is no unit vector."""
+    x = torch.zeros(3, 32, 32)
+    rounding = 2 * x.numel() * torch.finfo(torch.float32).eps
+    along = torch.tensor([0.5, 1 + rounding / 2, -1 - rounding / 2, 1 + 2 * rounding], dtype=torch.float64)
+    assert _within(along, x).tolist() == [0.5, 1.0, -1.0, 1 + 2 * rounding]
+
+    def flat(model: nn.Module, x: Tensor, target: object, *, create_graph: bool = False) -> Tensor:
+        return torch.full_like(x, 1.0)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(x.numel(), 2)).eval()
+    found = certify(model, x[None], 1, noise=Gaussian(0.1), epsilon=[0.0], samples=20, choose=5, attribution=flat)
+    assert 0 < float(found.norm_lower) <= 1
 
 
 def test_certify_a_linear_model() -> None:

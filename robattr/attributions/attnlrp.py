@@ -576,6 +576,11 @@ def _check_conserved(r: Tensor, logit: Tensor, ruled: _Ruled, image: int) -> Non
     """Refuse relevance of one image, the only one of its pass, that was lost or made."""
     if not ruled.missed(r, logit):
         return
+    if not bool(r.isfinite().all()):
+        raise ValueError(
+            f"the relevance of image {image} is not finite in {r.dtype}: what is shared by a sum near zero grows from "
+            "layer to layer; take a larger epsilon, a smooth copy with a larger beta, or float64"
+        )
     missed, size, total, taken = (float(v) for v in ruled.balance(r, logit))
     raise ValueError(
         f"the relevance of image {image} sums to {total:.6g}, and {taken:.6g} was taken on the way, for a logit of "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -161,7 +162,7 @@ def certify(
         options = {} if spread is None else {"each": spread.add}
         found = take(direction=chosen.mean / chosen.norm, **options)
         assert found.along is not None
-        along = float(mean_lower_bound(found.along[0].numpy(), split["norm"]))
+        along = float(mean_lower_bound(_within(found.along[0], x[i]), split["norm"]))
         rows.add(
             i,
             norm=found.norm.item(),
@@ -312,6 +313,13 @@ def _digest(*parts: Tensor | str) -> str:
             found.update(f"{part.dtype} {list(part.shape)}".encode())
             found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _within(along: Tensor, x: Tensor) -> NDArray[np.float64]:
+    """Projections of unit vectors on one another, from -1 to 1: beyond is the rounding of a sum over the image."""
+    values: NDArray[np.float64] = along.numpy()
+    rounding = 2 * x.numel() * torch.finfo(x.dtype).eps
+    return np.where(np.abs(values) <= 1 + rounding, np.clip(values, -1, 1), values)
 
 
 def _described(value: object) -> str:
