@@ -26,7 +26,7 @@ SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --conf
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: check help env book chapters reference reference-gpu ledger plan lint test test-isa test-order test-book lock clean
+.PHONY: check help env book chapters reference reference-gpu ledger plan zoo lint test test-isa test-order test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ check: $(INSTALLED)  ## every claim from what is committed, and random parts mea
 
 plan:  ## from the imports of the package: its picture, book/plan.svg, and the list of its pages in _toc.yml
 	$(PYTHON) book/plan.py
+
+zoo: $(INSTALLED)  ## networks x methods, by running each: results/networks.json and the table of book/networks.md (minutes)
+	$(BIN)/python book/zoo.py
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
