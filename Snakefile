@@ -24,7 +24,7 @@ THREADS = int(config.get("threads", 1))
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("robattr/**/*.py"), *ROOT.glob("results/**/*.json*")]
-    if path.stem not in {"chapters", "cli", "execution", "schemas"}
+    if path.stem not in {"chapters", "cli", "execution", "schemas"} and path.parts[-2] != "exercises"
 )
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That
 # is a third of an attack's time on the CPU.
@@ -32,7 +32,7 @@ ALLOCATOR = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=1717986918
 # The docstrings of the core and of the studies are pages, too.
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("book/**/*", "_*.yml", "CONTRIBUTING.md", "robattr/**/*.py")
+    for pattern in ("book/**/*", "_*.yml", "CONTRIBUTING.md", "robattr/**/*.py", "robattr/exercises/texts/*.md")
     for path in set(ROOT.glob(pattern)).difference(ROOT.glob("robattr/pages/**/*.py"), ROOT.glob("robattr/cli.py"))
     if path.is_file() and "__pycache__" not in path.parts
 )

@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 import plan
 
-from robattr import _yaml
+from robattr import _yaml, exercises
 from robattr.pages import receipts
 from robattr.studies import claims, records
 from robattr.studies.records import Measurement
@@ -69,8 +69,12 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         shutil.copy(ROOT / "CONTRIBUTING.md", folder)
     for module in plan.documented(plan.imports(ROOT / "robattr")):
         (folder / plan.page(module)).with_suffix(".md").write_text(api_page(module), encoding="utf-8")
+    for chapter in exercises.CHAPTERS:
+        page = exercise_page(chapter, title_of(chapter))
+        (folder / "book" / f"exercises_{chapter}.md").write_text(page, encoding="utf-8")
     generated = folder / "book" / "generated"
     generated.mkdir()
+    (generated / "exercises.md").write_text(exercise_table(), encoding="utf-8")
     (folder / "notebooks").mkdir()
     notebooks = {}
     for path in paths:
@@ -79,6 +83,8 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         receipts.add(notebook)
         for name, picture in named_pictures(path.stem, notebook):
             (generated / f"{name}.png").write_bytes(picture)
+        if path.stem in exercises.CHAPTERS:
+            notebook.cells.append(exercise_link(path.stem))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 # In the repository a chapter is a .md file, and links among chapters work there too.
@@ -93,6 +99,35 @@ def api_page(module: str) -> str:
     package, _, name = f"robattr.{module}".rpartition(".")
     head = f"# {module}\n\n```python\nfrom {package} import {name}\n```\n\n"
     return f"{head}```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
+
+
+def title_of(chapter: str) -> str:
+    """The title of a chapter: its first heading."""
+    text = (ROOT / "notebooks" / f"{chapter}.md").read_text(encoding="utf-8")
+    return re.findall(r"^# (.*)$", text, re.MULTILINE)[0]
+
+
+def exercise_page(chapter: str, title: str) -> str:
+    """The page of a chapter's exercises, without solutions."""
+    text = exercises.page(exercises.exercises(chapter), f"On: {title}")
+    return f"{text}\nBack to the chapter: {{doc}}`/notebooks/{chapter}`.\n"
+
+
+def exercise_table() -> str:
+    """All exercises in a table."""
+    rows = []
+    for chapter in exercises.CHAPTERS:
+        for each in exercises.exercises(chapter):
+            link = f"{{doc}}`{title_of(chapter)} </book/exercises_{chapter}>`"
+            rows.append((f"[{each.title}](page-{each.id})", link, each.kind, str(each.minutes)))
+    return "\n".join(table(("Exercise", "On", "Kind", "Minutes"), rows)) + "\n"
+
+
+def exercise_link(chapter: str) -> Any:
+    """A cell that leads from the end of a chapter to its exercises."""
+    count = len(exercises.exercises(chapter))
+    link = f"{{doc}}`{count} exercises </book/exercises_{chapter}>`"
+    return nbformat.v4.new_markdown_cell(f"## Exercises\n\nOn this chapter: {link} that check themselves.")
 
 
 def stage_records(folder: Path) -> list[Measurement]:

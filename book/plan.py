@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "book" / "plan.svg"
 CONTENTS = ROOT / "_toc.yml"
-WINGS = ("core", "studies", "pages", "cli")
+WINGS = ("core", "studies", "pages", "exercises", "cli")
 """In the order of the arrows: a module imports from its own wing and from those before it."""
 CORE = (
     ("data",),
@@ -126,8 +126,11 @@ def wing(module: str) -> str:
 
 
 def documented(found: Imports) -> list[str]:
-    """Modules with a page in the reference: the public ones of the core and of the studies, packages as one."""
-    wings = WINGS[:2]
+    """Modules with a page in the reference: the public ones of the core, the studies and the exercises.
+
+    Packages are one.
+    """
+    wings = ("core", "studies", "exercises")
     return sorted(
         (name for name in drawn(found) if wing(name) in wings), key=lambda name: (wings.index(wing(name)), name)
     )
@@ -156,7 +159,7 @@ def contents(text: str, found: Imports) -> str:
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT, LANE, GAP, STEP = 108, 28, 10, 18, 62
-COLORS = {"core": "#0072B2", "studies": "#009E73", "pages": "#D55E00", "cli": "#555555"}
+COLORS = {"core": "#0072B2", "studies": "#009E73", "pages": "#D55E00", "exercises": "#CC79A7", "cli": "#555555"}
 
 
 def drawn(found: Imports) -> dict[str, set[str]]:
@@ -170,7 +173,7 @@ def drawn(found: Imports) -> dict[str, set[str]]:
 
     def box(module: str) -> str:
         parts = module.split(".")
-        return ".".join(parts[: 1 if wing(module) in ("core", "cli") else 2])
+        return ".".join(parts[: 2 if wing(module) in WINGS[1:3] else 1])
 
     def shown(module: str) -> bool:
         return module not in ("", *WINGS[1:3]) and not any(part.startswith("_") for part in module.split("."))

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -23,6 +23,9 @@ from robattr import _yaml
 from robattr.pages import chapters as book, execution
 from robattr.pages.needs import check_needs
 from robattr.pages.values import check_code, given, located, with_its_weights
+
+if TYPE_CHECKING:
+    from robattr.exercises import Edition
 
 _CODE_HELP = (
     "A file of Python code that a file, profile or grid names as a network: it is RUN, so trust it. Repeatable."
@@ -408,6 +411,46 @@ def keep(record: Path, images: int, seed: int) -> None:
     from robattr.studies import kept
 
     click.echo(kept.keep(record, images=images, seed=seed))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--chapter", help="Of one chapter only: its name or number.")
+@click.option("--solution", is_flag=True, help="Show an answer to exercise NAME, and why it is right.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a notebook: of NAME, the chapter, or all.")
+@click.option("--edition", type=click.Choice(["student", "teacher", "nbgrader"]), help="Of the notebook.")
+@_refusals
+def exercises(
+    name: str | None, chapter: str | None, solution: bool, output: Path | None, edition: Edition | None
+) -> None:
+    """List the exercises, show the one called NAME with its hints, or write a notebook of them.
+
+    Answers are checked in Python: robattr.exercises.check("ex-linear", answer). The student edition, which is the
+    default, has gaps for answers; the teacher edition has answers and solutions; the nbgrader edition is the source of
+    an assignment.
+    """
+    import nbformat
+
+    from robattr import exercises as found
+    from robattr._files import write_text
+
+    chosen = [found.exercise(name)] if name else found.exercises(chapter)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        text: str = nbformat.writes(found.notebook(chosen, edition or "student"))  # type: ignore[no-untyped-call]
+        write_text(output, text + "\n")
+        click.echo(output)
+    elif edition is not None:
+        raise ValueError("--edition is for a notebook; say where to write it with -o")
+    elif name:
+        click.echo(found.plain(chosen[0], solution=solution), nl=False)
+    elif solution:
+        raise ValueError("--solution is for one exercise; say which")
+    else:
+        table = Table("exercise", "chapter", "minutes", "kind", "title")
+        for each in chosen:
+            table.add_row(each.id, each.chapter, str(each.minutes), each.kind, each.title)
+        _show(table)
 
 
 @main.group(invoke_without_command=True)
