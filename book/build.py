@@ -109,7 +109,7 @@ def title_of(chapter: str) -> str:
 
 def exercise_page(chapter: str, title: str) -> str:
     """The page of a chapter's exercises, without solutions."""
-    text = exercises.page(exercises.exercises(chapter), f"On: {title}")
+    text = exercises.page(exercises.exercises(chapter), f"Exercises: {title}")
     return f"{text}\nBack to the chapter: {{doc}}`/notebooks/{chapter}`.\n"
 
 

@@ -44,7 +44,8 @@ def page(chosen: Iterable[Exercise], title: str) -> str:
         for number, hint in enumerate(each.hints, 1):
             name = "Hint" if len(each.hints) == 1 else f"Hint {number}"
             lines += [f"``````{{dropdown}} {name}", hint, "``````", ""]
-        lines += ["```python", f'check("{each.id}", answer)  # {JUDGES[each.id].form}', "```", ""]
+        form = JUDGES[each.id].form
+        lines += ["```python", f'check("{each.id}", answer)', "```", "", f"where `answer` is `{form}`.", ""]
     return "\n".join(lines)
 
 
