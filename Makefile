@@ -22,7 +22,9 @@ UV ?= $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install) --quiet \
 	--no-deps
 INSTALLED := $(VENV)/.installed
-SNAKEMAKE = $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --config profile=$(PROFILE) threads=$(THREADS) \
+# One build at a time, and what a killed one has left is ended first.
+ALONE = $(BIN)/python -m robattr.pages.building "make $@"
+SNAKEMAKE = $(ALONE) $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS))) --config profile=$(PROFILE) threads=$(THREADS) \
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
@@ -49,7 +51,7 @@ chapters: $(INSTALLED)  ## execute what changed, without pages: _build/executed/
 	@$(SNAKEMAKE) chapters
 
 reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
-	@$(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
+	@$(ALONE) $(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
 		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going
 
 reference-gpu: $(INSTALLED)  ## what is not recorded of GRIDS, the most worth first, on one GPU within MINUTES

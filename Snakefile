@@ -24,7 +24,8 @@ THREADS = int(config.get("threads", 1))
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("robattr/**/*.py"), *ROOT.glob("results/**/*.json*")]
-    if path.stem not in {"chapters", "cli", "execution", "schemas"} and path.parts[-2] != "exercises"
+    if path.stem not in {"building", "chapters", "cli", "execution", "needs", "schemas", "values"}
+    and path.parts[-2] != "exercises"
 )
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That
 # is a third of an attack's time on the CPU.

@@ -6,13 +6,16 @@ import base64
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
-from conftest import REPOSITORY, chapters_of, empty_project
+from conftest import PATIENCE_S, REPOSITORY, chapters_of, empty_project
 
 PAGE = "_build/html/notebooks/{}.html"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -233,6 +236,132 @@ def test_deleted_outputs_are_made_again(built: Workflow) -> None:
     (workflow.root / "_build" / "executed" / "quick" / "01_one.ipynb").unlink()
     assert workflow.build() == []
     assert "one says 3" in workflow.read(PAGE.format("01_one"))
+
+
+HOLDS = """\
+import os, pathlib, time
+before = pathlib.Path('process.txt')
+held = not before.exists()
+before.write_text(str(os.getpid()))
+while held and not pathlib.Path('go.txt').exists():
+    time.sleep(0.02)
+print('one says', count)"""
+
+
+class Held:
+    """A build whose first chapter waits, the first time that it is executed, until it may go on."""
+
+    def __init__(self, workflow: Workflow, what: str) -> None:
+        self.workflow = workflow
+        self.process = self.start(what)
+        deadline = time.monotonic() + PATIENCE_S
+        path = workflow.root / "process.txt"
+        while not (path.exists() and path.read_text()):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        self.kernel = int(path.read_text())
+
+    def start(self, what: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "robattr.pages.building", what, sys.executable, "-m", "snakemake"]
+        return subprocess.Popen(
+            [*command, "--cores", "2", "--rerun-incomplete", "chapters"],
+            cwd=self.workflow.root,
+            env=os.environ | {"XDG_CACHE_HOME": str(self.workflow.root / "cache")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ended(self) -> int:
+        """Its status. What it has started may hold the other ends of its pipes, so nobody reads them to their end."""
+        status = self.process.wait(PATIENCE_S)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return status
+
+    def lives(self) -> bool:
+        """Whether the kernel of the first time does; one that nobody has waited for is dead as well."""
+        try:
+            return bool(psutil.Process(self.kernel).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+
+@pytest.mark.parametrize("who", ["all above the chapter", "snakemake", "the one that started it"])
+def test_after_a_kill_the_next_build_goes_on_by_itself(workflow: Workflow, who: str) -> None:
+    workflow.change("notebooks/01_one.md", "print('one says', count)", HOLDS)
+    held = Held(workflow, "make book")
+    (snakemake,) = psutil.Process(held.process.pid).children()
+    assert any((workflow.root / ".snakemake" / "locks").iterdir())
+    killed = {"snakemake": [snakemake], "the one that started it": [psutil.Process(held.process.pid)]}
+    for each in killed.get(who, [psutil.Process(held.process.pid), snakemake]):
+        each.kill()
+    if who == "snakemake":  # who started it sees it, and leaves nothing behind
+        assert held.ended() == 128 + signal.SIGKILL
+        assert not held.lives()
+    else:
+        held.ended()
+        assert held.lives()
+    again = held.start("make book")
+    _, said = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 0, said
+    assert not held.lives()
+    assert ("of a build that was killed" in said) == (who != "snakemake")
+    # As undisturbed: each chapter once, and its numbers.
+    assert sorted(workflow.ran()) in (["01_one 3", "02_two 3"], ["01_one 3", "02_two 3", "02_two 3"])
+    notebook = nbformat.read(workflow.root / "_build" / "executed" / "quick" / "01_one.ipynb", as_version=4)
+    assert any("one says 3" in str(cell.get("outputs")) for cell in notebook.cells)
+    assert not list(workflow.root.glob("_build/building.json"))
+
+
+def test_of_two_builds_the_second_says_so_and_waits(workflow: Workflow) -> None:
+    workflow.change("notebooks/01_one.md", "print('one says', count)", HOLDS)
+    held = Held(workflow, "make book")
+    second = held.start("make chapters")
+    assert second.stderr is not None
+    line = second.stderr.readline()
+    assert f"robattr: `make book` (process {held.process.pid}, since " in line
+    assert line.endswith(f" works in {workflow.root}; waiting for it (Ctrl-C leaves it alone)\n")
+    assert second.poll() is None
+    (workflow.root / "go.txt").touch()
+    for each in (held.process, second):
+        _, said = each.communicate(timeout=PATIENCE_S)
+        assert each.returncode == 0, said
+    assert sorted(workflow.ran()) == ["01_one 3", "02_two 3"]
+
+
+def test_a_snakemake_that_was_started_by_hand_is_waited_for(tmp_path: Path) -> None:
+    """Its locks are its own while it lives, and nobody's afterwards."""
+    locks = tmp_path / ".snakemake" / "locks"
+    locks.mkdir(parents=True)
+    (locks / "0.output.lock").write_text("a\n")
+    (tmp_path / "snakemake").write_text("import sys; print('here', flush=True); sys.stdin.read()")
+    other = subprocess.Popen(
+        [sys.executable, str(tmp_path / "snakemake")], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "here\n"
+    code = "from pathlib import Path; print(Path('.snakemake/locks').exists())"
+    ours = subprocess.Popen(
+        [sys.executable, "-m", "robattr.pages.building", "x", sys.executable, "-c", code],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert ours.stderr is not None
+    assert f"snakemake (process {other.pid}) works in {tmp_path}" in ours.stderr.readline()
+    assert (locks / "0.output.lock").exists()
+    other.communicate("", timeout=PATIENCE_S)
+    assert ours.communicate(timeout=PATIENCE_S) == ("False\n", "")
+    assert ours.returncode == 0
+
+
+def test_make_builds_alone() -> None:
+    for target in ("book", "chapters", "reference"):
+        command = ["make", "--dry-run", "--assume-old=.venv/.installed", target]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert f'-m robattr.pages.building "make {target}" ' in done.stdout
 
 
 GRID = """
