@@ -71,7 +71,7 @@ def test_chapters_accept_the_parameters_of_a_command(
 
     monkeypatch.setattr(execution, "execute", execute)
     # Whether they fit each other is another question, and these networks would have to be downloaded.
-    monkeypatch.setattr(cli, "check_network", lambda *_: None)
+    monkeypatch.setattr(cli, "check_needs", lambda *_: [])
     for name in ("net.py", "net.pt", "names.txt"):
         (tmp_path / name).touch()
     (tmp_path / "pictures").mkdir()
