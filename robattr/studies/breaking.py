@@ -1,0 +1,258 @@
+"""Attacks that try to break the certificates of smoothed heatmaps: every quantity that is certified, point by point.
+
+A *point* is one certified quantity of one image at one perturbation. Perturbations are sought by gradient ascent
+through the smoothing, for each quantity with its own aim, and drawn at random; at each of them all quantities are
+measured with fresh noise and compared with their bounds. All samples of an image are held at once: for small images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robattr import metrics
+from robattr._rows import parts_of
+from robattr.attributions import Attribution, frozen, gradient, heatmap
+from robattr.smoothing import Gaussian, HeatmapCertificate, map_bounds
+from robattr.smoothing.sampling import _draws, _moved
+
+__all__ = ["QUANTITIES", "Broken", "break_maps"]
+
+QUANTITIES = ("cosine", "mass", "center", "top")
+
+_ERRORS = 5.0  # standard errors of a mean of fresh samples: beyond once in three million times
+_BATCHES = 20
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What attacks reached of what was certified.
+
+    Attributes:
+        points: by quantity, how many were measured, of those of which something is certified.
+        silent: by quantity, how many more there were, of which nothing is certified.
+        violations: by quantity, how many were beyond their bound by more than measuring them leaves open: 5 standard
+            errors for expectations, nothing for what is certified of estimates.
+        margins: by quantity, the least distance to the bound, in the unit of the quantity, before standard errors;
+            negative where a measured value was beyond it.
+        used: by quantity, the median share of what is certified to be possible that an attack reached.
+    """
+
+    points: dict[str, int]
+    silent: dict[str, int]
+    violations: dict[str, int]
+    margins: dict[str, float]
+    used: dict[str, float]
+
+
+def break_maps(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    found: HeatmapCertificate,
+    *,
+    attribution: Attribution = gradient,
+    iterations: int = 15,
+    restarts: int = 2,
+    random: int = 5,
+    attack_samples: int = 32,
+    weaken: float = 1.0,
+    seed: int = 0,
+    max_batch: int = 1024,
+    progress: bool = False,
+) -> Broken:
+    """Attack what :func:`robattr.smoothing.certify_map` has certified, with ``cosine``, for one k.
+
+    Args:
+        model: that was certified.
+        x: images [N, C, H, W] that were certified. Perturbed ones are not clipped: certificates are about every delta.
+        labels: [N], explained.
+        found: the certificate, with the cosine; of several k the first counts.
+        attribution: that was certified; it has to be differentiable.
+        iterations: steps of each ascent.
+        restarts: of each ascent, from random directions.
+        random: further perturbations, of random directions.
+        attack_samples: fixed draws of the noise that an ascent differentiates.
+        weaken: bounds are taken for this share of epsilon, which is wrong below 1: what this has to find.
+        seed: of directions and noise; independent of those of the certificate.
+        max_batch: most images in a pass.
+        progress: show a bar.
+
+    Raises:
+        ValueError: weaken is not in (0, 1], or the certificate has no cosine.
+    """
+    if not 0 < weaken <= 1:
+        raise ValueError(f"weaken is {weaken}; accepted is a share in (0, 1], 1 for the certificate itself")
+    if found.cosine is None:
+        raise ValueError("found has no cosine; accepted is what certify_map returns with cosine=True")
+    model = frozen(model)
+    height, width = x.shape[2:]
+    statistics = {name: v.numpy() for name, v in found.statistics.items()}
+    bounds = map_bounds(
+        statistics, noise=found.noise, epsilon=[weaken * e for e in found.epsilon], k=found.k, samples=found.samples,
+        alpha=found.alpha, size=(int(height), int(width)),
+    )  # fmt: skip
+    generator = torch.Generator(x.device).manual_seed(seed)
+    top = found.top[:, 0].flatten(1).to(x.device)
+    judge = _Judge(model, labels, top, found.noise, attribution, found.samples, seed + 1, max_batch)
+    before = judge(x)
+    tally: dict[str, list[tuple[Any, ...]]] = {name: [] for name in QUANTITIES}
+    bar = tqdm(
+        total=len(found.epsilon) * (len(QUANTITIES) * restarts + random),
+        desc="break",
+        disable=None if progress else True,
+    )
+    with bar:
+        for j, epsilon in enumerate(found.epsilon):
+            here = {name: bound[..., j] for name, bound in bounds.items()}
+            for aim in (*QUANTITIES * restarts, *[""] * random):
+                delta = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                delta = _onto(delta, epsilon)
+                if aim:
+                    delta = torch.cat(
+                        [
+                            _ascent(
+                                model, x[rows], labels[rows], delta[rows], epsilon, aim, top[rows],
+                                before.direction[rows], before.center[rows], found.noise, attribution, iterations,
+                                attack_samples, seed + 2, max_batch,
+                            )
+                            for rows in parts_of(len(x), max(1, max_batch // attack_samples))
+                        ]
+                    )  # fmt: skip
+                _compare(judge(x + delta), before, top, found, here, tally)
+                bar.update()
+    points, silent, violations, margins, used = {}, {}, {}, {}, {}
+    for name, rows in tally.items():
+        said, room, error, share = (np.concatenate(column) for column in zip(*rows, strict=True))
+        inside = said.astype(bool)
+        points[name], silent[name] = int(inside.sum()), int((~inside).sum())
+        violations[name] = int((room[inside] < -error[inside]).sum())
+        margins[name] = float(room[inside].min(initial=np.inf))
+        used[name] = float(np.median(share[inside])) if inside.any() else float("nan")
+    return Broken(points, silent, violations, margins, used)
+
+
+def _onto(delta: Tensor, epsilon: float) -> Tensor:
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(1e-30)
+    scaled: Tensor = delta * (epsilon / length).view(-1, *[1] * (delta.ndim - 1))
+    return scaled
+
+
+def _ascent(
+    model: nn.Module, x: Tensor, labels: Tensor, delta: Tensor, epsilon: float, aim: str, top: Tensor,
+    direction: Tensor, center: Tensor, noise: Gaussian, attribution: Attribution, iterations: int, samples: int,
+    seed: int, max_batch: int,
+) -> Tensor:  # fmt: skip
+    """Steps of a fifth of epsilon along the gradient, back onto the sphere each time; the best point seen counts."""
+    z = torch.cat(list(_draws(noise, samples, x, seed, max_batch)))
+    target = labels.repeat_interleave(len(z))
+    best, highest = delta, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+    for step in range(iterations + 1):
+        delta = delta.detach().requires_grad_()
+        signed = attribution(model, _moved(x + delta, z), target, create_graph=True)
+        maps = heatmap(signed).flatten(1).view(len(x), len(z), -1)
+        if aim == "mass":
+            value = -(maps.mean(1) * top).sum(1)
+        elif aim == "center":
+            moved = metrics.center_of_mass(maps.mean(1).view(len(x), *x.shape[2:])) - center.to(maps)
+            value = moved.square().sum(1)
+        elif aim == "top":
+            unit = (maps / torch.linalg.vector_norm(maps, dim=2, keepdim=True)).mean(1)
+            inside, outside = unit.masked_fill(~top, torch.inf), unit.masked_fill(top, -torch.inf)
+            # The half of the top that is nearest to leaving, against as many that are nearest to entering.
+            count = max(1, min(int(top[0].sum()), int((~top[0]).sum())) // 2)
+            value = outside.topk(count, dim=1).values.sum(1) - inside.topk(count, dim=1, largest=False).values.sum(1)
+        else:
+            flat = signed.flatten(1).view(len(x), len(z), -1)
+            mean = (flat / torch.linalg.vector_norm(flat, dim=2, keepdim=True).clamp_min(1e-30)).mean(1)
+            value = -torch.cosine_similarity(mean, direction.to(mean), dim=1)
+        better = value.detach() > highest
+        best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), delta.detach(), best)
+        highest = torch.maximum(highest, value.detach())
+        if step < iterations:
+            (up,) = torch.autograd.grad(value.sum(), delta)
+            delta = _onto(delta.detach() + _onto(up, 0.2 * epsilon), epsilon)
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Of each image [N, ...]: means over fresh samples, in float64, and what they are off by."""
+
+    direction: Tensor
+    batches: Tensor
+    length_squared: Tensor
+    mass: Tensor
+    mass_error: Tensor
+    unit: Tensor
+    center: Tensor
+    center_error: Tensor
+
+
+class _Judge:
+    """Means over fresh noise, as many samples as the certificate's estimates have."""
+
+    def __init__(
+        self, model: nn.Module, labels: Tensor, top: Tensor, noise: Gaussian, attribution: Attribution, samples: int,
+        seed: int, max_batch: int,
+    ) -> None:  # fmt: skip
+        self._model, self._labels, self._top, self._noise, self._attribution = model, labels, top, noise, attribution
+        self._samples, self._seed, self._max_batch, self._calls = samples, seed, max_batch, 0
+
+    def __call__(self, x: Tensor) -> _Measured:
+        self._calls += 1  # other noise each time
+        rows = [self._one(x, i) for i in range(len(x))]
+        return _Measured(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    def _one(self, images: Tensor, i: int) -> tuple[Tensor, ...]:
+        x, label, signed = images[i : i + 1], self._labels[i : i + 1], []
+        seed = self._seed + 1000 * (len(images) * self._calls + i)
+        for z in _draws(self._noise, self._samples, x, seed, self._max_batch):
+            signed.append(self._attribution(self._model, _moved(x, z), label.expand(len(z))).detach())
+        maps = torch.cat(signed)
+        flat = maps.flatten(1).double()
+        unit_signed = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(1e-300)
+        n, direction = len(flat), unit_signed.mean(0)
+        batches = torch.stack([part.mean(0) for part in unit_signed.tensor_split(_BATCHES)])
+        shown = heatmap(maps).flatten(1).double()
+        centers = metrics.center_of_mass(shown.view(n, *x.shape[2:]))
+        unit = shown / torch.linalg.vector_norm(shown, dim=1, keepdim=True)
+        masses = shown[:, self._top[i]].sum(1)
+        squared = (n * direction.square().sum() - unit_signed.square().sum() / n) / (n - 1)
+        return (
+            direction, batches, squared, masses.mean(), masses.std() / n**0.5, unit.mean(0), centers.mean(0),
+            (centers.var(0).sum() / n).sqrt(),
+        )  # fmt: skip
+
+
+def _compare(
+    after: _Measured, before: _Measured, top: Tensor, found: HeatmapCertificate, bounds: dict[str, NDArray[np.float64]],
+    tally: dict[str, list[tuple[Any, ...]]],
+) -> None:  # fmt: skip
+    """Adds to each quantity, an entry an image: whether something is said, room, what measuring leaves open, share."""
+    lengths = (before.length_squared.clamp_min(1e-12) * after.length_squared.clamp_min(1e-12)).sqrt()
+    # Batches of other noise: their products have no bias.
+    each = (before.batches * after.batches).sum(2) / lengths[:, None]
+    cosine, error = each.mean(1).cpu().numpy(), (each.std(1) / _BATCHES**0.5).cpu().numpy()
+    said = bounds["cosine"] > -1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.arccos(np.clip(cosine, -1, 1)) / np.arccos(np.clip(bounds["cosine"], -1, 1))
+    tally["cosine"].append((said, cosine - bounds["cosine"], _ERRORS * error, share))
+    mass, error = after.mass.cpu().numpy(), after.mass_error.cpu().numpy()
+    lower, known = bounds["mass_lower"][:, 0], found.mass[:, 0].numpy()
+    tally["mass"].append((lower > 0, mass - lower, _ERRORS * error, (known - mass) / (known - lower)))
+    moved = torch.linalg.vector_norm(after.center - before.center, dim=1).cpu().numpy()
+    error = torch.hypot(after.center_error, before.center_error).cpu().numpy()
+    most = bounds["center_shift"]
+    tally["center"].append((np.isfinite(most), most - moved, _ERRORS * error, moved / most))
+    k = found.k[0]
+    seen = torch.zeros_like(top).scatter_(1, after.unit.topk(k, dim=1).indices, True)
+    stay = ((seen & top).sum(1) / k).cpu().numpy()
+    least = bounds["intersection_estimates"][:, 0]
+    tally["top"].append((least > 0, stay - least, np.full(len(least), 1e-9), (1 - stay) / np.maximum(1 - least, 1 / k)))

@@ -1,0 +1,114 @@
+"""Attacks on what is certified of heatmaps: they break nothing, and find what is wrong."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robattr import models
+from robattr.attributions import Attribution
+from robattr.smoothing import Gaussian, HeatmapCertificate, certify_map
+from robattr.studies.breaking import QUANTITIES, break_maps
+
+SIDE, SIGMA = 6, 0.5
+
+
+class Flat(nn.Module):
+    """Explained by a function of the image, not by its logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2]
+
+
+def planted(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    create_graph: bool = False,
+    *,
+    threshold: float = 0.5 + SIGMA,
+    width: float = 0.02,
+) -> Tensor:
+    """Mass that goes from one corner to the other with the first pixel alone: a bad direction among 36.
+
+    If it goes at once, nearly a half-space, the worst field for a mean; if it goes slowly, nearly linear, the worst for
+    a variance where shifts are small.
+    """
+    first = torch.sigmoid((threshold - x[:, 0, 0, 0]) / width)
+    maps = torch.full((len(x), 1, SIDE, SIDE), 1e-3, dtype=x.dtype)
+    maps[:, 0, 2, 3] += 0.4
+    one, other = torch.zeros_like(maps), torch.zeros_like(maps)
+    one[:, 0, 0, 0], other[:, 0, 5, 5] = 0.6, 0.6
+    share = first[:, None, None, None]
+    return maps + share * one + (1 - share) * other
+
+
+def certified(
+    epsilon: float, samples: int = 2000, attribution: Attribution = planted
+) -> tuple[Flat, Tensor, HeatmapCertificate]:
+    model, x = Flat().eval(), torch.full((2, 1, SIDE, SIDE), 0.5, dtype=torch.float64)
+    found = certify_map(
+        model, x, 0, noise=Gaussian(SIGMA), epsilon=epsilon, k=2, cosine=True, samples=samples, choose=300,
+        attribution=attribution, max_batch=500,
+    )  # fmt: skip
+    return model, x, found
+
+
+@pytest.mark.parametrize("weaken", [1.0, 0.4])
+def test_a_planted_direction(weaken: float) -> None:
+    """Bounds hold, and those of a smaller perturbation, as of a spread that is too small, are caught."""
+    model, x, found = certified(0.25)
+    labels = torch.zeros(2, dtype=torch.int64)
+    broken = break_maps(
+        model, x, labels, found, attribution=planted, iterations=10, restarts=1, random=1, weaken=weaken, seed=1
+    )
+    assert sum(broken.points.values()) + sum(broken.silent.values()) == len(QUANTITIES) * 5 * 2
+    if weaken == 1:
+        assert sum(broken.violations.values()) == 0
+        # The attacks come near: what they reach of what is possible, of the median point.
+        assert broken.used["center"] > 0.5
+    else:
+        assert broken.violations["mass"] > 0
+        assert broken.violations["center"] > 0
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_spread_that_is_halved_is_caught(share: float) -> None:
+    """What bounds the center, with half of the variance that it has at most."""
+    slowly = partial(planted, threshold=0.5, width=0.3)
+    model, x, found = certified(0.3, 20_000, slowly)
+    found.statistics["center_spread"] *= share
+    labels = torch.zeros(2, dtype=torch.int64)
+    broken = break_maps(model, x, labels, found, attribution=slowly, iterations=10, restarts=1, random=0, seed=1)
+    assert broken.points["center"] == 2 * 4
+    assert (broken.violations["center"] > 0) == (share < 1)
+
+
+def test_a_network() -> None:
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    x = models.load_images(model, "digits", limit=2, seed=0).images
+    labels = model(x).argmax(1)
+    found = certify_map(
+        model, x, labels, noise=Gaussian(0.2), epsilon=[0.05, 0.2], k=20, cosine=True, samples=300, choose=100
+    )
+    broken = break_maps(model, x, labels, found, iterations=3, restarts=1, random=1)
+    assert sum(broken.points.values()) + sum(broken.silent.values()) == 2 * 2 * 5 * 4
+    assert broken.points["cosine"] == 20
+    assert sum(broken.violations.values()) == 0
+    same = break_maps(model, x, labels, found, iterations=3, restarts=1, random=1)
+    assert same == broken
+
+
+def test_what_is_refused() -> None:
+    model, x, found = certified(0.1)
+    labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"weaken is 0\.0; accepted"):
+        break_maps(model, x, labels, found, weaken=0.0)
+    without = certify_map(
+        model, x, 0, noise=Gaussian(SIGMA), epsilon=0.1, k=2, samples=10, choose=5, attribution=planted
+    )
+    with pytest.raises(ValueError, match="found has no cosine"):
+        break_maps(model, x, labels, without)
