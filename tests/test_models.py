@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -157,6 +158,15 @@ def test_softclip_is_the_difference_of_two_softplus() -> None:
     assert torch.autograd.gradgradcheck(slope, (z,))  # the third derivative, too
     big = torch.tensor([-1e30, 1e30, -3e38, 3e38])
     assert torch.equal(SoftClip(100.0)(big), torch.tensor([0.0, 6.0, 0.0, 6.0]))
+
+
+def test_random_weights_leave_no_head_at_zero() -> None:
+    """torchvision's transformers begin with logits of 0 for all images, which nothing could be explained of."""
+    assert not torchvision.models.vit_b_32(num_classes=5).heads.head.weight.any()
+    model = models.build("torchvision:vit_b_32", weights="random", num_classes=5)
+    assert model.network.heads.head.weight.std() > 0.01
+    again = models.build("torchvision:vit_b_32", weights="random", num_classes=5)
+    assert torch.equal(model.network.heads.head.weight, again.network.heads.head.weight)
 
 
 @pytest.mark.parametrize("name", ["lenet", "efficientnet-lite0"])

@@ -24,7 +24,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import integrate, optimize, special, stats
 from torch import Tensor, nn
 
-from robattr import attributions, smoothing
+from robattr import attributions, models, smoothing
 from robattr.smoothing import (
     Ball,
     Field,
@@ -1090,6 +1090,15 @@ def test_passes_with_a_graph_are_bounded() -> None:
 
 
 # --- certificates from samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "said"), [(255.0, r"x must be in \[0, 1\]; got values up to"), (-1.0, "down to")])
+def test_images_in_other_units_are_not_certified(scale: float, said: str) -> None:
+    """A classifier takes [0, 1]: the noise of a certificate would be another on images of 0 to 255."""
+    model, x = models.build("lenet", seed=1), scale * torch.rand(1, 3, 32, 32, generator=generator(3))
+    for method in (certify, partial(smoothing.certify_map, k=10)):
+        with pytest.raises(ValueError, match=said):
+            method(model, x, 1, noise=Gaussian(0.1), epsilon=0.1, samples=4, choose=2)  # type: ignore[operator]
 
 
 def test_projections_beyond_one_by_rounding_are_one() -> None:

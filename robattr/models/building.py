@@ -170,6 +170,8 @@ def build(
         if state is not None and (of_file := classes_in(model, state)) is not None and classes is None:
             torch.manual_seed(seed)
             model = _made(name, published, of_file, shape, mean, std)
+        if str(weights) == "random" and not names_code(name):
+            _awake(model)
     if path is not None and state is not None:
         load_weights(model, path, state)
     if mean is not None and std is not None:
@@ -213,6 +215,13 @@ def _made(
     if shape is not None:
         model.input_size = shape
     return model
+
+
+def _awake(model: nn.Module) -> None:
+    """Draw linear layers that begin at zero, as heads of transformers do: all logits would be 0, with no map."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+            nn.init.trunc_normal_(module.weight, std=0.02)
 
 
 def _shape(size: Shape | Sequence[int] | int | None) -> Shape | None:

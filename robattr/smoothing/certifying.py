@@ -19,6 +19,8 @@ from tqdm import tqdm
 from robattr._files import write_text
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient
+from robattr.data import check_images
+from robattr.models import Classifier
 from robattr.smoothing.certificates import NONE, Method, mean_lower_bound, sampling_error
 from robattr.smoothing.eigenvalue import EXACT, Maps, largest_eigenvalue
 from robattr.smoothing.noise import Gaussian, Noise
@@ -104,7 +106,7 @@ def certify(
 
     Args:
         model: images to logits, in evaluation mode.
-        x: images [N, C, H, W] in [0, 1].
+        x: images [N, C, H, W] in [0, 1], where the model is a :class:`robattr.models.Classifier`; what any other takes.
         target: class explained of each image, int64 [N], or one int for all.
         noise: :class:`Ball` or :class:`Gaussian`.
         epsilon: one or several l2 lengths, >= 0.
@@ -126,6 +128,7 @@ def certify(
     Raises:
         ValueError: an argument is not what is accepted, or the file is of another request; before any work starts.
     """
+    check_units(model, x)
     labels = check_target(x, target)
     lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
     if not lengths or any(not e >= 0 for e in lengths):
@@ -313,6 +316,16 @@ def _digest(*parts: Tensor | str) -> str:
             found.update(f"{part.dtype} {list(part.shape)}".encode())
             found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def check_units(model: nn.Module, x: Tensor) -> None:
+    """Refuse images outside of [0, 1] where the model is known to take those: noise and lengths are in their units.
+
+    Raises:
+        ValueError: with the largest or smallest value.
+    """
+    if isinstance(model, Classifier) and isinstance(x, Tensor):
+        check_images(x, "x")
 
 
 def _within(along: Tensor, x: Tensor) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from robattr import metrics
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
 from robattr.smoothing.certificates import mean_lower_bound, mean_lower_bound_of_moments, sampling_error
-from robattr.smoothing.certifying import Spread
+from robattr.smoothing.certifying import Spread, check_units
 from robattr.smoothing.eigenvalue import EXACT
 from robattr.smoothing.functionals import (
     certified_displacement,
@@ -165,6 +165,7 @@ def certify_map(
     Raises:
         ValueError: an argument is not what is accepted; before any work starts.
     """
+    check_units(model, x)
     labels = check_target(x, target)
     if x.ndim != 4:
         raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
