@@ -69,7 +69,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         shutil.copy(ROOT / "CONTRIBUTING.md", folder)
     for module in plan.documented(plan.imports(ROOT / "robattr")):
         (folder / plan.page(module)).with_suffix(".md").write_text(api_page(module), encoding="utf-8")
-    for chapter in exercises.CHAPTERS:
+    for chapter in exercised():
         page = exercise_page(chapter, title_of(chapter))
         (folder / "book" / f"exercises_{chapter}.md").write_text(page, encoding="utf-8")
     generated = folder / "book" / "generated"
@@ -83,7 +83,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         receipts.add(notebook)
         for name, picture in named_pictures(path.stem, notebook):
             (generated / f"{name}.png").write_bytes(picture)
-        if path.stem in exercises.CHAPTERS:
+        if path.stem in exercised():
             notebook.cells.append(exercise_link(path.stem))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
@@ -107,6 +107,11 @@ def title_of(chapter: str) -> str:
     return re.findall(r"^# (.*)$", text, re.MULTILINE)[0]
 
 
+def exercised() -> list[str]:
+    """The chapters here that have exercises."""
+    return [name for name in exercises.CHAPTERS if (ROOT / "notebooks" / f"{name}.md").is_file()]
+
+
 def exercise_page(chapter: str, title: str) -> str:
     """The page of a chapter's exercises, without solutions."""
     text = exercises.page(exercises.exercises(chapter), f"Exercises: {title}")
@@ -116,7 +121,7 @@ def exercise_page(chapter: str, title: str) -> str:
 def exercise_table() -> str:
     """All exercises in a table."""
     rows = []
-    for chapter in exercises.CHAPTERS:
+    for chapter in exercised():
         for each in exercises.exercises(chapter):
             link = f"{{doc}}`{title_of(chapter)} </book/exercises_{chapter}>`"
             rows.append((f"[{each.title}](page-{each.id})", link, each.kind, str(each.minutes)))

@@ -403,6 +403,7 @@ description: trainings
 training: {dataset: digits, images: 64, validation: 32, model: digits-cnn, schedule: {epochs: 1, milestones: []}}
 objectives: {cross-entropy: , l2: }
 seeds: [0, 1]
+alignment: {dataset: digits, frame: 2}
 """
     )
     path = tmp_path / "grid.yaml"

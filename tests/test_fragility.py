@@ -166,8 +166,8 @@ def test_a_stopped_measurement_goes_on(
     # One bit of one number.
     parts[6].write_text(re.sub(r'("cosine": \[)(\d)', lambda m: m[1] + str(int(m[2]) ^ 1), parts[6].read_text()))
     calls = []
-    real = fragility._attacked
-    monkeypatch.setattr(fragility, "_attacked", lambda *args: calls.append(args) or real(*args))
+    real = fragility.attack_images
+    monkeypatch.setattr(fragility, "attack_images", lambda *args: calls.append(args) or real(*args))
     second = fragility.measure(model, config, device="cpu", folder=tmp_path, max_batch=4).values
     assert len(calls) == 7
     # The first part is what it is alone, bit by bit. In one batch of all, clean images give the same to rounding, and
@@ -195,8 +195,8 @@ def test_kept_images_that_were_altered_are_made_again(
     kept[1].write_bytes(kept[1].read_bytes()[:-4])
     kept[2].unlink()
     calls = []
-    real = fragility._attacked
-    monkeypatch.setattr(fragility, "_attacked", lambda *args: calls.append(args) or real(*args))
+    real = fragility.attack_images
+    monkeypatch.setattr(fragility, "attack_images", lambda *args: calls.append(args) or real(*args))
     second = fragility.measure(model, config, device="cpu", folder=tmp_path).tensors
     assert len(calls) == 3
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -209,7 +209,7 @@ def test_two_processes_share_the_work(
     config = SMALL.model_copy(update={"adversarial_images": 0, "rescaled": 0})
     alone = fragility.measure(model, config, device="cpu", max_batch=4).values
     done: list[int] = []
-    real = fragility._attacked
+    real = fragility.attack_images
     both_are_at_work = threading.Barrier(2, timeout=PATIENCE_S)
 
     def counted(*args: Any) -> Any:
@@ -219,7 +219,7 @@ def test_two_processes_share_the_work(
             both_are_at_work.wait()
         return real(*args)
 
-    monkeypatch.setattr(fragility, "_attacked", counted)
+    monkeypatch.setattr(fragility, "attack_images", counted)
 
     # Locks are of files, and exclude threads as they do processes.
     def measure() -> dict[str, np.ndarray[Any, Any]]:
@@ -281,6 +281,7 @@ description: a training
 training: {dataset: digits, images: 64, validation: 32, model: digits-mlp, schedule: {epochs: 1, milestones: []}}
 objectives: {cross-entropy: , cosine: }
 seeds: [0, 1]
+alignment: {dataset: digits, frame: 2}
 """
     )
     path = tmp_path / "attacks.yaml"
@@ -380,7 +381,7 @@ def test_an_interrupted_run_goes_on_and_leaves_nothing_half_written(
 ) -> None:
     network, options = Network(model="digits-cnn", weights=weights), {"device": "cpu", "progress": False}
     whole = grids.run(fragility.KIND, network, OWN, root=tmp_path / "whole", **options)
-    real, calls = fragility._attacked, []
+    real, calls = fragility.attack_images, []
 
     def interrupted(*args: Any) -> Any:
         calls.append(args[-2])
@@ -388,7 +389,7 @@ def test_an_interrupted_run_goes_on_and_leaves_nothing_half_written(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(fragility, "_attacked", interrupted)
+    monkeypatch.setattr(fragility, "attack_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         grids.run(fragility.KIND, network, OWN, root=tmp_path / "parts", **options)
     assert not [path for path in (tmp_path / "parts").iterdir() if not path.name.startswith(".")]
@@ -407,7 +408,7 @@ def test_an_interrupted_run_goes_on_and_leaves_nothing_half_written(
 def test_what_cannot_be_run_is_refused_in_one_line(weights: str, tmp_path: Path) -> None:
     cases = [
         (Network(model="efficientnet-lite0"), {"dataset": "cifar10-samples", "images": None}, "1000"),
-        (Network(model="digits-cnn", weights=weights), {"k": 65}, "64 pixels"),
+        (Network(model="digits-cnn", weights=weights), {"k": 65}, "from 1 to 64, the pixels of 8 x 8"),
     ]
     for network, change, message in cases:
         with pytest.raises(ValueError, match=message) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -520,11 +521,16 @@ def test_committed_records_belong_to_their_grid_and_weights(path: Path) -> None:
 
 
 def test_committed_numbers_are_those_before_the_files_were_moved() -> None:
-    """Places and descriptions of the first edition's records changed; no number did."""
+    """Places and descriptions of the first edition's records changed, and lines were added; no number changed."""
+    added = ("below_quoted", "quoted_broken", "smallest_radius", "round_trip_radius")
     before = json.loads((Path(__file__).parent / "committed_numbers.json").read_text(encoding="utf-8"))
     assert len(before) == 114
     for name, digest in before.items():
-        assert _files.file_digest(REFERENCE / name) == digest, name
+        text = (REFERENCE / name).read_text(encoding="utf-8")
+        if name.endswith(".jsonl"):
+            lines = text.splitlines(keepends=True)
+            text = "".join(line for line in lines if json.loads(line)["quantity"].partition("/")[0] not in added)
+        assert hashlib.sha256(text.encode()).hexdigest() == digest, name
 
 
 def test_every_kind_of_study_is_known_by_its_name() -> None:
