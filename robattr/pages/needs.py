@@ -85,6 +85,8 @@ class _Asked:
             self.refuse(name, f"there is no file {self.place(name)}")
         if form in ("records", "grid"):
             folder = self.place(name)
+            if self.chapter.parameters[name].schema.get("optional") and not folder.exists():
+                return  # the chapter says what it shows without them
             pattern = "*.jsonl" if form == "grid" else "**/*.jsonl"
             if not folder.is_dir() or next(folder.glob(pattern), None) is None:
                 made = f"; `make reference GRID={folder.name}` makes them" if form == "grid" else ""
