@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import nbformat
 import plan
 
 from robattr import _yaml, exercises
-from robattr.pages import receipts
+from robattr.pages import chapters, receipts
 from robattr.studies import claims, records
 from robattr.studies.records import Measurement
 
@@ -69,12 +69,13 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         shutil.copy(ROOT / "CONTRIBUTING.md", folder)
     for module in plan.documented(plan.imports(ROOT / "robattr")):
         (folder / plan.page(module)).with_suffix(".md").write_text(api_page(module), encoding="utf-8")
-    for chapter in exercised():
-        page = exercise_page(chapter, title_of(chapter))
+    titles = exercised()
+    for chapter, title in titles.items():
+        page = exercise_page(chapter, title)
         (folder / "book" / f"exercises_{chapter}.md").write_text(page, encoding="utf-8")
     generated = folder / "book" / "generated"
     generated.mkdir()
-    (generated / "exercises.md").write_text(exercise_table(), encoding="utf-8")
+    (generated / "exercises.md").write_text(exercise_table(titles), encoding="utf-8")
     (folder / "notebooks").mkdir()
     notebooks = {}
     for path in paths:
@@ -83,7 +84,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         receipts.add(notebook)
         for name, picture in named_pictures(path.stem, notebook):
             (generated / f"{name}.png").write_bytes(picture)
-        if path.stem in exercised():
+        if path.stem in titles:
             notebook.cells.append(exercise_link(path.stem))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
@@ -101,15 +102,10 @@ def api_page(module: str) -> str:
     return f"{head}```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
 
 
-def title_of(chapter: str) -> str:
-    """The title of a chapter: its first heading."""
-    text = (ROOT / "notebooks" / f"{chapter}.md").read_text(encoding="utf-8")
-    return re.findall(r"^# (.*)$", text, re.MULTILINE)[0]
-
-
-def exercised() -> list[str]:
-    """The chapters here that have exercises."""
-    return [name for name in exercises.CHAPTERS if (ROOT / "notebooks" / f"{name}.md").is_file()]
+def exercised() -> dict[str, str]:
+    """The titles of the chapters here that have exercises, by name."""
+    here = chapters.chapter_names(ROOT)
+    return {name: chapters.chapter(ROOT, name).title for name in exercises.CHAPTERS if name in here}
 
 
 def exercise_page(chapter: str, title: str) -> str:
@@ -118,12 +114,12 @@ def exercise_page(chapter: str, title: str) -> str:
     return f"{text}\nBack to the chapter: {{doc}}`/notebooks/{chapter}`.\n"
 
 
-def exercise_table() -> str:
+def exercise_table(titles: Mapping[str, str]) -> str:
     """All exercises in a table."""
     rows = []
-    for chapter in exercised():
+    for chapter, title in titles.items():
         for each in exercises.exercises(chapter):
-            link = f"{{doc}}`{title_of(chapter)} </book/exercises_{chapter}>`"
+            link = f"{{doc}}`{title} </book/exercises_{chapter}>`"
             rows.append((f"[{each.title}](page-{each.id})", link, each.kind, str(each.minutes)))
     return "\n".join(table(("Exercise", "On", "Kind", "Minutes"), rows)) + "\n"
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from robattr import attacks, regularizers, smoothing
+from robattr._files import write_text
+from robattr._text import between_marks
 from robattr.attributions import METHODS, Attribution, Target
 from robattr.attributions.calls import OTHERS
 from robattr.models import Classifier, softplus_surrogate
@@ -332,11 +334,7 @@ def page(text: str, record: dict[str, Any]) -> str:
     Raises:
         ValueError: the marks are not there.
     """
-    head, mark, rest = text.partition("<!-- make zoo -->\n")
-    _, end, tail = rest.partition("<!-- end -->\n")
-    if not end:
-        raise ValueError(f"{PAGE.name} has no line '<!-- make zoo -->' with '<!-- end -->' below it")
-    return f"{head}{mark}\n{table(record)}\n\n{end}{tail}"
+    return between_marks(text, "make zoo", f"\n{table(record)}\n\n", PAGE.name)
 
 
 def main() -> None:
@@ -354,8 +352,8 @@ def main() -> None:
     wrong = failures(record)
     if wrong:
         sys.exit("\n".join(wrong))
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
+    write_text(RECORD, json.dumps(record, indent=1) + "\n")
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), record))
 
 
 if __name__ == "__main__":

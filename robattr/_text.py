@@ -1,4 +1,4 @@
-"""Text from outside, such as names of classes and sentences of claims, where it becomes Markdown."""
+"""Text in Markdown: what comes from outside, such as names of classes, and what is made between two marks."""
 
 from __future__ import annotations
 
@@ -10,3 +10,22 @@ _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|$~&])")
 def markdown(text: str) -> str:
     """The text as Markdown that shows it as it is: in one line, without markup, HTML, mathematics or table cells."""
     return _ACTIVE.sub(r"\\\1", " ".join(text.split()))
+
+
+def between_marks(text: str, command: str, made: str, name: str) -> str:
+    """The text with what a command makes between its two marks, ``<!-- COMMAND -->`` on a line and ``<!-- end -->``.
+
+    Args:
+        text: of a page.
+        command: that is named in the first mark.
+        made: what comes between, with its line breaks.
+        name: of the page, for the message.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    head, start, rest = text.partition(f"<!-- {command} -->\n")
+    _, end, tail = rest.partition("<!-- end -->")
+    if not end:
+        raise ValueError(f"{name} has no line '<!-- {command} -->' with '<!-- end -->' below it")
+    return head + start + made + end + tail

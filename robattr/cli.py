@@ -324,6 +324,7 @@ def audit(
 def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None, register: bool) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
     from robattr._files import write_text
+    from robattr._text import between_marks
     from robattr.studies import checking, claims, records
 
     if form == "schema":
@@ -342,11 +343,8 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
 
         write_text(home / "book" / "_static" / "forest.svg", figures.small_forest(verdicts))
     if into is not None:
-        head, start, rest = into.read_text(encoding="utf-8").partition("<!-- robattr ledger --markdown -->\n")
-        _, end, tail = rest.partition("<!-- end -->")
-        if not end:
-            raise ValueError(f"{into} has no line '<!-- robattr ledger --markdown -->' with '<!-- end -->' below it")
-        write_text(into, head + start + claims.summary(verdicts) + end + tail)
+        page = into.read_text(encoding="utf-8")
+        write_text(into, between_marks(page, "robattr ledger --markdown", claims.summary(verdicts), str(into)))
     elif form == "json":
         click.echo(json.dumps(claims.as_json(verdicts), indent=1))
     elif form == "markdown":

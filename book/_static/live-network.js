@@ -318,12 +318,9 @@
     }
 
     // Which way the mass on the pixels falls: the derivative of its negative.
-    slope({ image, gradient }) {
-      const sizes = new Float64Array(this.pixels);
-      gradient.forEach((g, i) => (sizes[i % this.pixels] += Math.abs(g)));
-      const total = sum(sizes);
+    slope({ image, gradient, mass }) {
+      const total = sum(gradient.map(Math.abs));
       if (!(total > 0)) return new Float64Array(image.length);
-      const mass = this.mass(sizes) / total;
       const direction = gradient.map(
         (g, i) => (Math.sign(g) * (mass - Number(this.top.has(i % this.pixels)))) / total,
       );

@@ -27,6 +27,7 @@ digits = data.load("digits", limit=50)  # of the test images
 """What the code of every exercise starts with."""
 _GAP = "# YOUR CODE HERE\nraise NotImplementedError()"  # what nbgrader puts there, too
 _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION\n", re.MULTILINE | re.DOTALL)
+_MARKS = re.compile(r"[ \t]*### (BEGIN|END) SOLUTION\n")
 _ROLE = re.compile(r"\{(?:prf:)?(ref|doc|cite)(?::\w+)?\}`(?:([^`<]*?)\s*<)?([^`>]*)>?`")
 
 
@@ -49,17 +50,12 @@ def page(chosen: Iterable[Exercise], title: str) -> str:
     return "\n".join(lines)
 
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 Try, then ask: `check` says whether an answer is right, and a word where it is not. Numbers count to three significant
 digits. Solutions are not in the book; `robattr exercises ID --solution` shows one. All code starts with
 
 ```python
-import torch
-from robattr import attacks, attributions, data, metrics, models
-from robattr.exercises import check, trained
-
-digits = data.load("digits", limit=50)  # of the test images
-```"""
+{SETUP}```"""
 
 
 def plain(exercise: Exercise, *, solution: bool = False) -> str:
@@ -73,7 +69,7 @@ def plain(exercise: Exercise, *, solution: bool = False) -> str:
     parts += [f"Hint {number}. {hint}" for number, hint in enumerate(exercise.hints, 1)]
     parts.append(f'check("{exercise.id}", answer), where answer is\n{JUDGES[exercise.id].form}')
     if solution:
-        code = re.sub(r"[ \t]*### (BEGIN|END) SOLUTION\n", "", exercise.answer)
+        code = _MARKS.sub("", exercise.answer)
         parts += ["Solution.", code.rstrip(), exercise.solution]
     return _without_roles("\n\n".join(parts)) + "\n"
 
@@ -108,7 +104,7 @@ def notebook(chosen: Iterable[Exercise], edition: Edition = "student") -> Any:
         if edition == "student":
             answer = _SOLUTION.sub(_gap, answer)
         elif edition == "teacher":
-            answer = re.sub(r"[ \t]*### (BEGIN|END) SOLUTION\n", "", answer)
+            answer = _MARKS.sub("", answer)
         cells.append(_code(answer, each.id, solution=True))
         check = f'verdict = check("{each.id}", answer)\nprint(verdict)\nassert verdict.right, verdict.word'
         cells.append(_code(check, f"{each.id}-check", grade=True, locked=True))

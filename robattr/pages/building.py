@@ -103,15 +103,20 @@ def leftovers(root: Path) -> list[psutil.Process]:
 
     Whoever has the lock of the builds knows that theirs is dead.
     """
-    own = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
     found = []
-    for process in psutil.process_iter():
+    for process in _others():
         try:
-            if process.pid not in own and process.environ().get(_MARK) == str(root.resolve()):
+            if process.environ().get(_MARK) == str(root.resolve()):
                 found.append(process)
         except (psutil.Error, OSError):  # somebody else's, or gone
             continue
     return found
+
+
+def _others() -> Iterator[psutil.Process]:
+    """All processes but this one and those that it was started by."""
+    own = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
+    return (process for process in psutil.process_iter() if process.pid not in own)
 
 
 def _end(processes: Sequence[psutil.Process]) -> int:
@@ -142,13 +147,12 @@ def _wait_for_others(root: Path) -> None:
 
 
 def _snakemake(root: Path) -> psutil.Process | None:
-    own = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
-    for process in psutil.process_iter():
+    for process in _others():
         try:
             words = process.cmdline()
             # ``python -m snakemake`` and ``python /path/bin/snakemake``.
             called = any(Path(word).name == "snakemake" for word in words[:3])
-            if called and process.pid not in own and Path(process.cwd()) == root:
+            if called and Path(process.cwd()) == root:
                 return process
         except (psutil.Error, OSError):
             continue

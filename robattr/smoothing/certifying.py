@@ -130,9 +130,7 @@ def certify(
     """
     check_units(model, x)
     labels = check_target(x, target)
-    lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
-    if not lengths or any(not e >= 0 for e in lengths):
-        raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
+    lengths = l2_lengths(epsilon)
     if samples < 2 or choose < 1:
         raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
     if not 0 < alpha < 1:
@@ -316,6 +314,18 @@ def _digest(*parts: Tensor | str) -> str:
             found.update(f"{part.dtype} {list(part.shape)}".encode())
             found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def l2_lengths(epsilon: float | Sequence[float]) -> tuple[float, ...]:
+    """One or several l2 lengths as a row.
+
+    Raises:
+        ValueError: there are none, or one is no number >= 0.
+    """
+    lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
+    if not lengths or any(not e >= 0 for e in lengths):
+        raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
+    return lengths
 
 
 def check_units(model: nn.Module, x: Tensor) -> None:

@@ -16,7 +16,7 @@ from robattr import metrics
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
 from robattr.smoothing.certificates import mean_lower_bound, mean_lower_bound_of_moments, sampling_error
-from robattr.smoothing.certifying import Spread, check_units
+from robattr.smoothing.certifying import Spread, check_units, l2_lengths
 from robattr.smoothing.eigenvalue import EXACT
 from robattr.smoothing.functionals import (
     certified_displacement,
@@ -170,9 +170,7 @@ def certify_map(
     if x.ndim != 4:
         raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
     height, width = x.shape[2:]
-    lengths = tuple(np.ravel(np.asarray(epsilon, dtype=np.float64)).tolist())
-    if not lengths or any(not e >= 0 for e in lengths):
-        raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
+    lengths = l2_lengths(epsilon)
     counts = tuple(int(v) for v in np.ravel(k))
     if not counts or any(not 1 <= v <= height * width for v in counts) or not np.array_equal(counts, np.ravel(k)):
         raise ValueError(f"k is {k}; accepted are whole numbers of pixels from 1 to {height * width}")
@@ -561,9 +559,7 @@ def certified_pixels(found: HeatmapCertificate, epsilon: float | Sequence[float]
     Raises:
         ValueError: an argument is not what is accepted.
     """
-    lengths = np.ravel(np.asarray(epsilon, dtype=np.float64))
-    if not len(lengths) or not (lengths >= 0).all():
-        raise ValueError(f"epsilon is {epsilon}; accepted are l2 lengths >= 0 in units of a [0, 1] image")
+    lengths = np.array(l2_lengths(epsilon))
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
     lam = found.statistics["spread_upper"].numpy()[:, None]

@@ -175,15 +175,12 @@ def _weights(records: Sequence[tuple[Record, Path]]) -> list[Finding]:
     """Whether weights that were kept are those that were measured."""
     kept_, without, other = 0, 0, []
     for record, path in records:
-        if (file := record.weights.get("file")) is None:
+        if record.weights.get("file") is None:
             without += 1
-            continue
-        name = f"{path.parent.name}/{record.name}"
-        places = [place / file for place in (path.parent, *sorted(path.parents[1].iterdir())) if place.is_dir()]
-        digests = [file_digest(place) for place in places if place.is_file()]
-        if record.weights["sha256"] in digests:
+        elif kept.weights_place(record, path.parent) is not None:
             kept_ += 1
         else:
+            name = f"{path.parent.name}/{record.name}"
             other.append(Finding(f"weights of {name}", "differs", "no file has those that were measured"))
     found = [*other, Finding("weights", "ok", f"{kept_} files")] if kept_ or other else []
     if without:

@@ -40,6 +40,7 @@ __all__ = [
     "nearby",
     "network_of",
     "verify",
+    "weights_place",
 ]
 
 FOLDER = "images"
@@ -139,7 +140,7 @@ def keep(
         # At the edges of [0, 1] a change is cut to whole 1/255.
         unit = 1.0 if attack == "random-sign" else min(config.step, 1.0)
         steps = _steps(x, moved, unit)
-        values = _effect(model, config, x, _moved(x, steps, unit, epsilon), method)
+        values = _effect(_pair(model, config, x, _moved(x, steps, unit, epsilon), method), config.k)
         file = _written(folder / f"{place.replace('/', '-')}.png", (steps + _NONE).to(torch.uint8))
         kept[place] = {
             **file,
@@ -195,11 +196,19 @@ def network_of(record: Record, folder: Path) -> Classifier:
         if loaded.source["weights"]["sha256"] != record.weights["sha256"]:
             raise models.ModelError(f"{record.network.model}: the weights here are not those that were measured")
         return loaded.model
-    file = record.weights.get("file")
-    for place in (folder, *sorted(folder.parent.iterdir())):
-        if file is not None and (place / file).is_file() and file_digest(place / file) == record.weights["sha256"]:
-            return record.load_model(place)
+    if (place := weights_place(record, folder)) is not None:
+        return record.load_model(place)
     raise models.ModelError(f"{folder.name}/{record.name}: no grid here has kept its weights")
+
+
+def weights_place(record: Record, folder: Path) -> Path | None:
+    """The folder of a grid with the file of weights that were measured: the record's own or one beside it, if any."""
+    file = record.weights.get("file")
+    if file is not None:
+        for place in (folder, *sorted(folder.parent.iterdir())):
+            if (place / file).is_file() and file_digest(place / file) == record.weights["sha256"]:
+                return place
+    return None
 
 
 def drawn_images(record: Record, model: Classifier, data_root: Path | str | None = None) -> Tensor:
@@ -308,13 +317,11 @@ def nearby(
     """
     model, config = network_of(kept.record, kept.folder.parents[1]), kept.record.config
     x = clean_pictures(kept, model, data_root)
-    with torch.no_grad():
-        labels = model(x).argmax(1)
     found = {}
     for place, entry in kept.attacks.items():
         method, attack, epsilon = place.split("/")
         moved = _moved(x, _read(kept, entry).int() - _NONE, float(entry["unit"]), float(epsilon))
-        one, two = (heatmap(config.method(method)(model, z, labels)) for z in (x, moved))
+        one, two = _pair(model, config, x, moved, method).maps
         share, beyond = (
             metrics.nearby_intersection(one, two, config.k, reach=reach, beyond_chance=b).double().numpy()
             for b in (False, True)
@@ -348,7 +355,8 @@ def _looked_at(
         return Finding(what, "differs", f"a value changes by {longest:g}/255, more than {epsilon:g}/255")
     config: Fragility = kept.record.config
     moved = _moved(x, steps, unit, epsilon)
-    now, slack = _effect(model, config, x, moved, method), _slack(model, config, x, moved, method)
+    pair = _pair(model, config, x, moved, method)
+    now, slack = _effect(pair, config.k), _slack(pair, config.k)
     noted = {quantity: torch.tensor(values[: len(x)]) for quantity, values in entry["values"].items()}
     lost = int((now["success"] < noted["success"]).sum())
     if lost:
@@ -365,39 +373,48 @@ def _looked_at(
     return Finding(what, "ok", f"{len(x)} pictures, {now['topk_intersection'].mean():.3f} of the top pixels left")
 
 
-def _effect(model: Classifier, config: Fragility, x: Tensor, moved: Tensor, method: str) -> dict[str, Tensor]:
-    """What changed images do, as a record says it; of one whose prediction is lost, as it is."""
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Images before and after a change: whether the prediction is kept and the image another one, and both heatmaps."""
+
+    success: Tensor
+    maps: tuple[Tensor, Tensor]
+
+
+def _pair(model: Classifier, config: Fragility, x: Tensor, moved: Tensor, method: str) -> _Pair:
     with torch.no_grad():
-        before, after = (model(z) for z in (x, moved))
-    labels = before.argmax(1)
+        labels, after = model(x).argmax(1), model(moved)
     attribution = config.method(method)
-    one, two = (heatmap(attribution(model, z, labels)) for z in (x, moved))
     # Two logits that rounding could put into the other order are no other prediction.
     top = after.max(1).values
     kept = top - after.gather(1, labels[:, None]).squeeze(1) <= ROUNDING * after.abs().amax(1)
+    # An attack that failed returned the clean image.
+    success = kept & (moved != x).flatten(1).any(1)
+    return _Pair(success, (heatmap(attribution(model, x, labels)), heatmap(attribution(model, moved, labels))))
+
+
+def _effect(pair: _Pair, k: int) -> dict[str, Tensor]:
+    """What changed images do, as a record says it; of one whose prediction is lost, as it is."""
     return {
-        # An attack that failed returned the clean image.
-        "success": (kept & (moved != x).flatten(1).any(1)).double(),
-        "topk_intersection": metrics.topk_intersection(one, two, config.k).double(),
-        "cosine": metrics.cosine(one, two).double(),
+        "success": pair.success.double(),
+        "topk_intersection": metrics.topk_intersection(*pair.maps, k).double(),
+        "cosine": metrics.cosine(*pair.maps).double(),
     }
 
 
-def _slack(model: Classifier, config: Fragility, x: Tensor, moved: Tensor, method: str) -> dict[str, Tensor]:
+def _slack(pair: _Pair, k: int) -> dict[str, Tensor]:
     """How far rounding of either map may move each quantity; six digits are kept."""
-    with torch.no_grad():
-        labels = model(x).argmax(1)
-    attribution = config.method(method)
-    either, length = torch.zeros(len(x)), torch.zeros(len(x))
-    for z in (x, moved):
-        flat = heatmap(attribution(model, z, labels)).flatten(1)
+    n = len(pair.success)
+    either, length = torch.zeros(n), torch.zeros(n)
+    for each in pair.maps:
+        flat = each.flatten(1)
         error = ROUNDING * flat.amax(1, keepdim=True)
-        edge = flat.topk(config.k).values[:, -1:]
+        edge = flat.topk(k).values[:, -1:]
         # Both the pixel and the edge can be off by the error.
         either += ((flat - edge).abs() <= 2 * error).sum(1).cpu() - 1
         length += (error.squeeze(1) * flat.shape[1] ** 0.5 / torch.linalg.vector_norm(flat, dim=1)).cpu()
     # Of unit vectors that each move by that length, the cosine moves by no more than their sum, and its square.
-    return {"topk_intersection": either / config.k + 1e-5, "cosine": 2 * length + length**2 + 1e-5}
+    return {"topk_intersection": either / k + 1e-5, "cosine": 2 * length + length**2 + 1e-5}
 
 
 def _steps(x: Tensor, moved: Tensor, unit: float) -> Tensor:

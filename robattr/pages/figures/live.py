@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robattr.attacks import TopK
 from robattr.models import Classifier
 from robattr.pages.figures.style import MAP
-from robattr.pages.figures.widgets import _embedded, _encoded
+from robattr.pages.figures.widgets import _embedded, _encoded, _escaped
 
 __all__ = ["attack_in_page", "live_network"]
 
@@ -132,8 +132,7 @@ def attack_in_page(
     if epsilon not in epsilons:
         raise ValueError(f"epsilon is {epsilon}; accepted are {', '.join(map(str, epsilons))}")
     channels, height, width = images.shape[1:]
-    if not 1 <= k <= height * width:
-        raise ValueError(f"k is {k}; the map has {height * width} pixels and k is an integer between 1 and that")
+    TopK(k).check(len(images), height, width)
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8).numpy()
     colors = (np.asarray(plt.get_cmap(MAP)(np.linspace(0, 1, 256)))[:, :3] * 255).round().astype(np.uint8)
     content = {
@@ -156,12 +155,12 @@ def attack_in_page(
         thumbnails.append(
             '<button type="button" class="live-picture" data-picture="drawn" aria-pressed="false">draw</button>'
         )
-    options = "".join(f"<option>{html.escape(name)}</option>" for name in networks)
+    options = "".join(f"<option>{_escaped(name)}</option>" for name in networks)
     sizes = "".join(
         f'<option value="{each}"{" selected" if each == epsilon else ""}>{each}/255</option>' for each in epsilons
     )
     return (
-        f'<div class="live-attack" role="group" aria-label="{html.escape(label)}">'
+        f'<div class="live-attack" role="group" aria-label="{_escaped(label)}">'
         f'<div class="live-pictures" role="group" aria-label="pictures">{"".join(thumbnails)}</div>'
         f'<div class="live-controls"><label>network <select data-name="network">{options}</select></label>'
         f'<label>largest change <select data-name="epsilon">{sizes}</select></label>'
