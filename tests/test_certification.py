@@ -87,6 +87,24 @@ def test_attacks_on_a_trained_kind_of_network_break_nothing(record: Record) -> N
     assert certification.check([record, record]).points == 2 * found.points
 
 
+def test_gaps_are_those_of_the_count(record: Record) -> None:
+    """The closest gap is the margin of the count; an image counts once at each epsilon, not once an adversary."""
+    each = {law: certification.gaps([record], law) for law in certification.LAWS}
+    found = certification.check([record])
+    assert min(gap.min() for gap in each.values()) == found.margin
+    assert len(certification.ADVERSARIES) * sum(map(len, each.values())) == found.covered
+    assert len(certification.gaps([], "gaussian")) == 0
+    # By hand: one image is certified and one is not.
+    values = {"norm_lower/uniform/1": np.array([0.99, 0.0])}
+    values |= {
+        f"attacked/uniform/1/0.02/{a}": np.array([0.9 + i, -1.0]) for i, a in enumerate(certification.ADVERSARIES)
+    }
+    config = SMALL.model_copy(update={"laws": ("uniform",), "epsilons": (0.02,), "attack_radius": 1.0})
+    by_hand = Record(KIND, "n", NETWORK, config, 64, values, {})
+    bound = smoothing.certified_cosine(0.99, smoothing.overlap(64, 1.0, 0.02))
+    np.testing.assert_allclose(certification.gaps([by_hand], "uniform"), [0.9 - bound], rtol=1e-12)
+
+
 @pytest.mark.parametrize("law", ["uniform", "gaussian"])
 def test_a_weakened_certificate_is_caught(law: str) -> None:
     """The adversaries that attain the certificates stand where an attack's result stands."""

@@ -46,6 +46,7 @@ __all__ = [
     "certified_of_map",
     "check",
     "derived",
+    "gaps",
     "inverses",
     "measure",
     "noise_of",
@@ -632,6 +633,30 @@ def check(runs: Sequence[Record], *, weaken: float = 1.0) -> Check:
             wrong += int((cosines < bound)[said].sum())
             margin = min(margin, float((cosines - bound)[said].min(initial=np.inf)))
     return Check(points, covered, wrong, margin)
+
+
+def gaps(runs: Sequence[Record], law: str) -> NDArray[np.float64]:
+    """How far attacks stay above the certificates, which a count of violations does not say.
+
+    Args:
+        runs: records of certifications with attacks.
+        law: of the noise.
+
+    Returns:
+        The lowest cosine that any adversary reached less the certified one: an entry for each attacked image and
+        epsilon at which something is certified. Negative is a violation.
+    """
+    found = [np.empty(0)]
+    for record in runs:
+        config = record.config
+        if not config.attacked or law not in config.laws:
+            continue
+        for epsilon in config.epsilons:
+            place = f"attacked/{law}/{config.attack_radius:g}/{epsilon:g}"
+            lowest = np.min([record.values[f"{place}/{adversary}"] for adversary in ADVERSARIES], axis=0)
+            bound = certified(record, law, config.attack_radius, epsilon)[: len(lowest)]
+            found.append((lowest - bound)[bound > -1])
+    return np.concatenate(found)
 
 
 # --------------------------------------------------------------------------------------------------------------------
