@@ -22,6 +22,7 @@ import plan
 from robattr import _yaml, exercises
 from robattr.pages import chapters, receipts
 from robattr.studies import claims, records
+from robattr.studies.claims import Verdict
 from robattr.studies.records import Measurement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +92,9 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
                 # In the repository a chapter is a .md file, and links among chapters work there too.
                 cell.source = re.sub(r"\]\((\d\d_\w+)\.md(?=[)#])", r"](\1.ipynb", cell.source)
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    measured = stage_records(folder / "records")
+    verdicts, measured = stage_records(folder / "records")
+    for paper in claims.PAPERS:
+        (generated / f"found_{paper}.md").write_text(claims.found(paper, verdicts, HEADLINES), encoding="utf-8")
     (generated / "status.md").write_text(status(profile, notebooks) + reference(measured), encoding="utf-8")
 
 
@@ -131,15 +134,28 @@ def exercise_link(chapter: str) -> Any:
     return nbformat.v4.new_markdown_cell(f"## Exercises\n\nOn this chapter: {link} that check themselves.")
 
 
-def stage_records(folder: Path) -> list[Measurement]:
+def stage_records(folder: Path) -> tuple[list[Verdict], list[Measurement]]:
     """Write the records that each claim's verdict is computed from to ``<id>.jsonl``; all records there are."""
     claims_file, results = ROOT / "results" / "claims.yaml", ROOT / "results" / "reference"
     if not claims_file.exists():
-        return []
+        return [], []
     verdicts, measured = claims.read_ledger(claims_file, results)
     for verdict in verdicts:
         records.write(folder / f"{verdict.claim.id}.jsonl", claims.used(verdict, measured))
-    return measured
+    return verdicts, measured
+
+
+# What the first page says of a paper; the ledger has all.
+HEADLINES = (
+    "ghorbani-maps-change",
+    "ghorbani-beyond-chance",
+    "joo-robust",
+    "joo-robust-hessian",
+    "wang-never-violated",
+    "wang-quoted-formula",
+    "ours-alignment-spectral",
+    "ours-photographs",
+)
 
 
 def named_pictures(name: str, notebook: Any) -> Iterator[tuple[str, bytes]]:

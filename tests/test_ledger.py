@@ -381,6 +381,29 @@ def test_the_small_forest_has_a_mark_for_each_comparison_on_its_side() -> None:
     assert int(holds.attrib["cx"]) > zero > int(cross.attrib["d"].removeprefix("M").split()[0])
 
 
+def test_the_first_page_tells_what_decided() -> None:
+    """Counts of all claims of a paper; of the chosen ones the comparison that failed, where one did."""
+    good, bad = claim(STEADIER), claim(STEADIER, AGAINST_THIRD).model_copy(update={"id": "other"})
+    verdicts = claims.judge([good, bad], [*NEW, *OLD, *THIRD])
+    of_both = claims.found(good.paper, verdicts, [good.id, bad.id])
+    assert len(of_both.splitlines()) == 4
+    assert of_both.startswith(
+        "**Found.** Of 2 claims that were tried by experiment: 1 reproduced, 1 partly reproduced."
+    )
+    assert claims.effect_text(verdicts[0].outcomes[0]).partition(";")[0] in of_both.splitlines()[2].replace("\\", "")
+    failed = next(o for o in verdicts[1].outcomes if o.state is State.FAILS)
+    assert claims.effect_text(failed).partition(";")[0] in of_both.splitlines()[3].replace("\\", "")
+    assert len(claims.found(good.paper, verdicts, [good.id]).splitlines()) == 3
+    assert claims.found("nobody", verdicts, []).startswith(
+        "**Found.** Of 0 claims that were tried by experiment: none."
+    )
+    with pytest.raises(ValueError, match="no claim 'misspelled'"):
+        claims.found(good.paper, verdicts, ["misspelled"])
+    never = Comparison(quantity="q", of="*", direction="never")
+    some = claims.Outcome(never, State.FAILS, Interval(0.25, 0.1, 0.4, 8))
+    assert claims.effect_text(some) == "2 of 8 points; 25.0% of them"
+
+
 def test_what_is_not_there_has_its_row() -> None:
     """ImageNet-100, ResNet-18, memory, ATEX, and certificates on MNIST and ImageNet: asked, and open until measured."""
     found, _ = claims.read_ledger(REPOSITORY / "results" / "claims.yaml", REPOSITORY / "results" / "reference")

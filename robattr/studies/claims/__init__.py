@@ -29,7 +29,7 @@ from robattr.studies.claims.history import (
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, read_ledger, used
 from robattr.studies.claims.multiverse import DEPENDS as DEPENDS, Multiverse, multiverse
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
-from robattr.studies.claims.tables import as_json, details, effect_text, summary, table, verdict_text
+from robattr.studies.claims.tables import as_json, details, effect_text, found, summary, table, verdict_text
 
 __all__ = [
     "Claim",
@@ -50,6 +50,7 @@ __all__ = [
     "details",
     "effect",
     "effect_text",
+    "found",
     "history_of",
     "judge",
     "load_claims",

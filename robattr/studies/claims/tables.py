@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from robattr._text import markdown
@@ -24,7 +24,8 @@ def effect_text(outcome: Outcome) -> str:
         return f"no records: {outcome.reason}" if outcome.reason.startswith("0 ") else f"too few: {outcome.reason}"
     if c.direction == "never":
         happened = round(effect.mean * effect.n)
-        return f"{happened:,} of {effect.n:,} points; the rate is below {effect.high:.1g}"
+        rate = f"{effect.mean:.1%} of them" if happened else f"the rate is below {effect.high:.1g}"
+        return f"{happened:,} of {effect.n:,} points; {rate}"
     times = " times" if c.ratio else ""
     sign = "" if c.ratio else "+"
     wanted = {
@@ -94,6 +95,37 @@ def _receipt(verdict: Verdict) -> str:
         said += [r.records, r.command, f"{r.minutes} of measuring", "; ".join(r.machines), f"code of {commits}"]
     lines = "<br>".join(map(markdown, said))
     return f'<details class="receipt"><summary>{runs}</summary>{lines}</details>'
+
+
+def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> str:
+    """What became of a paper's claims in a few lines of Markdown: how many of each verdict, and some with a number.
+
+    Args:
+        paper: key of the bibliography.
+        verdicts: of all claims.
+        chosen: ids of the claims that are told, each with the comparison that decided it.
+
+    Raises:
+        ValueError: there is no such claim.
+    """
+    if verdicts and (unknown := set(chosen) - {v.claim.id for v in verdicts}):
+        raise ValueError(f"no claim {min(unknown)!r} in results/claims.yaml")
+    own = [v for v in verdicts if v.claim.paper == paper]
+    tried = [v.name for v in own if v.claim.kind == "experiment" and not v.claim.untried]
+    counts = ", ".join(f"{tried.count(name)} {name}" for name in VerdictName if name in tried) or "none"
+    lines = [f"**Found.** Of {len(tried)} claims that were tried by experiment: {counts}. For example:", ""]
+    for v in own:
+        if v.claim.id not in chosen:
+            continue
+        said = markdown(verdict_text(v))
+        line = f"- *{markdown(v.claim.sentence)}* **{said[0].upper()}{said[1:]}**"
+        # What decided it: where something fails, that.
+        shown = sorted((o for o in v.outcomes if o.effect is not None), key=lambda o: o.state is not State.FAILS)
+        if shown:
+            effect = effect_text(shown[0]).partition("; asked for")[0]
+            line += f" ({markdown(f'{shown[0].comparison.label or shown[0].comparison.quantity}: {effect}')})"
+        lines.append(f"{line}.")
+    return "\n".join(lines) + "\n"
 
 
 def details(verdict: Verdict) -> str:
