@@ -29,9 +29,10 @@ from robattr.studies.claims.history import (
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, read_ledger, used
 from robattr.studies.claims.multiverse import DEPENDS as DEPENDS, Multiverse, multiverse
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
-from robattr.studies.claims.tables import as_json, details, effect_text, found, summary, table, verdict_text
+from robattr.studies.claims.tables import PAPERS, as_json, details, effect_text, found, summary, table, verdict_text
 
 __all__ = [
+    "PAPERS",
     "Claim",
     "Column",
     "Comparison",
