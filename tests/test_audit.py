@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html.parser
 import itertools
 import json
@@ -782,6 +783,19 @@ def test_a_normalization_that_is_outside_of_the_network(folder: Path) -> None:
         )  # fmt: skip
         assert not torch.allclose(model(pictures.images), bare)
     other = command(folder, "--minutes", "0.2", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.25,0.3")
+    assert other.exit_code == 2
+    assert "holds the audit of another model" in other.stderr
+
+
+def test_another_file_of_code_is_another_audit(folder: Path) -> None:
+    """A function may compute something else with the same layers and weights; the page says which file it was."""
+    assert command(folder, "--minutes", "0.2").exit_code == 0
+    code = folder / "mine.py"
+    digest = hashlib.sha256(code.read_bytes()).hexdigest()
+    assert audit.load(folder / "report").description["provenance"]["source"]["SHA-256 of mine.py"] == digest
+    assert digest in (folder / "report" / "index.html").read_text()
+    code.write_text(code.read_text() + "\n\nCHANGED = True\n")
+    other = command(folder, "--minutes", "0.2")
     assert other.exit_code == 2
     assert "holds the audit of another model" in other.stderr
 

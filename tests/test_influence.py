@@ -305,6 +305,94 @@ def test_any_parameters_equal_the_dense_system(loss: Loss, names: list[str] | No
         assert ((layer.influence(problem.t, problem.u).values - found.values).abs() <= 2 * bound).all()
 
 
+class Once(nn.Module):
+    """A matrix that is used twice, as one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(12, 12) / 4)
+        self.before, self.after = nn.Parameter(torch.randn(12) / 4), nn.Parameter(torch.randn(12) / 4)
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.softplus(F.linear(x.flatten(1), self.matrix, self.before))
+        out: Tensor = self.last(F.softplus(F.linear(z, self.matrix, self.after)))
+        return out
+
+
+class Shared(nn.Module):
+    """The same network of modules that share their weight."""
+
+    def __init__(self, once: Once) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.second.weight = self.first.weight
+        with torch.no_grad():
+            self.first.weight.copy_(once.matrix)
+            self.first.bias.copy_(once.before)
+            self.second.bias.copy_(once.after)
+        self.last.load_state_dict(once.last.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(F.softplus(self.second(F.softplus(self.first(x.flatten(1))))))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("wanted", "means"),
+    [
+        (["second"], ["matrix", "after"]),
+        (["first"], ["matrix", "before"]),
+        (["second.weight"], ["matrix"]),
+        (["first.weight", "second.weight"], ["matrix"]),
+        (["first", "second"], ["matrix", "before", "after"]),
+        (None, ["matrix", "before", "after", "last.weight", "last.bias"]),
+    ],
+)
+def test_a_parameter_with_two_names_is_meant_by_both_and_counts_once(
+    wanted: list[str] | None, means: list[str]
+) -> None:
+    """A module whose weight is another one's, too, is asked for whole: not its bias alone."""
+    problem = Problem()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        once = Once().double().eval()
+        model = Shared(once).double().eval()
+    train, test, h = by_autograd(once, means, problem, "cross-entropy", 2.0)
+    expected = -test @ torch.linalg.solve(h, train.T)
+    lowest = torch.linalg.eigvalsh(h)[0]
+    assert lowest > 0.5  # the bound below
+    bound = 1e-9 * test.norm(dim=1)[:, None] * train.norm(dim=1) / lowest
+    found = influence(
+        model, problem.x, problem.y, problem.t, problem.u, damping=2.0, parameters=wanted, tolerance=1e-10
+    )
+    assert ((found.values - expected).abs() <= bound).all()
+    frozen_ = Shared(once).double().eval().requires_grad_(False)
+    again = influence(
+        frozen_, problem.x, problem.y, problem.t, problem.u, damping=2.0, parameters=wanted, tolerance=1e-10
+    )
+    assert torch.equal(again.values, found.values)
+
+
+@pytest.mark.parametrize("images", [torch.float32, torch.float64])
+@pytest.mark.parametrize("numbers", [torch.float32, torch.float64])
+def test_images_need_not_have_the_numbers_of_the_network(numbers: torch.dtype, images: torch.dtype) -> None:
+    """Images of 8 bits are the same in both; so is what is computed in float64 of them."""
+    problem, model = Problem(), tiny().float().to(numbers)
+    x, t = ((each * 255).round() / 256 for each in (problem.x, problem.t))  # exact in float32
+    exact, found = (
+        influence(model, a, problem.y, b, problem.u, damping=2.0) for a, b in ((x, t), (x.to(images), t.to(images)))
+    )
+    assert torch.equal(found.values, exact.values)
+    wanted, layer = (LastLayer(model, a, problem.y, damping=1.0) for a in (x.to(numbers), x.to(images)))
+    assert torch.equal(
+        layer.influence(t.to(images), problem.u).values, wanted.influence(t.to(numbers), problem.u).values
+    )
+    attacked = influence_attack(layer, t.to(images), epsilon=0.125, iterations=2)
+    assert attacked.images.dtype == images
+    assert ((attacked.images - t.to(images)).abs() <= 0.125).all()
+
+
 def test_attention_has_the_influence_of_its_products() -> None:
     """The fused kernel has no second derivative; what it computes, written down, has."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -249,6 +250,93 @@ def test_what_cannot_be_read_is_refused_in_one_line(
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="read is None; accepted are"):
         Output(returns(pack), None)  # type: ignore[arg-type]
+
+
+def one_argument(y: Tensor) -> Tensor:
+    return y[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (one_argument, r"read is one_argument\(y: .*\) -> .*; accepted is a function g\(model, x\) of two arguments"),
+        (
+            lambda x: x[:, 0],
+            r"lambda.*\(x\); .*: for a function h of the model's output, lambda model, x: h\(model\(x\)\)",
+        ),
+        (lambda f, x, k: f(x)[:, k], r"lambda.*\(f, x, k\); accepted is a function g\(model, x\) of two arguments"),
+        (lambda f, *, x: f(x), r"accepted is a function g\(model, x\) of two arguments"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused_before_it_is_called(read: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        Output(returns(lambda y, z: y), read)
+    assert "\n" not in str(error.value)
+
+
+def test_whatever_takes_a_model_and_images_can_read() -> None:
+    model, x = returns(lambda y, z: y), rand(3, 2, 6, 6)
+
+    class Column:
+        def __init__(self, k: int) -> None:
+            self.k = k
+
+        def __call__(self, f: nn.Module, x: Tensor) -> Tensor:
+            return self.of(f, x)
+
+        def of(self, f: nn.Module, x: Tensor, scale: float = 1.0) -> Tensor:
+            out: Tensor = f(x)[:, self.k] * scale
+            return out
+
+    wanted = model(x)[:, 1:2]
+    for read in (Column(1), Column(1).of, partial(Column(1).of, scale=1.0), lambda *given: given[0](given[1])[:, 1]):
+        assert torch.equal(Output(model, read)(x), wanted)
+    with pytest.raises(ValueError, match=r"model is a function; accepted is an nn.Module"):
+        Output(one_argument, 0)  # type: ignore[arg-type]
+
+
+class Demanding(nn.Module):
+    """Takes images of one size alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 4:
+            raise RuntimeError("four columns are wanted")
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda f, x: f(x, 3), "TypeError: .*positional argument"),
+        (lambda f, x: f(x)["out"], "IndexError|TypeError"),
+        (lambda f, x: {"aux": f(x)}["out"], "KeyError: 'out'"),
+        (lambda f, x: f(x).logits, "AttributeError: .*'logits'"),
+        (lambda f, x: f(x)[:, 7], "IndexError: index 7 is out of bounds"),
+        (lambda f, x: f(x) @ torch.zeros(9, 2), "RuntimeError"),
+        (lambda f, x: [a for a, b in [(1, 2, 3)]], "ValueError: too many values to unpack"),
+        (lambda f, x: f(x) / (1 // 0), "ZeroDivisionError"),
+    ],
+)
+@pytest.mark.parametrize("method", ["gradient", "deeplift"])
+def test_a_function_that_fails_is_named_in_one_line(method: str, read: Any, said: str) -> None:
+    output = Output(returns(lambda y, z: y), read)
+    with pytest.raises(
+        ValueError, match=rf"lambda.* of Returns fails: ({said}).*; it is called as g\(model, x\)"
+    ) as error:
+        METHODS[method](output, rand(3, 2, 6, 6), 0)
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is not None
+
+
+def test_what_a_model_or_a_method_says_is_not_taken_for_the_functions_mistake() -> None:
+    with pytest.raises(RuntimeError, match=r"^four columns are wanted$"):
+        Output(Demanding(), lambda f, x: f(x))(rand(1, 1, 2, 2))
+    sorting = Output(returns(lambda y, z: y), lambda f, x: torch.sort(f(x)).values)
+    with pytest.raises(ValueError, match="sort") as error:
+        deeplift(sorting, rand(3, 2, 6, 6), 0)
+    assert "it is called as" not in str(error.value)
+    with pytest.raises(ValueError, match=r"x is torch.float32 and the model's parameters are torch.float64"):
+        gradient(Output(returns(lambda y, z: y), lambda f, x: f(x)), rand(3, 2, 6, 6).float(), 0)
 
 
 def test_a_model_in_training_mode_is_refused_behind_an_output() -> None:

@@ -1096,9 +1096,11 @@ def test_passes_with_a_graph_are_bounded() -> None:
 def test_images_in_other_units_are_not_certified(scale: float, said: str) -> None:
     """A classifier takes [0, 1]: the noise of a certificate would be another on images of 0 to 255."""
     model, x = models.build("lenet", seed=1), scale * torch.rand(1, 3, 32, 32, generator=generator(3))
+    read = models.Output(model, lambda f, v: f(v)[:, :2])
     for method in (certify, partial(smoothing.certify_map, k=10)):
-        with pytest.raises(ValueError, match=said):
-            method(model, x, 1, noise=Gaussian(0.1), epsilon=0.1, samples=4, choose=2)  # type: ignore[operator]
+        for each in (model, read, models.Output(read, lambda f, v: f(v))):
+            with pytest.raises(ValueError, match=said):
+                method(each, x, 1, noise=Gaussian(0.1), epsilon=0.1, samples=4, choose=2)  # type: ignore[operator]
 
 
 def test_projections_beyond_one_by_rounding_are_one() -> None:

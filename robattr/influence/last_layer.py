@@ -185,7 +185,7 @@ class LastLayer:
         seen: list[tuple[Tensor, Tensor]] = []
         handle = self._linear.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
         try:
-            logits = self._model(x)
+            logits = self._model(x.to(self._linear.weight.dtype))
         finally:
             handle.remove()
         if not bool(torch.isfinite(logits).all()):

@@ -48,7 +48,8 @@ def influence(
         test_images: [T, C, H, W] in [0, 1].
         test_labels: as ``train_labels``; or one int for all.
         damping: added to the Hessian's diagonal, >= 0.
-        parameters: names of parameters, or of modules for all of theirs, such as ``network.fc1``; None for all.
+        parameters: names of parameters, or of modules for all of theirs, such as ``network.fc1``; None for all. One
+            that several modules share is meant by each of its names, and counts once.
         max_batch: a pass holds at most so many pairs of an image and a test point's direction.
 
     Other arguments and errors are those of :class:`LastLayer`.
@@ -56,21 +57,19 @@ def influence(
     check_images(train_images, "train_images")
     check_images(test_images, "test_images")
     _check_numbers(damping, weight_decay, loss, tolerance, max_iterations, max_batch)
-    model = frozen(model)
-    named = dict(model.named_parameters())
-    chosen = list(named) if parameters is None else _chosen(list(named), parameters)
+    model = frozen(model).double()
+    x_train, x_test = train_images.detach().double(), test_images.detach().double()
+    chosen = _chosen(model, parameters)
     if not chosen:
         raise ValueError(f"parameters is {parameters!r}; accepted is at least one name, or None for all")
     with torch.no_grad():
-        outputs = model(train_images[:1]).shape[1]
+        outputs = model(x_train[:1]).shape[1]
     y_test = check_target(test_images, test_labels) if loss == "cross-entropy" else torch.as_tensor(test_labels)
     for name, labels, images in (
         ("train_labels", train_labels, train_images),
         ("test_labels", y_test, test_images),
     ):
         _check_labels(loss, labels, len(images), outputs, name)
-    model = model.double()
-    x_train, x_test = train_images.detach().double(), test_images.detach().double()
     n, t = len(x_train), len(x_test)
     y_train, y_test = train_labels.to(x_train.device), y_test.to(x_test.device)
     shapes = {name: model.get_parameter(name).shape for name in chosen}
@@ -119,11 +118,24 @@ def influence(
     return Influence(torch.cat(values).detach(), y_test, torch.cat(residual), torch.cat(iterations))
 
 
-def _chosen(names: list[str], wanted: Sequence[str]) -> list[str]:
-    """The parameters that are wanted, by their names or those of their modules, in the model's order."""
+def _chosen(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
+    """The parameters that are wanted, by their names or those of their modules, in the model's order.
+
+    A parameter with several names is there by its first one, whichever was asked for.
+    """
     if isinstance(wanted, str):
         raise ValueError(f"parameters is {wanted!r}; accepted is a sequence of names, for example [{wanted!r}]")
+    first: dict[int, str] = {}
+    named = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    if wanted is None:
+        return list(first.values())
     for prefix in wanted:
-        if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
-            raise ValueError(f"parameters has {prefix!r}; accepted are names or modules of {', '.join(names)}")
-    return [name for name in names if any(name == prefix or name.startswith(f"{prefix}.") for prefix in wanted)]
+        if not any(name == prefix or name.startswith(f"{prefix}.") for name in named):
+            raise ValueError(f"parameters has {prefix!r}; accepted are names or modules of {', '.join(named)}")
+    return list(
+        dict.fromkeys(
+            own
+            for name, own in named.items()
+            if any(name == prefix or name.startswith(f"{prefix}.") for prefix in wanted)
+        )
+    )

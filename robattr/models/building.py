@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robattr._yaml import one_line
 from robattr.models.classifier import Classifier, ModelError, Normalize
-from robattr.models.code import load_code, names_code, place_of, public_name
+from robattr.models.code import code_digests, load_code, names_code, place_of, public_name
 from robattr.models.folding import check_same_logits, fold_batchnorm
 from robattr.models.networks import _OWN, Shape, _make_own, _own, takes_input_size
 from robattr.models.smooth import softplus_surrogate
@@ -246,6 +246,7 @@ def _normalization(model: Classifier, mean: Sequence[float], std: Sequence[float
 def _of_code(
     name: str, classes: int | None, shape: Shape | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Classifier:
+    files = code_digests(name)
     network = load_code(name, classes).float().eval()
     shown = public_name(name)
     if isinstance(network, Classifier):
@@ -260,6 +261,7 @@ def _of_code(
     if mean is not None and std is not None:
         model.normalize = _normalization(model, mean, std)
     model.num_classes = check_pass(model, torch.full((1, *model.input_size), 0.5)).shape[1]
+    model.code = files
     return model
 
 

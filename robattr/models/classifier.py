@@ -37,6 +37,7 @@ class Classifier(nn.Module):
         class_names: one name a class, or empty when they are not known.
         by_name: whether classes of pictures are found among them by name; by their number otherwise. True where a
             reader gave the names: published ones are spelled in many ways, and their order is everybody's.
+        code: SHA-256 of the files of code that the network is from, by name; empty for a network by name.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
         self.by_name = False
+        self.code: dict[str, str] = {}
 
     def check_shape(self, x: Tensor) -> None:
         """Refuse what is not a batch of images with this network's channels, with a ValueError of one line."""

@@ -20,7 +20,7 @@ from robattr._files import write_text
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient
 from robattr.data import check_images
-from robattr.models import Classifier
+from robattr.models import Classifier, Output
 from robattr.smoothing.certificates import NONE, Method, mean_lower_bound, sampling_error
 from robattr.smoothing.eigenvalue import EXACT, Maps, largest_eigenvalue
 from robattr.smoothing.noise import Gaussian, Noise
@@ -334,6 +334,8 @@ def check_units(model: nn.Module, x: Tensor) -> None:
     Raises:
         ValueError: with the largest or smallest value.
     """
+    while isinstance(model, Output):
+        model = model.model
     if isinstance(model, Classifier) and isinstance(x, Tensor):
         check_images(x, "x")
 

@@ -108,7 +108,8 @@ def audit(
     _check(model, drawn)
     weights = state_digest(model)
     request = {
-        "model": [model.name, hashlib.sha256(repr(model).encode()).hexdigest()[:12], weights],
+        # What a file of code computes may change without its layers and weights.
+        "model": [model.name, hashlib.sha256(repr(model).encode()).hexdigest()[:12], weights, *model.code.values()],
         "data": drawn.provenance["sha256"],
         "methods": list(config.methods),
         "minutes": config.minutes,
@@ -124,7 +125,8 @@ def audit(
         before = parts.get("spent")
         seconds = spent + (float(before[0]["seconds"]) if before else 0.0)
         parts.put("spent", {"seconds": seconds})
-        return record(run, stopped, seconds, weights, source or {})
+        files = {f"SHA-256 of {name}": digest for name, digest in model.code.items()}
+        return record(run, stopped, seconds, weights, (source or {}) | files)
 
 
 def _check(model: Classifier, drawn: ImageSet) -> None:
