@@ -16,7 +16,7 @@ from robattr import attacks, data, metrics
 from robattr.attributions import gradient, heatmap
 from robattr.studies import alignment
 from robattr.studies.alignment import Alignment, measure, spread
-from robattr.studies.grids import Total, load_record
+from robattr.studies.grids import Record, Total, load_record
 from robattr.studies.trainings import TrainedModel
 from robattr.training import Epoch
 
@@ -54,6 +54,25 @@ def test_the_alignment_at_a_training_loss_is_interpolated() -> None:
     assert alignment.alignment_at(found, 0.2) == pytest.approx(0.6)
     assert alignment.alignment_at(found, 0.1) is None
     assert alignment.alignment_at(found, 2.1) is None
+
+
+def test_objectives_are_compared_at_the_lowest_loss_that_both_reached() -> None:
+    def of(objective: str, seed: int, *losses: tuple[float, float | None]) -> Record:
+        history = [
+            Epoch(i, 0.1, loss, loss, {}, 0.5, 1.0, 0.5, aligned, 1.0) for i, (loss, aligned) in enumerate(losses, 1)
+        ]
+        return record(objective, seed, history=tuple(history))
+
+    runs = [
+        of("l2", 0, (2.0, 0.95), (1.0, 0.85)),
+        of("l2", 1, (2.0, 0.9), (1.0, 0.8)),
+        of("cosine", 1, (3.0, 1.0), (1.5, 0.7), (0.5, None)),  # the last loss is of no measured epoch
+        of("cosine", 2, (2.0, 0.9), (1.0, 0.8)),
+    ]
+    (found,) = alignment.at_the_same_loss(runs, "l2", "cosine")
+    assert (found.seed, found.cross_entropy) == (1, 1.5)
+    assert (found.ours, found.other) == pytest.approx((0.85, 0.7))
+    assert alignment.at_the_same_loss(runs, "l2", "hessian") == []
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------

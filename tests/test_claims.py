@@ -457,6 +457,15 @@ def test_an_effect_is_that_of_a_claim() -> None:
     assert claims.effect(everything, "rps", of="new-*", against="other-*") is None
 
 
+def test_effects_in_several_grids() -> None:
+    both = [*measured("new", 0.85), *measured("old", 0.8)]
+    alone = measured("new", 0.9)
+    found = claims.effects({"large": both, "small": alone}, {"RPS": "rps"}, of="new", rivals=["old", "other"])
+    effect = claims.effect(both, "rps", of="new-*", against="old-*")
+    assert effect is not None
+    assert found == {"RPS": {"old": {"large": effect, "small": None}, "other": {"large": None, "small": None}}}
+
+
 def test_one_changed_record_changes_its_cell_of_a_table_and_no_other() -> None:
     columns = [
         claims.Column("steadiness", "grid", "rps", higher=True),

@@ -145,6 +145,7 @@ def test_the_table_counts_every_image() -> None:
 def test_interval_text() -> None:
     assert interval_text(Interval(0.123, 0.1, 0.2, 9)) == "0.12 [0.10, 0.20]"
     assert interval_text(Interval(12.34, 9.0, 20.0, 9)) == "12.3 [9.0, 20.0]"
+    assert interval_text(Interval(0.1234, 0.1, 0.2, 9), 3) == "0.123 [0.100, 0.200]"
 
 
 def test_pictures_and_grids_draw_color_gray_and_empty_maps() -> None:

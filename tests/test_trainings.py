@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +398,59 @@ def test_seconds_of_a_step() -> None:
     found = step_seconds(configs, batch_size=8, repeats=2)
     assert list(found) == list(OBJECTIVES)
     assert all(0 < seconds < 10 for seconds in found.values())
+
+
+def test_bytes_that_a_derivative_keeps_by_hand() -> None:
+    """Of 10 float32 numbers: exp keeps its result, the product keeps that twice, sin keeps the product."""
+    weight, ledger = torch.rand(10, requires_grad=True), trainings._Ledger(set())
+    with torch.autograd.graph.saved_tensors_hooks(ledger.keep, trainings._Kept.tensor_of):
+        x = weight.exp()
+        assert ledger.now == 40
+        x = x * x
+        assert ledger.now == 40
+        x = x.sin()
+        assert ledger.now == 80
+        del x
+        assert (ledger.now, ledger.most) == (0, 80)
+        there = trainings._Ledger({weight.untyped_storage().data_ptr()})
+    with torch.autograd.graph.saved_tensors_hooks(there.keep, trainings._Kept.tensor_of):
+        y = weight * weight
+    assert y.requires_grad
+    assert there.most == 0  # a weight is there anyway
+
+
+def test_bytes_do_not_change_a_step() -> None:
+    model = small(objective="l2+cosine").build()
+    found = []
+    for counted in (False, True):
+        objective = regularizers.GradientAlignment(model, l2=1.0, cosine=1.0, epsilon=0.1)
+        x = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
+        noise = objective.draw(x.shape, torch.Generator().manual_seed(1), x.device)
+        ledger = trainings._Ledger(set())
+        hooks = torch.autograd.graph.saved_tensors_hooks(ledger.keep, trainings._Kept.tensor_of)
+        with hooks if counted else nullcontext():
+            objective(x, torch.tensor([0, 1, 2]), noise).total.backward()
+        assert (ledger.most > 0) is counted
+        assert ledger.now == 0
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    assert found[0]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_bytes_grow_with_the_batch_and_the_objective() -> None:
+    names = ("cross-entropy", "l2+cosine", "hessian")
+    one, two, four = (trainings.step_bytes([small(objective=o) for o in names], batch_size=n) for n in (1, 2, 4))
+    for name in names:
+        assert four[name] - two[name] == 2 * (two[name] - one[name]) > 0, name
+    assert four["cross-entropy"] < four["l2+cosine"]
+    assert four["cross-entropy"] < four["hessian"]
+
+
+def test_a_recorded_step_and_what_a_training_would_take() -> None:
+    config = small(images=70)  # two steps of 32; the rest of an epoch is left out
+    history = [epoch(n, seconds=seconds) for n, seconds in enumerate((9.0, 1.0, 2.0), 1)]
+    assert trainings.recorded_step(config, history) == 1.0
+    assert trainings.projected_hours(config, 100, 4.0) == 3 * 3 * 4 / 3600
+    with pytest.raises(ValueError, match="images is None"):
+        trainings.recorded_step(small(images=None), history)

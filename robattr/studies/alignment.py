@@ -286,3 +286,42 @@ def alignment_at(record: Record, cross_entropy: float) -> float | None:
         if before >= cross_entropy >= after and before > after:
             return a + (b - a) * (before - cross_entropy) / (before - after)
     return None
+
+
+@dataclass(frozen=True)
+class SameLoss:
+    """The alignment of two runs of one seed at the same training loss.
+
+    Attributes:
+        seed: of both.
+        cross_entropy: the lowest training loss that both reached at a measured epoch.
+        ours: alignment of the run of the objective.
+        other: of that of its rival.
+    """
+
+    seed: int
+    cross_entropy: float
+    ours: float
+    other: float
+
+
+def at_the_same_loss(runs: Sequence[Record], of: str, against: str) -> list[SameLoss]:
+    """Compare two objectives at the lowest training loss that both reached, a seed each; see :func:`alignment_at`.
+
+    Args:
+        runs: trained networks.
+        of: an objective.
+        against: its rival; seeds that not both have are left out.
+    """
+    there: dict[tuple[str, int], Record] = {}
+    for run in runs:
+        training = _training(run)
+        there[training.objective, training.seed] = run
+    found = []
+    for seed in sorted({seed for objective, seed in there if objective == of and (against, seed) in there}):
+        pair = there[of, seed], there[against, seed]
+        loss = max(min(e.cross_entropy for e in run.history if e.alignment is not None) for run in pair)
+        ours, other = (alignment_at(run, loss) for run in pair)
+        if ours is not None and other is not None:
+            found.append(SameLoss(seed, loss, ours, other))
+    return found

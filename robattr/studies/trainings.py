@@ -40,8 +40,11 @@ __all__ = [
     "TrainedModel",
     "Training",
     "is_first",
+    "projected_hours",
+    "recorded_step",
     "run_training",
     "run_trainings",
+    "step_bytes",
     "step_cost",
     "step_seconds",
 ]
@@ -514,3 +517,81 @@ def _step_times(
             if turn:  # the first one also warms up
                 times[name].append(time.perf_counter() - started)
     return times
+
+
+def step_bytes(configs: Sequence[Training], *, batch_size: int) -> dict[str, int]:
+    """Bytes that one training step of each objective holds for its derivatives, where it holds the most.
+
+    Whatever autograd keeps between a layer and its derivative, on the CPU; memory that several layers keep counts once,
+    and that of weights, which is there anyway, does not. It grows with the batch in proportion. What a device needs
+    besides, for results in between and for its convolutions, comes on top.
+    """
+    found: dict[str, int] = {}
+    for config in configs:
+        objective = config.objective_for(config.build()).train().to(memory_format=torch.channels_last)
+        step = training.step_of(objective, config.schedule, batch_size)
+        ledger = _Ledger({p.untyped_storage().data_ptr() for p in (*objective.parameters(), *objective.buffers())})
+        with torch.autograd.graph.saved_tensors_hooks(ledger.keep, _Kept.tensor_of):
+            step()
+        found[config.objective] = ledger.most
+    return found
+
+
+class _Ledger:
+    """How many bytes are kept, each once."""
+
+    def __init__(self, there: set[int]) -> None:
+        self.there = there  # anyway
+        self.times: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def keep(self, tensor: Tensor) -> _Kept:
+        return _Kept(self, tensor)
+
+
+class _Kept:
+    """A tensor that is kept for a derivative, until that is over."""
+
+    def __init__(self, ledger: _Ledger, tensor: Tensor) -> None:
+        # Without its graph: a graph that keeps itself would never end.
+        self.ledger, self.tensor = ledger, tensor.detach()
+        storage = tensor.untyped_storage()
+        self.place, self.size = storage.data_ptr(), storage.nbytes()
+        if self.place not in ledger.there:
+            ledger.times[self.place] = ledger.times.get(self.place, 0) + 1
+            if ledger.times[self.place] == 1:
+                ledger.now += self.size
+                ledger.most = max(ledger.most, ledger.now)
+
+    def tensor_of(self) -> Tensor:
+        return self.tensor
+
+    def __del__(self) -> None:
+        if self.place not in self.ledger.there:
+            self.ledger.times[self.place] -= 1
+            if self.ledger.times[self.place] == 0:
+                self.ledger.now -= self.size
+
+
+def recorded_step(config: Training, history: Sequence[Epoch]) -> float:
+    """Seconds of a training step by the history of a training: of its median epoch, with its validation, a share.
+
+    Wall time: whatever shared the machine with the training is in it.
+
+    Raises:
+        ValueError: the training took all images, and does not say how many these are.
+    """
+    if config.images is None:
+        raise ValueError("images is None; a step is known of trainings that say how many images they took")
+    return float(np.median([epoch.seconds for epoch in history])) / (config.images // config.schedule.batch_size)
+
+
+def projected_hours(config: Training, images: int, step: float) -> float:
+    """Hours that all epochs of a training take.
+
+    Args:
+        config: with its schedule.
+        images: how many it trains on.
+        step: seconds of one of its steps.
+    """
+    return config.schedule.epochs * (images // config.schedule.batch_size) * step / 3600

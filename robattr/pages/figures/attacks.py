@@ -159,9 +159,10 @@ def population(dataset: str, started: int, wrong: int) -> str:
     )
 
 
-def interval_text(found: Interval) -> str:
-    """Mean and interval as text, with two decimals below ten and one from there on."""
-    digits = 1 if found.high >= 10 else 2
+def interval_text(found: Interval, digits: int | None = None) -> str:
+    """Mean and interval as text; without a number of decimals, with two below ten and one from there on."""
+    if digits is None:
+        digits = 1 if found.high >= 10 else 2
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 

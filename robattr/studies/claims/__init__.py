@@ -16,7 +16,7 @@ experiments.
 
 from __future__ import annotations
 
-from robattr.studies.claims.crossing import Column, cross_table, effect, mean_of, measured_in, rank_agreement
+from robattr.studies.claims.crossing import Column, cross_table, effect, effects, mean_of, measured_in, rank_agreement
 from robattr.studies.claims.history import (
     HISTORY as HISTORY,
     History,
@@ -51,6 +51,7 @@ __all__ = [
     "details",
     "effect",
     "effect_text",
+    "effects",
     "found",
     "history_of",
     "judge",

@@ -73,6 +73,35 @@ def effect(measurements: Sequence[Measurement], quantity: str, *, of: str, again
     return outcome.effect
 
 
+def effects(
+    measured: Mapping[str, Sequence[Measurement]],
+    quantities: Mapping[str, str],
+    *,
+    of: str,
+    rivals: Sequence[str],
+) -> dict[str, dict[str, dict[str, Interval | None]]]:
+    """The effects of an objective against rivals, in several grids: what a figure of effects by scale takes.
+
+    Args:
+        measured: measurements of each grid, by its name.
+        quantities: by their labels.
+        of: an objective.
+        rivals: other objectives.
+
+    Returns:
+        Label -> rival -> grid -> effect, see :func:`effect`; None where the grid has no pair.
+    """
+    return {
+        label: {
+            rival: {
+                name: effect(found, quantity, of=f"{of}-*", against=f"{rival}-*") for name, found in measured.items()
+            }
+            for rival in rivals
+        }
+        for label, quantity in quantities.items()
+    }
+
+
 def measured_in(measurements: Iterable[Measurement], column: Column) -> list[Measurement]:
     """The measurements of networks that were trained here that a column is about; baselines are not among them."""
     here = [m for m in measurements if m.run.startswith(f"{column.grid}/") and m.objective is not None]
