@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from robattr import data
+from robattr import data, models
 from robattr._files import file_digest
-from robattr.studies import checking, claims, fragility, grids, kept
+from robattr.studies import certification, checking, claims, conventions, fragility, grids, kept
 from robattr.studies.checking import Finding, check, drift, rerun, sign
 from robattr.studies.fragility import Fragility
 from robattr.studies.grids import Network
@@ -375,3 +377,92 @@ def test_clean_pictures_are_those_of_the_data_set() -> None:
         pytest.skip(str(error))
     assert found[0].state == "ok", found[0]
     assert claims.load_claims(REPOSITORY / checking.CLAIMS)
+
+
+@pytest.fixture
+def certified(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)  # a record names the file of weights, not its folder
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a record of certificates, of lengths and of heatmaps, of a network for digits."""
+    root = tmp_path_factory.mktemp("certified")
+    weights = root / "net.safetensors"
+    save_file(models.build("digits-cnn", seed=1).state_dict(), weights)
+    network = Network(model="digits-cnn", weights=str(weights))
+    config = certification.Certification(
+        dataset="digits", images=3, radii=(0.5,), samples=200, choose=50, attacked=0,
+        heatmaps=certification.Heatmaps(sigmas=(0.1,), epsilons=(0.02,), k=(5,), samples=300, choose=50),
+    )  # fmt: skip
+    record = grids.run(certification.KIND, network, config, root=root / "runs", device="cpu")
+    grids.save_record(record, root / checking.REFERENCE / "certified" / "net.json")
+    text = CLAIM.replace(GRID, "certified").replace("images: 100", "images: 3")
+    text = text.replace("rescaled/l2_distance", "norm/gaussian/0.5").replace("1.5", "0.5")
+    lines = [line for line in text.splitlines() if "ratio:" not in line and "baseline:" not in line]
+    (root / checking.CLAIMS).write_text("\n".join(lines), encoding="utf-8")
+    sign(root)
+    return root
+
+
+def test_certificates_are_computed_again_and_agree(certified: Path) -> None:
+    found = rerun(certified, "small", minutes=5, images=2, seed=0, parts=6)
+    assert [each for each in found if each.state != "ok"] == []
+    quantities = {each.said.partition(":")[0] for each in found}
+    assert any(name.startswith("of_map/direction_spread_upper") for name in quantities)
+    assert any(name.startswith("norm_lower/") for name in quantities)
+
+
+@pytest.mark.parametrize("quantity", ["norm_lower/gaussian/0.5", "of_map/direction_norm_lower/gradient/0.1"])
+def test_a_certificate_that_was_made_up_does_not_agree(certified: Path, tmp_path: Path, quantity: str) -> None:
+    shutil.copytree(certified / checking.REFERENCE, tmp_path / checking.REFERENCE)
+    shutil.copy(certified / checking.CLAIMS, tmp_path / checking.CLAIMS)
+    path = tmp_path / checking.REFERENCE / "certified" / "net.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["quantity"] == quantity:
+            line["values"] = [v + 0.01 for v in line["values"]]
+            line["value"] += 0.01
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = rerun(tmp_path, "small", minutes=5, images=3, seed=0, parts=24)
+    assert {each.said.partition(":")[0] for each in found if each.state == "differs"} == {quantity}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"device": "cuda"}, "a GPU's generator"), ({"size": 224}, "takes minutes"), ({"laws": ()}, "neither lengths")],
+)
+def test_certificates_that_cannot_be_computed_again_say_why(
+    certified: Path, changed: dict[str, Any], said: str
+) -> None:
+    path = certified / checking.REFERENCE / "certified" / "net.json"
+    record = grids.load_record(path)
+    model = kept.network_of(record, path.parent)
+    if "device" in changed:
+        record = replace(record, provenance=record.provenance | changed)
+    if "laws" in changed:
+        record = replace(record, config=record.config.model_copy(update={"laws": (), "heatmaps": None}))
+    if "size" in changed:
+        model.input_size = (3, 224, 224)
+    with pytest.raises(ValueError, match=said):
+        checking._of_certification(record, model, random.Random(0), None)
+
+
+def test_measures_by_convention_are_taken_again(certified: Path) -> None:
+    """By the plain rule and by each of LRP's, whichever is drawn."""
+    path = certified / checking.REFERENCE / "certified" / "net.json"
+    network = grids.load_record(path).network
+    config = conventions.Conventions(
+        dataset="digits", images=3, draws=2, manipulation_iterations=1, frame=1, fractions=4
+    )  # fmt: skip
+    record = grids.run(conventions.KIND, network, config, root=certified / "runs", device="cpu")
+    model = kept.network_of(record, path.parent)
+    drawn = set()
+    for seed in range(12):
+        again, (quantity,), n = checking._of_conventions(record, model, random.Random(seed), None)
+        drawn.add(quantity)
+        values = again([0, 2])[quantity]
+        assert n == 3
+        assert drift(quantity, values, record.values[quantity][[0, 2]], climbs=False).within
+    assert len(drawn) == 1 + len(conventions.RULES)

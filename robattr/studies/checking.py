@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
-from robattr import data, metrics, models
+from robattr import data, metrics, models, smoothing
 from robattr._files import file_digest, write_text
 from robattr.attributions import METHODS
 from robattr.models import Classifier
-from robattr.studies import claims, fragility, kept
+from robattr.studies import certification, claims, conventions, fragility, kept
 from robattr.studies.claims import Claim, Verdict
 from robattr.studies.grids import Record, load_record
 from robattr.studies.kept import Finding
@@ -311,7 +312,7 @@ def rerun(
                 continue
             model = kept.network_of(record, path.parent)
             again, quantities, n = _KINDS[record.kind.name](record, model, rng, data_root)
-        except (data.DataError, models.ModelError) as error:
+        except (data.DataError, models.ModelError, _NotAgain) as error:
             skipped[grid] = str(error)
             continue
         chosen = sorted(rng.sample(range(n), min(images, n)))
@@ -357,18 +358,89 @@ def _of_alignment(record: Record, model: Classifier, rng: random.Random, data_ro
     x = kept.drawn_images(record, model, data_root)
 
     def again(chosen: list[int]) -> dict[str, NDArray[np.float64]]:
-        with torch.no_grad():
-            prediction = model(x[chosen]).argmax(1)
         found = metrics.random_perturbation_similarity(
-            model, x[chosen], prediction, attribution=METHODS["gradient"], epsilon=epsilon / 255, draws=config.draws,
-            seed=config.seed,
+            model, x[chosen], _predicted(model, x[chosen]), attribution=METHODS["gradient"], epsilon=epsilon / 255,
+            draws=config.draws, seed=config.seed,
         )  # fmt: skip
         return {f"rps/gradient/{epsilon:g}/{q}": getattr(found, q).double().numpy() for q in ("cosine", "pearson")}
 
     return again, [f"rps/gradient/{epsilon:g}/{q}" for q in ("cosine", "pearson")], len(x)
 
 
+class _NotAgain(ValueError):
+    """A record whose numbers cannot be measured again here, or not in minutes; the message says why."""
+
+
+_LARGEST = 64 * 64  # pixels of images whose certificates take seconds
+
+
+def _of_certification(record: Record, model: Classifier, rng: random.Random, data_root: Path | str | None) -> Part:
+    """Lengths of smoothed maps at one radius, or the direction of smoothed heatmaps; each image has the same noise."""
+    config: certification.Certification = record.config
+    _, height, width = model.input_size
+    if record.provenance["device"] != "cpu":
+        raise _NotAgain("its noise came from a GPU's generator, which draws other numbers")
+    if height * width > _LARGEST:
+        raise _NotAgain("a certificate of an image of that size takes minutes; make reference measures them again")
+    x = kept.drawn_images(record, model, data_root)
+    common: dict[str, Any] = {"alpha": config.alpha, "seed": config.seed}
+    maps = config.heatmaps
+    if config.laws and (maps is None or rng.random() < 0.5):
+        law, radius = rng.choice(config.laws), rng.choice(config.radii)
+        named = [f"{name}/{law}/{radius:g}" for name in ("norm", "norm_lower")]
+
+        def again(chosen: list[int]) -> dict[str, NDArray[np.float64]]:
+            found = smoothing.certify(
+                model, x[chosen], _predicted(model, x[chosen]), epsilon=config.epsilons, samples=config.samples,
+                choose=config.choose, noise=certification.noise_of(law, radius, record.dimension), spectral=False,
+                **common,
+            )  # fmt: skip
+            return dict(zip(named, (found.norm.numpy(), found.norm_lower.numpy()), strict=True))
+
+        return again, named, len(x)
+    if maps is None:
+        raise _NotAgain("it has neither lengths nor heatmaps")
+    method, sigma = rng.choice(maps.methods), rng.choice(maps.sigmas)
+    statistics = ("direction_norm", "direction_norm_lower", "direction_spread_upper")
+
+    def of_maps(chosen: list[int]) -> dict[str, NDArray[np.float64]]:
+        found = smoothing.certify_map(
+            model, x[chosen], _predicted(model, x[chosen]), noise=smoothing.Gaussian(sigma), epsilon=maps.epsilons,
+            k=maps.k, cosine=True, samples=maps.samples, choose=maps.choose, alpha=maps.alpha,
+            attribution=METHODS[method], detail=maps.detail, seed=config.seed,
+        )  # fmt: skip
+        return {f"of_map/{name}/{method}/{sigma:g}": found.statistics[name].double().numpy() for name in statistics}
+
+    return of_maps, [f"of_map/{name}/{method}/{sigma:g}" for name in statistics], len(x)
+
+
+def _of_conventions(record: Record, model: Classifier, rng: random.Random, data_root: Path | str | None) -> Part:
+    """Maps under noise by the rules of one convention or of LRP; the others are attacks over many steps."""
+    config: conventions.Conventions = record.config
+    x = kept.drawn_images(record, model, data_root)
+    rule = rng.choice([None, *conventions.RULES])
+    attribution = METHODS["gradient"] if rule is None else conventions.RULES[rule]
+    quantity = f"{'ours' if rule is None else f'lrp/{rule}'}/rps/{config.epsilon:g}/cosine"
+
+    def again(chosen: list[int]) -> dict[str, NDArray[np.float64]]:
+        found = metrics.random_perturbation_similarity(
+            model, x[chosen], _predicted(model, x[chosen]), attribution=attribution, epsilon=config.epsilon / 255,
+            draws=config.draws, seed=config.seed,
+        )  # fmt: skip
+        return {quantity: found.cosine.double().numpy()}
+
+    return again, [quantity], len(x)
+
+
+def _predicted(model: Classifier, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(x).argmax(1)
+    return found
+
+
 _KINDS: dict[str, Callable[[Record, Classifier, random.Random, Path | str | None], Part]] = {
     "fragility": _of_fragility,
     "alignment": _of_alignment,
+    "certification": _of_certification,
+    "conventions": _of_conventions,
 }
