@@ -15,7 +15,9 @@ import plotly
 import pytest
 import torch
 from conftest import PATIENCE_S, REPOSITORY
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Circle, Ellipse
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from scipy import special
 
@@ -61,7 +63,7 @@ from robattr.pages.figures import (
     spread_text,
     two_balls,
 )
-from robattr.pages.figures.style import MARKERS
+from robattr.pages.figures.style import MARKERS, closed
 from robattr.smoothing import Gaussian
 from robattr.studies import alignment, certification, fragility, importance
 from robattr.studies.alignment import Alignment, Spread
@@ -703,3 +705,21 @@ def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
     assert dimension.get_attribute("aria-valuetext") == "150,528"
     assert complaints == []
     page.close()
+
+
+@pytest.mark.parametrize("width", [4.0, 9.6, 13.0])
+def test_no_text_is_shown_below_nine_pixels(width: float) -> None:
+    """In a column of 688 pixels, to which wider figures are shrunk; what is larger stays as it is."""
+    figure, ax = plt.subplots(figsize=(width, 3))
+    ax.plot([0, 1000], [0, 1], label="a line")
+    ax.legend(fontsize=7)
+    ax.set_title("title", fontsize=20)
+    ax.text(0, 0, "text", fontsize=6)
+    ax.tick_params(axis="x", labelsize=5)
+    closed(figure)
+    FigureCanvasAgg(figure).draw()
+    pixels = min(688 / (width * 72), 100 / 72)
+    shown = {t.get_text(): t.get_fontsize() * pixels for t in figure.findobj(Text) if t.get_text()}
+    assert min(shown.values()) >= 9 - 1e-9
+    assert {"text", "a line", "title"} < set(shown)
+    assert shown["title"] == pytest.approx(20 * pixels)

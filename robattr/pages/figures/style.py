@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 COLORS = {
@@ -81,7 +82,27 @@ def tidy(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+COLUMN = 688
+"""Pixels that the text of a page is wide, in a window of 1,280."""
+
+LEAST = 9
+"""Pixels of the smallest text of a figure as a page shows it."""
+
+
 def closed(figure: Figure) -> Figure:
-    """Out of pyplot's hands, so that a notebook shows a figure once and a loop holds none in memory."""
+    """Out of pyplot's hands, so that a notebook shows a figure once and a loop holds none in memory.
+
+    Text that a page would show below :data:`LEAST` pixels is made larger: a figure wider than the column is shown
+    smaller.
+    """
+    least = LEAST / min(COLUMN / (72 * figure.get_figwidth()), 100 / 72)
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and float(text.get_fontsize()) < least:
+            text.set_fontsize(least)
+    for ax in figure.axes:
+        # Labels of ticks that matplotlib chooses come only when it draws.
+        for axis in (ax.xaxis, ax.yaxis):
+            if float(axis.get_tick_params().get("labelsize", 10)) < least:
+                axis.set_tick_params(labelsize=least)
     plt.close(figure)
     return figure
