@@ -14,7 +14,8 @@ at most 1 long: then M = 1 exactly, and the length of h(x) says how aligned the 
 
 A second number about the noisy maps bounds the angle much further where images have many values, and needs no bound on
 g: the *spread*, the largest variance of g along one direction (:func:`certified_cosine_spectral`). With it
-:func:`certify_map` certifies what attacks on explanations aim at: the mass, center and top pixels of a heatmap.
+:func:`certify_map` certifies what attacks on explanations aim at: the mass, center and top pixels of a heatmap. Beside
+it :func:`certify_votes` has the certificates of Levine et al. 2019 and Anani et al. 2025, of votes for single pixels.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from robattr.smoothing.spectral import (
     shifted_spread,
     spread_upper_bound,
 )
+from robattr.smoothing.votes import VoteCertificate, certified_overlap, certified_votes, certify_votes, vote_bounds
 
 __all__ = [
     "Ball",
@@ -59,6 +61,7 @@ __all__ = [
     "Maps",
     "Noise",
     "Smoothed",
+    "VoteCertificate",
     "certified_cosine",
     "certified_cosine_gaussian",
     "certified_cosine_spectral",
@@ -66,9 +69,12 @@ __all__ = [
     "certified_intersection",
     "certified_mean",
     "certified_mean_of_values",
+    "certified_overlap",
     "certified_pixels",
+    "certified_votes",
     "certify",
     "certify_map",
+    "certify_votes",
     "largest_eigenvalue",
     "map_bounds",
     "map_split",
@@ -85,6 +91,7 @@ __all__ = [
     "smooth",
     "smoothed",
     "spread_upper_bound",
+    "vote_bounds",
     "worst_field",
     "worst_field_gaussian",
     "worst_field_spectral",
