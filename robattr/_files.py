@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["beside", "file_digest", "free", "intact", "locked", "store", "write_tensors", "write_text"]
+__all__ = [
+    "append_line",
+    "beside",
+    "file_digest",
+    "free",
+    "intact",
+    "keep_bytes",
+    "keep_values",
+    "kept_bytes",
+    "kept_values",
+    "locked",
+    "store",
+    "write_tensors",
+    "write_text",
+]
 
 _DIGESTS = "digests.json"
 
@@ -110,17 +126,96 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise OSError(f"{path} cannot be written: {' '.join(str(error).split())}") from None
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, on the disk before this returns.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full perhaps; what part of the line is there, goes away.
+    """
+    # Without a buffer, which would be written once more when the file is closed.
+    with _named(path), path.open("ab", buffering=0) as file:
+        before, left = file.tell(), line.encode() + b"\n"
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def keep_values(path: Path, content: Mapping[str, Any]) -> None:
+    """As :func:`write_text`, values that JSON has, with their digest: what :func:`kept_values` reads."""
+    # As they are read: tuples are lists then, and keys strings.
+    content = json.loads(json.dumps(content))
+    write_text(path, json.dumps({"sha256": _digest_of(content), "content": content}))
+
+
+def kept_values(path: Path) -> dict[str, Any] | None:
+    """What :func:`keep_values` wrote; None where there is nothing, or anything else, by a bit."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        content = found["content"]
+        same = found.keys() == {"sha256", "content"} and found["sha256"] == _digest_of(content)
+    except (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return content if same and isinstance(content, dict) else None
+
+
+def _digest_of(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+_SEAL = 64  # hexadecimal digits at the end
+
+
+def keep_bytes(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """As :func:`write_text`, what ``write`` writes into an open file, and then its digest: see :func:`kept_bytes`."""
+    with beside(path) as temporary, temporary.open("w+b") as file:
+        write(file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(digest.encode())
+
+
+def kept_bytes(path: Path) -> bytes | None:
+    """What was written into the file of :func:`keep_bytes`; None where it is anything else, by a bit.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    content = path.read_bytes()
+    content, digest = content[:-_SEAL], content[-_SEAL:]
+    return content if hashlib.sha256(content).hexdigest().encode() == digest else None
+
+
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it afterwards, or gone where something fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    start = f".{path.name}.{platform.node()}-"
+    temporary = path.with_name(f"{start}{os.getpid()}")
     try:
         with _named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            # What is left of a writer on this machine that was killed.
+            for left in path.parent.glob(f"{glob.escape(start)}*"):
+                if left != temporary and _is_over(left.name.removeprefix(start)):
+                    left.unlink(missing_ok=True)
             yield temporary
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_over(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError, ValueError):  # somebody else's, or no number
+        pass
+    return False
 
 
 @contextmanager

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,7 +29,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robattr import metrics
-from robattr._files import beside, write_text
+from robattr._files import keep_bytes, kept_bytes, write_text
 from robattr._yaml import one_line
 from robattr.attributions import gradient
 from robattr.data import Corrupt, ImageSet, ImageStream
@@ -771,11 +773,14 @@ class _Keeper:
                 "seconds": state.seconds + time.monotonic() - began,
             }
             path = self.folder / "checkpoint.pt"
-            with beside(path) as temporary:
+
+            def write(file: IO[bytes]) -> None:
                 try:
-                    torch.save(content, temporary)
+                    torch.save(content, file)
                 except RuntimeError as error:  # what the library makes of an error of the disk
                     raise OSError(f"{path} cannot be written: {one_line(error)}") from None
+
+            keep_bytes(path, write)
         self.fabric.barrier()
 
     def resume(self, schedule: Schedule, seed: int, n: int) -> _State:
@@ -787,15 +792,21 @@ class _Keeper:
         path = None if self.folder is None else self.folder / "checkpoint.pt"
         if path is None or not path.exists():
             return state
+        whole = kept_bytes(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # Of a file that was altered: whose it is. The reader itself would not see a changed number.
+            found = torch.load(path if whole is None else BytesIO(whole), map_location="cpu", weights_only=True)
+            ours = isinstance(found, dict) and found.get("run") == self._run
         except Exception:  # whatever a torn file makes the reader raise
-            return state
-        if not isinstance(found, dict) or found.get("run") != self._run:
+            whole, ours = None, True
+        if not ours:
             raise ValueError(
                 f"{path} belongs to another objective, schedule, seed, data or number of processes; choose another "
                 "folder, or delete it"
             )
+        if whole is None:
+            logging.getLogger("robattr").warning("%s is not what was kept: the training begins again", path)
+            return state
         self.objective.load_state_dict(found["objective"])
         self.optimizer.load_state_dict(found["optimizer"])
         state.step = found["step"]

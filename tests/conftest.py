@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counter = Counter(training.train)
     monkeypatch.setattr(training, "train", counter)
     return counter
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file has more bytes meanwhile: whoever writes more is told that it cannot be."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

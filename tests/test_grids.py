@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import PATIENCE_S, REPOSITORY, Counter
+from conftest import PATIENCE_S, REPOSITORY, Counter, room
 from PIL import Image
 from safetensors.torch import load_file
 from test_trainings import CPU, SCHEDULE, epoch, run, small
@@ -197,13 +197,38 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
+    before = load_record(path).totals
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write_description", killed)
+        patch.setattr(records, "text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
+    assert load_record(path).totals == before
+    with monkeypatch.context() as patch:
+        replace = Path.replace
+        # Numbers are in their place, the description is not.
+        patch.setattr(Path, "replace", lambda *args: replace(*args) if args[1].suffix == ".jsonl" else killed())
         with pytest.raises(KeyboardInterrupt):
             save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
     assert not path.exists()  # not the numbers of one measurement with the description of another
+    assert sorted(each.name for each in path.parent.iterdir()) == ["l2-0.jsonl"]
     save_record(record(totals={"accuracy": Total(0.5, 500)}), path)
     assert load_record(path).totals == {"accuracy": Total(0.5, 500)}
+
+
+def test_on_a_full_disk_the_old_record_stays(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "l2-0.json"
+    save_record(record(), path)
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    # Room for the description, but not for the numbers; or for neither.
+    sizes = [len(before["l2-0.json"]) + 200, 100]
+    large = record(values={f"rps/gradient/8/{n}": np.arange(100.0) for n in ("cosine", "pearson", "ssim")})
+    for size in sizes:
+        with room(size), pytest.raises(OSError, match=r"l2-0\.jsonl? cannot be written: File too large") as error:
+            save_record(large, path)
+        assert "\n" not in str(error.value)
+        assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
+    save_record(large, path)
+    assert load_record(path).values.keys() == large.values.keys()
 
 
 def test_numbers_say_all_that_they_depend_on(tmp_path: Path) -> None:

@@ -122,6 +122,26 @@ def test_a_newcomer_finds_a_page_for_each_thing_to_add() -> None:
         assert "**Fails first:**" in text
 
 
+PROMISES = REPOSITORY / "book" / "promises.md"
+
+
+def test_every_promise_has_a_test_that_is_there() -> None:
+    rows = [row for row in PROMISES.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    named = set()
+    for row in rows:
+        *_, shown = row.strip("| ").split(" | ")
+        if shown in ("Shown by", "---"):
+            continue
+        found = re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", shown)
+        assert found, row
+        for file, test in found:
+            assert f"\ndef {test}(" in (REPOSITORY / file).read_text(encoding="utf-8"), f"{file}::{test}"
+            named.add((file, test))
+    text = (REPOSITORY / "tests" / "test_faults.py").read_text(encoding="utf-8")
+    faults = re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)
+    assert {("tests/test_faults.py", test) for test in faults} <= named
+
+
 def test_imports_are_read(house: Path) -> None:
     found = plan.imports(house)
     assert found == {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr._files import write_text
+from robattr._files import append_line, write_text
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, frozen, gradient
 from robattr.data import check_images
@@ -274,18 +273,22 @@ class _Rows:
         # Two models may differ in what is no parameter: the sharpness of an activation.
         digests = {"images": _digest(x, labels), "model": _digest(repr(model), *model.state_dict().values())}
         head = json.dumps({**request, **digests}, sort_keys=True)
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        if lines and lines[0] != head:
-            raise ValueError(f"path is {self._path}, which holds another request; name a new file or delete that one")
+        lines: list[str] = []
+        if self._path.exists():
+            # What is no UTF-8 is no row either.
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
         self._head = head
-        for line in lines[1:]:
+        for line in lines:
             try:
                 row = json.loads(line)
                 image, values = int(row["image"]), {name: float(row[name]) for name in names}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # the last line of a process that was killed
             if line == self._row(image, values):  # not one that was altered
                 self.found[image] = values
+        # The digest of a row says whose it is: where one is of this request, it is the first line that was altered.
+        if lines and lines[0] != head and not self.found:
+            raise ValueError(f"path is {self._path}, which holds another request; name a new file or delete that one")
         kept = [self._row(image, values) for image, values in self.found.items()]
         write_text(self._path, "\n".join([head, *kept]) + "\n")
 
@@ -296,10 +299,7 @@ class _Rows:
     def add(self, image: int, **values: float) -> None:
         self.found[image] = {name: values[name] for name in self._names}
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._row(image, self.found[image]) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._path, self._row(image, self.found[image]))
 
     def column(self, name: str) -> Tensor:
         return torch.tensor([self.found[i][name] for i in range(self._images)], dtype=torch.float64)

@@ -9,7 +9,6 @@ becomes one JSON record.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robattr import attacks, metrics, models, smoothing
-from robattr._files import locked, write_text
+from robattr._files import keep_values, kept_values, locked
 from robattr.attributions import METHODS, gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
@@ -381,7 +380,7 @@ def _heatmaps(
                 for i in range(len(x)):
                     path = None if folder is None else Path(folder) / f"heatmaps-{method}-{sigma:g}" / f"{i}.json"
                     with nullcontext() if path is None else locked(path):
-                        row = None if path is None else _kept(path)
+                        row = None if path is None else kept_values(path)
                         if row is None:
                             found = smoothing.certify_map(
                                 model,
@@ -401,7 +400,7 @@ def _heatmaps(
                             )
                             row = _row(found.statistics)
                             if path is not None:
-                                write_text(path, json.dumps(row))
+                                keep_values(path, row)
                     rows.append(row)
                     bar.update()
                 values |= {f"of_map/{name}/{place}": np.array([row[name] for row in rows]) for name in rows[0]}
@@ -435,14 +434,6 @@ def _row(statistics: dict[str, Tensor]) -> dict[str, float]:
             kept = float(f"{v:.7g}") if name in _ESTIMATES else rounded(v, up=any(part in name for part in _UP))
             row[name if len(flat) == 1 else f"{name}/{j}"] = kept
     return row
-
-
-def _kept(path: Path) -> dict[str, float] | None:
-    try:
-        row = {str(name): float(v) for name, v in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-    return row if "direction_norm" in row else None  # earlier rows lack what bounds are computed again from
 
 
 def certified_of_map(

@@ -7,9 +7,7 @@ logits, and the cost of a training step.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr import attacks, metrics, regularizers
-from robattr._files import file_digest, free, write_tensors, write_text
+from robattr._files import file_digest, free, keep_values, kept_values, write_tensors
 from robattr.attributions import (
     METHODS,
     Attribution,
@@ -320,27 +318,20 @@ def _keep(path: Path, part: _Part) -> None:
     images = path.with_suffix(".safetensors")
     if part.images is not None:
         write_tensors(images, {"images": part.images})
-    content = {"values": part.values, "images": None if part.images is None else file_digest(images)}
     # Last: where it is, the part is whole.
-    write_text(path, json.dumps({"sha256": _digest(content), **content}))
+    keep_values(path, {"values": part.values, "images": None if part.images is None else file_digest(images)})
 
 
 def _kept(path: Path, images: bool) -> _Part | None:
     """A part that was measured before; None where there is none, or where it is not what was kept."""
+    content = kept_values(path)
+    if content is None or not images:
+        return None if content is None else _Part(content["values"], None)
+    kept = path.with_suffix(".safetensors")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("sha256") != _digest(content):
-            return None
-        if not images:
-            return _Part(content["values"], None)
-        kept = path.with_suffix(".safetensors")
         return _Part(content["values"], load_file(kept)["images"]) if file_digest(kept) == content["images"] else None
-    except (OSError, AttributeError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, KeyError, SafetensorError):
         return None
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def attack_images(

@@ -27,9 +27,11 @@ __all__ = [
     "RecordError",
     "conflicts",
     "context",
+    "description_text",
     "of_values",
     "read",
     "schema",
+    "text",
     "write",
     "write_description",
 ]
@@ -165,7 +167,12 @@ def context(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_description(path: Path | str, content: dict[str, Any]) -> None:
-    """Write what was run as JSON, an item of a list a line: so it can be read, and compared with another."""
+    """Write :func:`description_text` to a temporary name that is renamed."""
+    write_text(Path(path), description_text(content))
+
+
+def description_text(content: dict[str, Any]) -> str:
+    """What was run as JSON, an item of a list a line: so it can be read, and compared with another."""
     lines = []
     for name, value in content.items():
         if isinstance(value, list) and value:
@@ -173,7 +180,7 @@ def write_description(path: Path | str, content: dict[str, Any]) -> None:
         else:
             said = json.dumps(value)
         lines.append(f" {json.dumps(name)}: {said}")
-    write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def schema() -> dict[str, Any]:
@@ -186,9 +193,13 @@ def schema() -> dict[str, Any]:
 
 
 def write(path: Path | str, measurements: Iterable[Measurement]) -> None:
-    """Write measurements, one a line, to a temporary name that is renamed. Fields that are null are left out."""
-    lines = [json.dumps(each.model_dump(mode="json", exclude_none=True)) for each in measurements]
-    write_text(Path(path), "".join(f"{line}\n" for line in lines))
+    """Write :func:`text` to a temporary name that is renamed."""
+    write_text(Path(path), text(measurements))
+
+
+def text(measurements: Iterable[Measurement]) -> str:
+    """Measurements as JSON, one a line. Fields that are null are left out."""
+    return "".join(f"{json.dumps(each.model_dump(mode='json', exclude_none=True))}\n" for each in measurements)
 
 
 def read(*paths: Path | str) -> list[Measurement]:

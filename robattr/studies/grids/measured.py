@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from robattr import models
-from robattr._files import file_digest
+from robattr._files import beside, file_digest
 from robattr.models import Classifier
 from robattr.studies import records, trainings
 from robattr.studies.grids.kinds import Kind, Total, Values, kind_named
@@ -258,9 +258,6 @@ def save_record(record: Record, path: Path | str) -> None:
     The lines are :class:`robattr.studies.records.Measurement`. The JSON comes last: where it is, the record is whole.
     """
     path = Path(path)
-    # Not beside the numbers of another measurement, not even where this process is killed in between.
-    path.unlink(missing_ok=True)
-    records.write(path.with_suffix(".jsonl"), measurements(record, f"{path.parent.name}/{path.stem}"))
     trained: dict[str, Any] = {}
     if record.best is not None:
         trained = {"history": [asdict(epoch) for epoch in record.history], "best": record.best}
@@ -273,7 +270,15 @@ def save_record(record: Record, path: Path | str) -> None:
         **trained,
         "provenance": record.provenance,
     }
-    records.write_description(path, content)
+    # Both are written before either takes its place: on a full disk the old record stays.
+    with beside(path) as description:
+        description.write_text(records.description_text(content), encoding="utf-8")
+        lines = path.with_suffix(".jsonl")
+        with beside(lines) as numbers:
+            text = records.text(measurements(record, f"{path.parent.name}/{path.stem}"))
+            numbers.write_text(text, encoding="utf-8")
+            # Not beside the numbers of another measurement, not even where this process is killed in between.
+            path.unlink(missing_ok=True)
 
 
 def measurements(record: Record, run: str) -> list[Measurement]:
