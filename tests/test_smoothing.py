@@ -1304,6 +1304,27 @@ def test_a_stopped_certification_goes_on(tmp_path: Path) -> None:
     assert sum(model.calls) == 0
 
 
+def test_a_flipped_bit_in_rows_changes_no_number(tmp_path: Path) -> None:
+    path, x = tmp_path / "rows.jsonl", images()
+    ask = partial(certify, network(), x, TARGET, noise=Ball(0.5), epsilon=[0.01], samples=20, choose=5, path=path)
+    whole = ask()
+    content = path.read_bytes()
+    head = content.index(b"\n")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(8 * len(content), (40,), generator=generator).tolist()
+    # The first line alone, its end, and the end of the file.
+    for bit in [*drawn, 0, 7, *torch.randint(8 * head, (10,), generator=generator).tolist(), 8 * head + 2, -8]:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert same(ask(), whole), bit
+        assert sorted(path.read_bytes().splitlines()) == sorted(content.splitlines()), bit
+    # Without a row that says whose it is, another first line is another request: one line.
+    path.write_bytes(b"\xff" + content[1 : head + 1])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, which holds another request"):
+        ask()
+
+
 def test_rows_of_another_request_are_refused(tmp_path: Path) -> None:
     path, x = tmp_path / "rows.jsonl", images()
     given: dict[str, Any] = {
