@@ -396,6 +396,7 @@ def similarity(a: Tensor, b: Tensor) -> Similarity:
 _WINDOW = 7
 
 
+@differentiates
 def random_perturbation_similarity(
     model: nn.Module,
     x: Tensor,

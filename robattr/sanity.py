@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr import metrics
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap, heatmaps
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap, heatmaps
 from robattr.data import check_images
 
 __all__ = ["Cascade", "cascade", "layers", "randomized", "shuffled"]
@@ -79,6 +79,7 @@ def layers(model: nn.Module, x: Tensor) -> list[str]:
     return sorted(found, key=first)
 
 
+@differentiates
 def randomized(model: nn.Module, names: Iterable[str], *, seed: int = 0) -> nn.Module:
     """A copy in which the values of the named modules' own parameters have changed places at random.
 
@@ -100,6 +101,7 @@ def randomized(model: nn.Module, names: Iterable[str], *, seed: int = 0) -> nn.M
     return model
 
 
+@differentiates
 def cascade(
     model: nn.Module,
     x: Tensor,

@@ -321,6 +321,7 @@ def _maps(model: nn.Module, images: Tensor, attribution: Attribution, batch_size
     return heatmaps(model, images, labels, attribution, max_batch=batch_size)
 
 
+@differentiates
 def ensemble(
     model: nn.Module,
     images: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robattr._rows import joined, parts_of
 from robattr.attacks.climbing import Seen, check_attack, check_draws, check_iterations, climb, slope_of
+from robattr.attributions import differentiates
 from robattr.influence.last_layer import LastLayer
 from robattr.influence.values import Influence, Which, _check_top
 
@@ -46,6 +47,7 @@ class InfluenceAttackResult:
     epsilon: float
 
 
+@differentiates
 def influence_attack(
     layer: LastLayer,
     images: Tensor,
@@ -101,6 +103,7 @@ def influence_attack(
     return _search(layer, images, epsilon, top, which, normalize, step, iterations, seed, batch_size)
 
 
+@differentiates
 def influence_random_sign(
     layer: LastLayer,
     images: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robattr._rows import parts_of
-from robattr.attributions import Target, check_target, frozen
+from robattr.attributions import Target, check_target, differentiates, frozen
 from robattr.data import check_images
 from robattr.influence.losses import Loss, _check_labels, _slopes
 from robattr.influence.solver import _NUMBERS, SolverError, _check_numbers, _ConjugateGradients, _Solution, _unit
@@ -59,6 +59,7 @@ class LastLayer:
         SolverError: the Hessian is singular or indefinite (``exact`` only; conjugate gradients find out later).
     """
 
+    @differentiates
     def __init__(
         self,
         model: nn.Module,

@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robattr._rows import parts_of
-from robattr.attributions import Target, check_target, frozen
+from robattr.attributions import Target, check_target, differentiates, frozen
 from robattr.data import check_images
 from robattr.influence.losses import Loss, _check_labels
 from robattr.influence.solver import _NUMBERS, _check_numbers, _ConjugateGradients
 from robattr.influence.values import Influence
 
 
+@differentiates
 def influence(
     model: nn.Module,
     train_images: Tensor,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from robattr._files import append_line, write_text
 from robattr._rows import parts_of
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient
 from robattr.data import check_images
 from robattr.models import Classifier, Output
 from robattr.smoothing.certificates import NONE, Method, mean_lower_bound, sampling_error
@@ -69,6 +69,7 @@ class Certificate:
         return self.expectation <= NONE
 
 
+@differentiates
 def certify(
     model: nn.Module,
     x: Tensor,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from robattr import metrics
 from robattr._rows import parts_of
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap
 from robattr.smoothing.certificates import mean_lower_bound, mean_lower_bound_of_moments, sampling_error
 from robattr.smoothing.certifying import Spread, check_units, l2_lengths
 from robattr.smoothing.eigenvalue import EXACT
@@ -102,6 +102,7 @@ class HeatmapCertificate:
     cosine: Tensor | None = None
 
 
+@differentiates
 def certify_map(
     model: nn.Module,
     x: Tensor,
