@@ -109,6 +109,7 @@ def hessian_norm(
     Returns:
         [N], in units of (logit per squared pixel) squared.
     """
+    _check_mode("hessian_norm")
     if draws < 1:
         raise ValueError(f"draws is {draws}; an estimate takes at least 1")
     graph = torch.is_grad_enabled()
@@ -246,6 +247,7 @@ class GradientAlignment(_Scaled, _UniformNoise):
         self.l2, self.cosine, self.epsilon, self.detach = l2, cosine, epsilon, detach
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
+        _check_mode(type(self).__name__)
         u = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad(), SecondOrder(training=True) as mode:
             near = torch.add(x, u, alpha=self.epsilon).requires_grad_()
@@ -278,6 +280,7 @@ class HessianPenalty(_Scaled):
         return torch.randn(tuple(shape), generator=generator, device=device)
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
+        _check_mode(type(self).__name__)
         v = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad(), SecondOrder(training=True, third=True) as mode:
             z = x.detach().requires_grad_()
@@ -331,6 +334,7 @@ class AttributionAdversary(_Scaled, _UniformNoise):
         return (cosine_distance if self.distance == "cosine" else l2_distance)(a * self.scale, b * self.scale)
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
+        _check_mode(type(self).__name__)
         u = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad(), SecondOrder(training=True) as mode:
             here = x.detach().requires_grad_()
@@ -370,6 +374,7 @@ class AdversarialTraining(_UniformNoise):
         self.step = 2.5 * epsilon / steps if step is None else step
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
+        _check_mode(type(self).__name__)
         u = self.draw(x.shape, None, x.device) if noise is None else noise
         with torch.enable_grad():
             z = _within(torch.add(x, u, alpha=self.epsilon), x, self.epsilon)
@@ -394,6 +399,15 @@ def _within(z: Tensor, x: Tensor, epsilon: float) -> Tensor:
 
 def _correct(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.detach().argmax(1) == y).sum()
+
+
+def _check_mode(name: str) -> None:
+    """What is made in inference mode cannot be differentiated, and a loss is made of derivatives."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name} takes derivatives, for which nothing is kept in torch.inference_mode(); torch.no_grad() around it "
+            "gives its value"
+        )
 
 
 def _check_weight(name: str, value: float) -> None:

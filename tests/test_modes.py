@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robattr import attacks, influence, metrics, sanity, smoothing
+from robattr import attacks, influence, metrics, regularizers, sanity, smoothing
 from robattr.attacks import TopK
 from robattr.attributions import gradient, heatmap
 
@@ -68,9 +68,40 @@ CALLS: dict[str, Callable[[], object]] = {
     "sanity.randomized": lambda: gradient(sanity.randomized(MODEL, ["0"]), X, Y),
     "smoothing.certify": lambda: smoothing.certify(MODEL, X, Y, noise=smoothing.Ball(0.5), **DRAWN),
     "smoothing.certify_map": lambda: smoothing.certify_map(MODEL, X, Y, k=5, noise=smoothing.Gaussian(0.2), **DRAWN),
+    "smoothing.certify_votes": lambda: smoothing.certify_votes(
+        MODEL, X, Y, k=5, noise=smoothing.Gaussian(0.2), epsilon=0.1, samples=24
+    ),
     "smoothing.smooth": lambda: smoothing.smooth(MODEL, X, Y, noise=smoothing.Ball(0.5), samples=8),
     "smoothing.smoothed": lambda: smoothing.smoothed(MODEL, X, Y, noise=smoothing.Ball(0.5), samples=8),
 }
+
+
+OBJECTIVES: dict[str, Callable[[], object]] = {
+    "hessian_norm": lambda: regularizers.hessian_norm(MODEL, X, Y, generator=torch.Generator().manual_seed(0)),
+    **{
+        made.__name__: lambda made=made: made(MODEL)(
+            X, Y, made(MODEL).draw(X.shape, torch.Generator().manual_seed(0), X.device)
+        )  # type: ignore[misc]
+        for made in (
+            regularizers.GradientAlignment,
+            regularizers.HessianPenalty,
+            regularizers.AttributionAdversary,
+            regularizers.AdversarialTraining,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_has_its_value_without_gradients_and_is_refused_in_inference_mode(name: str) -> None:
+    wanted = numbers(OBJECTIVES[name]())
+    with torch.no_grad():
+        found = numbers(OBJECTIVES[name]())
+    assert wanted
+    for a, b in zip(wanted, found, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.inference_mode(), pytest.raises(ValueError, match=rf"^{name} takes derivatives"):
+        OBJECTIVES[name]()
 
 
 def numbers(found: object) -> list[Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robattr._rows import parts_of
-from robattr.attributions import Attribution, Target, check_target, frozen, gradient, heatmap
+from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap
 from robattr.smoothing.certifying import check_units, l2_lengths
 from robattr.smoothing.noise import Gaussian
 from robattr.smoothing.sampling import _draws, _moved
@@ -67,6 +67,7 @@ class VoteCertificate:
     labels: Tensor
 
 
+@differentiates
 def certify_votes(
     model: nn.Module,
     x: Tensor,
