@@ -133,8 +133,7 @@ def certify(
     lengths = l2_lengths(epsilon)
     if samples < 2 or choose < 1:
         raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    check_alpha(alpha)
     noise.certified_cosine(0.0, x[0].numel(), lengths, method=method)  # refuses what it does not accept
     parts_of(len(x), max_batch)
     model = frozen(model)
@@ -315,6 +314,20 @@ def _digest(*parts: Tensor | str) -> str:
             found.update(f"{part.dtype} {list(part.shape)}".encode())
             found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a probability of failure that is none."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+
+
+def check_pictures(x: Tensor) -> tuple[int, int]:
+    """Refuse what has no heatmap of pixels; height and width of the others."""
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
+    height, width = x.shape[2:]
+    return height, width
 
 
 def l2_lengths(epsilon: float | Sequence[float]) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from robattr import metrics
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap
 from robattr.smoothing.certificates import mean_lower_bound, mean_lower_bound_of_moments, sampling_error
-from robattr.smoothing.certifying import Spread, check_units, l2_lengths
+from robattr.smoothing.certifying import Spread, check_alpha, check_pictures, check_units, l2_lengths
 from robattr.smoothing.eigenvalue import EXACT
 from robattr.smoothing.functionals import (
     certified_displacement,
@@ -168,9 +168,7 @@ def certify_map(
     """
     check_units(model, x)
     labels = check_target(x, target)
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
-    height, width = x.shape[2:]
+    height, width = check_pictures(x)
     lengths = l2_lengths(epsilon)
     counts = tuple(int(v) for v in np.ravel(k))
     if not counts or any(not 1 <= v <= height * width for v in counts) or not np.array_equal(counts, np.ravel(k)):
@@ -179,8 +177,7 @@ def certify_map(
         raise ValueError(f"noise is {noise}; accepted is Gaussian noise, whose likelihood ratio has a variance")
     if samples < 2 or choose < 1:
         raise ValueError(f"samples is {samples} and choose {choose}; accepted are at least 2 and 1")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    check_alpha(alpha)
     if detail < 1:
         raise ValueError(f"detail is {detail}; accepted is a number >= 1, for example 200")
     shapes = ([height, width], [len(x), height, width])
@@ -561,8 +558,7 @@ def certified_pixels(found: HeatmapCertificate, epsilon: float | Sequence[float]
         ValueError: an argument is not what is accepted.
     """
     lengths = np.array(l2_lengths(epsilon))
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    check_alpha(alpha)
     lam = found.statistics["spread_upper"].numpy()[:, None]
     moved = certified_displacement(lam, lengths / found.noise.sigma, bound=np.sqrt(2))
     unit = found.unit.cpu()[:, None]

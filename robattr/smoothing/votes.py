@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap
-from robattr.smoothing.certifying import check_units, l2_lengths
+from robattr.smoothing.certifying import check_alpha, check_pictures, check_units, l2_lengths
 from robattr.smoothing.noise import Gaussian
 from robattr.smoothing.sampling import _draws, _moved
 
@@ -109,9 +109,7 @@ def certify_votes(
     """
     check_units(model, x)
     labels = check_target(x, target)
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {list(x.shape)}; accepted are images [N, C, H, W], whose heatmaps have pixels")
-    height, width = x.shape[2:]
+    height, width = check_pictures(x)
     lengths = l2_lengths(epsilon)
     if isinstance(k, bool) or int(k) != k or not 1 <= k < height * width:
         raise ValueError(f"k is {k}; accepted is a whole number of pixels from 1 to {height * width - 1}")
@@ -119,8 +117,7 @@ def certify_votes(
         raise ValueError(f"noise is {noise}; accepted is Gaussian noise, for which the bound on a share is known")
     if samples < 1:
         raise ValueError(f"samples is {samples}; accepted is at least 1")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; accepted is a probability between 0 and 1, for example 0.001")
+    check_alpha(alpha)
     parts_of(len(x), max_batch)
     model = frozen(model)
     counts = torch.zeros(len(x), height * width, dtype=torch.int64, device=x.device)

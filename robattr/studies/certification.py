@@ -47,6 +47,7 @@ __all__ = [
     "derived",
     "gaps",
     "inverses",
+    "lowest",
     "measure",
     "noise_of",
     "quoted",
@@ -628,6 +629,12 @@ def check(runs: Sequence[Record], *, weaken: float = 1.0) -> Check:
     return Check(points, covered, wrong, margin)
 
 
+def lowest(record: Record, law: str, epsilon: float) -> NDArray[np.float64]:
+    """The lowest cosine that any adversary reached at an epsilon, an entry for each attacked image."""
+    place = f"attacked/{law}/{record.config.attack_radius:g}/{epsilon:g}"
+    return np.asarray(np.min([record.values[f"{place}/{adversary}"] for adversary in ADVERSARIES], axis=0))
+
+
 def gaps(runs: Sequence[Record], law: str) -> NDArray[np.float64]:
     """How far attacks stay above the certificates, which a count of violations does not say.
 
@@ -645,10 +652,9 @@ def gaps(runs: Sequence[Record], law: str) -> NDArray[np.float64]:
         if not config.attacked or law not in config.laws:
             continue
         for epsilon in config.epsilons:
-            place = f"attacked/{law}/{config.attack_radius:g}/{epsilon:g}"
-            lowest = np.min([record.values[f"{place}/{adversary}"] for adversary in ADVERSARIES], axis=0)
-            bound = certified(record, law, config.attack_radius, epsilon)[: len(lowest)]
-            found.append((lowest - bound)[bound > -1])
+            reached = lowest(record, law, epsilon)
+            bound = certified(record, law, config.attack_radius, epsilon)[: len(reached)]
+            found.append((reached - bound)[bound > -1])
     return np.concatenate(found)
 
 

@@ -383,7 +383,6 @@ def _of_certification(record: Record, model: Classifier, rng: random.Random, dat
     if height * width > _LARGEST:
         raise _NotAgain("a certificate of an image of that size takes minutes; make reference measures them again")
     x = kept.drawn_images(record, model, data_root)
-    common: dict[str, Any] = {"alpha": config.alpha, "seed": config.seed}
     maps = config.heatmaps
     if config.laws and (maps is None or rng.random() < 0.5):
         law, radius = rng.choice(config.laws), rng.choice(config.radii)
@@ -393,7 +392,7 @@ def _of_certification(record: Record, model: Classifier, rng: random.Random, dat
             found = smoothing.certify(
                 model, x[chosen], _predicted(model, x[chosen]), epsilon=config.epsilons, samples=config.samples,
                 choose=config.choose, noise=certification.noise_of(law, radius, record.dimension), spectral=False,
-                **common,
+                alpha=config.alpha, seed=config.seed,
             )  # fmt: skip
             return dict(zip(named, (found.norm.numpy(), found.norm_lower.numpy()), strict=True))
 

@@ -266,15 +266,7 @@ def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figu
             bound = np.median(certification.certified(record, law, radius, grid), axis=0)
             bound[bound <= -1] = np.nan
             ax.plot(grid, bound, color=color, lw=1.8, label=f"{name}: certified")
-            lowest = np.array(
-                [
-                    np.min(
-                        [record.values[f"attacked/{law}/{radius:g}/{e:g}/{a}"] for a in certification.ADVERSARIES],
-                        axis=0,
-                    )
-                    for e in tried
-                ]
-            )
+            lowest = np.array([certification.lowest(record, law, e) for e in tried])
             low, middle, high = np.percentile(lowest, [25, 50, 75], axis=1)
             ax.fill_between(tried, low, high, color=color, alpha=0.15, lw=0)
             ax.plot(tried, middle, color=color, lw=1.2, ls="--", marker=MARKERS[name], ms=5, label=f"{name}: attacked")
