@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
@@ -11,7 +13,6 @@ from typing import Any, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plotly
 import pytest
 import torch
 from conftest import PATIENCE_S, REPOSITORY
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Circle, Ellipse
 from matplotlib.text import Text
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import special
 
 from robattr import attributions, models, smoothing
@@ -304,13 +306,29 @@ def test_rank_correlations_are_written_once() -> None:
 def test_the_slider_is_whole_html_with_its_data_inside() -> None:
     frames = [("0", torch.rand(3, 8, 8), torch.rand(8, 8)), ("8", torch.rand(3, 8, 8), torch.rand(8, 8))]
     html = slider(frames, title="</script><b>", label='say "so" <b>')
-    assert html.count("<script") == html.count("</script>") == 1
+    assert "<b>" not in html
     assert 'aria-label="say &quot;so&quot; &lt;b>"' in html
-    content = json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
-    steps = content["layout"]["sliders"][0]["steps"]
-    assert [s["label"] for s in steps] == ["0", "8"]
-    assert len({image["source"] for s in steps for image in s["args"][0]["images"]}) == 4
+    assert re.findall(r'class="frame" data-name="(\d)"( hidden)?>', html) == [("0", ""), ("8", " hidden")]
+    assert len(set(re.findall(r'<img alt="[^"]+" src="(data:[^"]+)"', html))) == 4
     assert "http" not in html
+    photograph = base64.b64decode(re.findall(r'src="data:image/webp;base64,([^"]+)"', html)[1])
+    exact = (frames[1][1].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(photograph))), exact)
+
+
+@pytest.mark.browser
+def test_the_slider_shows_one_pair_at_a_time(chromium: Any) -> None:
+    frames = [(name, torch.rand(3, 8, 8), torch.rand(8, 8)) for name in ("0", "4", "8")]
+    page = chromium.new_page()
+    page.set_content(f"<html><body>{slider(frames, title='t', label='l')}</body></html>")
+    page.add_script_tag(path=REPOSITORY / "book" / "_static" / "frame-slider.js")
+    page.keyboard.press("Tab")
+    for key, name in (("ArrowRight", "4"), ("End", "8"), ("Home", "0")):
+        page.keyboard.press(key)
+        assert page.locator(".frame:visible").evaluate_all("all => all.map((each) => each.dataset.name)") == [name]
+        assert page.locator("input").get_attribute("aria-valuetext") == name
+        assert page.locator("label").inner_text().strip() == f"epsilon in 1/255: {name}"
+    page.close()
 
 
 def test_rescaling_shows_both_criteria_on_logarithmic_axes() -> None:
@@ -638,11 +656,11 @@ def test_the_explorer_is_whole_html_with_its_tables_inside() -> None:
     html = certificate_explorer(**EXPLORER)
     assert len(html) < 300_000
     assert "http" not in html
-    assert html.count("<script") == html.count("</script>") == 2
-    figure, tables = (
-        json.loads(part.split("</script>")[0]) for part in html.split('<script type="application/json">')[1:]
-    )
-    assert [trace["name"] for trace in figure["data"]] == list(CERTIFICATES.values())
+    assert html.count("<script") == html.count("</script>") == 1
+    assert "<b>" not in html
+    tables = json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
+    assert re.findall(r"</svg>([^<]+)</li>", html) == list(CERTIFICATES.values())
+    assert re.findall(r'<path class="curve" data-kind="(\w+)"', html) == list(CERTIFICATES)
     assert set(tables["displaced"]) == {str(d) for d in DIMENSIONS}
     assert 'aria-label="say &quot;so&quot; &lt;b>"' in html
     # Every slider has its label around it, and the values are announced.
@@ -656,15 +674,20 @@ def test_the_explorer_is_whole_html_with_its_tables_inside() -> None:
 @pytest.mark.browser
 def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
     static = REPOSITORY / "book" / "_static"
-    library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     page = chromium.new_page()
     page.set_default_timeout(PATIENCE_S * 1000)
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
     page.set_content(f"<html><body>{certificate_explorer(**EXPLORER)}</body></html>")
-    for script in (library, static / "plotly-figure.js", static / "certificate-explorer.js"):
-        page.add_script_tag(path=script)
+    page.add_script_tag(path=static / "certificate-explorer.js")
+    bottom, top = page.locator(".explorer-drawing .grid").evaluate_all(
+        "all => all.map((each) => each.getAttribute('d').match(/^M\\S+ (\\S+)H/)?.[1]).filter(Boolean)"
+    )[::5]
+
+    def cosine(y: str) -> float:
+        """Of a place in the drawing."""
+        return (float(bottom) - float(y)) / (float(bottom) - float(top))
 
     def compare() -> None:
         values = [float(v) for v in page.locator("input").evaluate_all("all => all.map((each) => each.value)")]
@@ -684,10 +707,13 @@ def test_the_explorer_shows_what_the_package_computes(chromium: Any) -> None:
             else:
                 assert value - 0.0151 < float(text) < value + 0.005  # it is rounded down to two digits
         # The markers are on the curves' values.
-        markers = page.locator(".js-plotly-plot").evaluate("each => [...each.data.at(-1).y]")
-        np.testing.assert_allclose(markers, [v for v in exact if v > -1], atol=0.005)
-        ends = page.locator(".js-plotly-plot").evaluate("each => each.data.slice(0, 4).map((t) => t.y.at(-1))")
-        assert set(ends) <= {0, None}
+        markers = page.locator("circle[visibility=visible]").evaluate_all("all => all.map((p) => p.getAttribute('cy'))")
+        np.testing.assert_allclose([cosine(y) for y in markers], [v for v in exact if v > -1], atol=0.005)
+        # A curve ends at 0, or where the drawing does.
+        for path in page.locator(".explorer-drawing .curve").all():
+            if drawn := path.get_attribute("d"):
+                x, y = drawn.rpartition("L")[2].split()
+                assert cosine(y) == pytest.approx(0, abs=1e-4) or float(x) > 388
 
     compare()
     length, epsilon, radius, dimension, spread = page.locator("input").all()

@@ -1,15 +1,7 @@
-"""What the book's pages need beside Jupyter Book: figures of plotly, signatures that a reader can use, and no
-complaints when read from the disk.
+"""What the book's pages need beside Jupyter Book: the scripts of the figures that a reader moves, signatures that a
+reader can use, and no complaints when read from the disk.
 
-A notebook emits a figure as HTML that holds its JSON and no script of its own::
-
-    <div class="plotly-figure" role="img" aria-label="what it shows">
-    <script type="application/json">{"data": [...], "layout": {...}}</script></div>
-
-Pages with such a figure, and only those, load plotly.js and ``plotly-figure.js``, which draws it as the theme wants it.
-The explorer of certificates is such a figure beside sliders, and ``certificate-explorer.js`` moves it; that of
-protocols is a sentence beside lists, with ``protocol-explorer.js``. The attack in the page carries its networks, which
-``live-network.js`` computes and ``live-attack.js`` shows.
+Such a figure is HTML with all that it needs inside; a page loads the scripts of those that it has, and no others.
 """
 
 from __future__ import annotations
@@ -21,32 +13,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import plotly
 import pydantic
 from sphinx.application import Sphinx
-from sphinx.util.fileutil import copy_asset
 
-PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+# By the class of the figure.
+SCRIPTS = {
+    "frame-slider": ("frame-slider.js",),
+    "certificate-explorer": ("certificate-explorer.js",),
+    "protocol-explorer": ("protocol-explorer.js",),
+    "live-attack": ("live-network.js", "live-attack.js"),
+}
 
 
 def add_scripts(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
     """Load the scripts on pages that need them."""
-    if 'class="plotly-figure"' in context.get("body", ""):
-        app.add_js_file(PLOTLY.name, loading_method="defer")
-        app.add_js_file("plotly-figure.js", loading_method="defer")
-    if 'class="certificate-explorer"' in context.get("body", ""):
-        app.add_js_file("certificate-explorer.js", loading_method="defer")
-    if 'class="protocol-explorer"' in context.get("body", ""):
-        app.add_js_file("protocol-explorer.js", loading_method="defer")
-    if 'class="live-attack"' in context.get("body", ""):
-        app.add_js_file("live-network.js", loading_method="defer")
-        app.add_js_file("live-attack.js", loading_method="defer")
-
-
-def copy_plotly(app: Sphinx, failure: Exception | None) -> None:
-    """Put plotly.js beside the book's own static files."""
-    if failure is None:
-        copy_asset(PLOTLY, Path(app.outdir) / "_static")
+    for name, scripts in SCRIPTS.items():
+        if f'class="{name}"' in context.get("body", ""):
+            for script in scripts:
+                app.add_js_file(script, loading_method="defer")
 
 
 def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
@@ -103,6 +87,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
     app.connect("autodoc-process-signature", sign_fields)
-    app.connect("build-finished", copy_plotly)
     app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

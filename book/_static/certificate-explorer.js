@@ -1,9 +1,8 @@
 // Certified cosine against epsilon, with sliders; robattr.pages.figures.certificate_tables says what the tables hold.
 (() => {
   const explore = (box) => {
-    const figure = box.querySelector(".plotly-figure");
+    const drawing = box.querySelector(".explorer-drawing");
     const tables = JSON.parse(box.querySelector(":scope > script").textContent);
-    const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
     const values = box.querySelector(".explorer-values");
     const inputs = [...box.querySelectorAll("input")];
 
@@ -51,22 +50,22 @@
         else sure = middle;
       }
       const first = lowest * scale;
-      if (sure <= first) return { x: [null], y: [null] };
-      const x = [];
-      const y = [];
+      if (sure <= first) return [];
+      const found = [];
       const points = 120;
       for (let i = 0; i <= points; i++) {
         const z = first * (sure / first) ** (1 - (1 - i / points) ** 2);
         if (z / scale > highest) break;
-        x.push(z / scale);
-        y.push(certificate(kind, h, z, d, spread));
+        found.push([z / scale, certificate(kind, h, z, d, spread)]);
       }
-      if (sure / scale <= highest) {
-        x.push(sure / scale);
-        y.push(0);
-      }
-      return { x, y };
+      if (sure / scale <= highest) found.push([sure / scale, 0]);
+      return found;
     };
+
+    const placed = (axis, value) =>
+      axis.from + ((value - axis.first) / (axis.last - axis.first)) * (axis.to - axis.from);
+    const across = (epsilon) => placed(tables.x, Math.log10(epsilon)).toFixed(2);
+    const up = (cosine) => placed(tables.y, cosine).toFixed(2);
 
     const number = (value) => Number(value.toPrecision(2)).toString();
     const read = {
@@ -88,21 +87,19 @@
       }
       const { mean_norm: h, dimension: d, epsilon, spread } = setting;
       const z = shift(setting);
-      const shown = layout.xaxis.range.map((power) => 10 ** power);
+      const shown = [tables.x.first, tables.x.last].map((power) => 10 ** power);
       const kinds = Object.keys(tables.names);
       const found = kinds.map((kind) => certificate(kind, h, z, d, spread));
-      const curves = data.map((trace, i) => ({ ...trace, ...curve(kinds[i], setting, shown) }));
-      const markers = {
-        type: "scatter",
-        mode: "markers",
-        x: found.filter((value) => !Number.isNaN(value)).map(() => epsilon),
-        y: found.filter((value) => !Number.isNaN(value)),
-        marker: { size: 10, color: data.filter((_, i) => !Number.isNaN(found[i])).map((trace) => trace.line.color) },
-        showlegend: false,
-        hoverinfo: "skip",
-      };
-      const line = { type: "line", x0: epsilon, x1: epsilon, yref: "paper", y0: 0, y1: 1, line: { width: 1, color: "gray" } };
-      figure.redraw({ data: [...curves, markers], layout: { ...layout, shapes: [line] } });
+      drawing.querySelector(".chosen").setAttribute("d", `M${across(epsilon)} ${tables.y.from}V${tables.y.to}`);
+      kinds.forEach((kind, i) => {
+        const points = curve(kind, setting, shown).map(([x, y]) => `${across(x)} ${up(y)}`);
+        drawing.querySelector(`path[data-kind="${kind}"]`).setAttribute("d", points.length ? `M${points.join("L")}` : "");
+        const point = drawing.querySelector(`circle[data-kind="${kind}"]`);
+        const none = Number.isNaN(found[i]);
+        point.setAttribute("visibility", none ? "hidden" : "visible");
+        point.setAttribute("cx", across(epsilon));
+        point.setAttribute("cy", up(none ? 0 : found[i]));
+      });
 
       const p = z < furthest ? `p = ${displaced(z, d).toFixed(2)}` : `more than p = ${displaced(furthest, d).toFixed(2)}`;
       const words = kinds.map((kind, i) => {

@@ -1,4 +1,4 @@
-"""Figures that a reader moves: HTML that a page draws with its own copy of plotly.js, so without a network."""
+"""Figures that a reader moves: HTML with all it needs inside, moved by the scripts in ``book/_static``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -26,41 +26,31 @@ from robattr.studies.claims import Multiverse, VerdictName
 def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: str) -> str:
     """HTML of an interactive figure: a slider moves through pairs of a photograph and its map.
 
-    The page's own copy of plotly.js draws it, so it works without a network.
+    ``book/_static/frame-slider.js`` moves it; without a script the first pair is shown.
 
     Args:
-        frames: (position of the slider, image [C, H, W], map [H, W]).
+        frames: (epsilon in 1/255, image [C, H, W], map [H, W]).
         title: the finding.
         label: what a reader who cannot see the figure is told.
     """
     top = max(ceiling(heat.detach().cpu()) for _, _, heat in frames)
-    sources = []
-    for _, image, heat in frames:
+    pairs = []
+    for i, (name, image, heat) in enumerate(frames):
         photograph = (image.detach().cpu().permute(1, 2, 0).squeeze(-1) * 255).round().to(torch.uint8).numpy()
         colors = plt.get_cmap(MAP)(np.clip(heat.detach().cpu().numpy() / top, 0, 1), bytes=True)[..., :3]
-        sources.append((_encoded(photograph, "PNG"), _encoded(colors, "JPEG")))
-
-    def placed(pair: tuple[str, str]) -> list[dict[str, Any]]:
-        common = {"xref": "paper", "yref": "paper", "y": 1, "sizex": 0.49, "sizey": 1, "layer": "below"}
-        return [{**common, "source": source, "x": x} for source, x in zip(pair, (0.0, 0.51), strict=True)]
-
-    steps = [
-        {"label": name, "method": "relayout", "args": [{"images": placed(pair)}]}
-        for (name, _, _), pair in zip(frames, sources, strict=True)
-    ]
-    layout = {
-        "title": {"text": title, "font": {"size": 14}},
-        "images": placed(sources[0]),
-        "xaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
-        "yaxis": {"visible": False, "fixedrange": True, "range": [0, 1]},
-        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
-        "height": 430,
-        "sliders": [{"active": 0, "steps": steps, "pad": {"t": 10}, "currentvalue": {"prefix": "epsilon in 1/255: "}}],
-    }
-    # Plotly draws axes, and with them the images, only when there is a trace.
-    trace = {"type": "scatter", "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"}
-    figure = _embedded({"data": [trace], "layout": layout})
-    return f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">{figure}</div>'
+        at = f"at epsilon = {_escaped(name)}/255"
+        pairs.append(
+            f'<div class="frame" data-name="{_escaped(name)}"{" hidden" if i else ""}>'
+            f'<img alt="The photograph {at}." src="{_encoded(photograph, "WEBP")}">'
+            f'<img alt="Its map {at}." src="{_encoded(colors, "JPEG")}"></div>'
+        )
+    first = _escaped(frames[0][0])
+    return (
+        f'<div class="frame-slider" role="group" aria-label="{_escaped(label)}">'
+        f'<p class="widget-title">{_escaped(title)}</p>{"".join(pairs)}'
+        f'<label>epsilon in 1/255: <output>{first}</output><input type="range" min="0" max="{len(frames) - 1}" '
+        f'step="1" value="0" aria-valuetext="{first}"></label></div>'
+    )
 
 
 # The tables of the explorer: their grids, and where they end. At a shift of 3.3 nothing is certified up to H = 0.999.
@@ -119,8 +109,8 @@ def certificate_explorer(
 ) -> str:
     """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d, H and lam.
 
-    The page's own copy of plotly.js draws it from tables inside, so it works without a network. The values at the
-    chosen epsilon are text that screen readers announce.
+    ``book/_static/certificate-explorer.js`` draws it from tables inside, so it works without a network. The values at
+    the chosen epsilon are text that screen readers announce.
 
     Args:
         title: the finding.
@@ -150,37 +140,63 @@ def certificate_explorer(
         f'value="{value:g}"></label>'
         for (name, text, low, high, step, value, scale), shown in zip(sliders, begin, strict=True)
     )
-    ticks = [10.0**k for k in range(-4, 1)]
-    layout = {
-        "title": {"text": title, "font": {"size": 14}},
-        "xaxis": {
-            "title": {"text": "ε (l2, in units of a [0, 1] image)"}, "type": "log", "range": [-4, 0.5],
-            "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], "fixedrange": True,
-        },
-        "yaxis": {"title": {"text": "certified cosine"}, "range": [0, 1.02], "fixedrange": True},
-        "margin": {"l": 55, "r": 10, "t": 60, "b": 50},
-        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
-        "height": 430,
-        "dragmode": False,
+    tables = {
+        **certificate_tables(dimensions), "dimensions": list(dimensions), "names": CERTIFICATES,
+        "x": _EPSILONS, "y": _COSINES,
     }  # fmt: skip
-    dashes = {"ball": "dot", "tight": "solid", "gaussian": "dash", "spectral": "longdashdot"}
-    data = [
-        {
-            "type": "scatter", "mode": "lines", "name": name, "x": [None], "y": [None],
-            "line": {"color": COLORS[kind], "dash": dashes[kind], "width": 2.5},
-            "hovertemplate": "ε = %{x:.3g}: %{y:.2f}",
-        }
-        for kind, name in CERTIFICATES.items()
-    ]  # fmt: skip
-    tables = {**certificate_tables(dimensions), "dimensions": list(dimensions), "names": CERTIFICATES}
     return (
-        f'<div class="certificate-explorer"><div class="explorer-controls">{controls}</div>'
+        f'<div class="certificate-explorer" role="group" aria-label="{_escaped(label)}">'
+        f'<p class="widget-title">{_escaped(title)}</p><div class="explorer-controls">{controls}</div>'
         f'<p class="explorer-values" role="status" aria-live="polite">'
         f"{certificate_text(mean_norm, dimension, radius, epsilon, spread)}</p>"
-        f'<div class="plotly-figure" role="img" aria-label="{_escaped(label)}">'
-        f"{_embedded({'data': data, 'layout': layout})}</div>"
-        f"{_embedded(tables, compact=True)}</div>"
+        f"{_certificate_axes()}{_embedded(tables, compact=True)}</div>"
     )
+
+
+# The axes of the explorer: where in the drawing they begin and end, and the values there.
+_EPSILONS = {"from": 30, "to": 392, "first": -4, "last": 0.5}  # of log10 epsilon
+_COSINES = {"from": 222, "to": 18, "first": 0, "last": 1}
+_DASHES = {"ball": "1 3", "tight": "none", "gaussian": "5 3", "spectral": "8 3 2 3"}
+
+
+def _certificate_axes() -> str:
+    """An empty drawing, with the names of its lines: the script moves what has a ``data-kind``."""
+
+    def placed(axis: Mapping[str, float], value: float) -> str:
+        share = (value - axis["first"]) / (axis["last"] - axis["first"])
+        return f"{axis['from'] + share * (axis['to'] - axis['from']):.1f}"
+
+    left, right, bottom, top = _EPSILONS["from"], _EPSILONS["to"], _COSINES["from"], _COSINES["to"]
+    parts = [f'<text x="{left}" y="{top - 8}">certified cosine</text>']
+    for value in np.linspace(0, 1, 6):
+        y = placed(_COSINES, value)
+        parts += [
+            f'<path class="grid" d="M{left} {y}H{right}"/>',
+            f'<text x="{left - 4}" y="{y}" dy=".35em" text-anchor="end">{value:.1f}</text>',
+        ]
+    for power in range(-4, 1):
+        x = placed(_EPSILONS, power)
+        parts += [
+            f'<path class="grid" d="M{x} {bottom}V{top}"/>',
+            f'<text x="{x}" y="{bottom + 13}" text-anchor="middle">{10.0**power:g}</text>',
+        ]
+    middle = (left + right) / 2
+    parts.append(
+        f'<text x="{middle:g}" y="{bottom + 29}" text-anchor="middle">ε (l2, in units of a [0, 1] image)</text>'
+    )
+    parts.append(f'<path class="chosen" d="M{left} {bottom}V{top}"/>')
+    lines = {kind: f'stroke="{COLORS[kind]}" stroke-dasharray="{_DASHES[kind]}"' for kind in CERTIFICATES}
+    parts += [f'<path class="curve" data-kind="{kind}" {line}/>' for kind, line in lines.items()]
+    parts += [
+        f'<circle data-kind="{kind}" r="3.5" fill="{COLORS[kind]}" visibility="hidden"/>' for kind in CERTIFICATES
+    ]
+    legend = "".join(
+        '<li><svg viewBox="0 0 30 6" aria-hidden="true">'
+        f'<path class="curve" d="M0 3H30" {lines[kind]}/></svg>{name}</li>'
+        for kind, name in CERTIFICATES.items()
+    )
+    drawing = f'<svg class="explorer-drawing" viewBox="0 0 400 256" aria-hidden="true">{"".join(parts)}</svg>'
+    return f'{drawing}<ul class="explorer-legend">{legend}</ul>'
 
 
 _AGREEMENTS = {"same": "the same", "less": "neither the same nor the opposite", "opposite": "the opposite"}
@@ -223,10 +239,10 @@ def _embedded(content: Any, *, compact: bool = False) -> str:
     return f'<script type="application/json">{body}</script>'
 
 
-def _encoded(pixels: np.ndarray[Any, Any], kind: Literal["PNG", "JPEG"]) -> str:
-    """A data URL; lossless for photographs, whose perturbation a JPEG would smooth away."""
+def _encoded(pixels: np.ndarray[Any, Any], kind: Literal["PNG", "JPEG", "WEBP"]) -> str:
+    """A data URL; PNG and WebP are lossless, for photographs, whose perturbation a JPEG would smooth away."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
+    Image.fromarray(pixels).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
