@@ -28,7 +28,7 @@ SNAKEMAKE = $(ALONE) $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS)
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: check help env book chapters reference reference-gpu ledger plan zoo lint test test-isa test-order test-book lock clean
+.PHONY: check help env book chapters lessons reference reference-gpu ledger plan zoo lint test test-isa test-order test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ book: $(INSTALLED)  ## execute what changed and draw the pages: _build/html/inde
 
 chapters: $(INSTALLED)  ## execute what changed, without pages: _build/executed/
 	@$(SNAKEMAKE) chapters
+
+lessons: $(INSTALLED)  ## every lesson as a zip: _build/lessons/NAME.zip
+	@for each in lessons/*/; do \
+		$(BIN)/robattr lesson $$(basename $$each) -o _build/lessons/$$(basename $$each).zip --force || exit; done
 
 reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
 	@$(ALONE) $(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \

@@ -25,7 +25,7 @@ SOURCES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("robattr/**/*.py"), *ROOT.glob("results/**/*.json*")]
     if path.stem not in {"building", "chapters", "cli", "execution", "needs", "schemas", "values"}
-    and path.parts[-2] != "exercises"
+    and path.parts[-2] not in {"exercises", "lessons"}
 )
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That
 # is a third of an attack's time on the CPU.

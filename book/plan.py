@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "book" / "plan.svg"
 CONTENTS = ROOT / "_toc.yml"
-WINGS = ("core", "studies", "pages", "exercises", "cli")
+WINGS = ("core", "studies", "pages", "exercises", "lessons", "cli")
 """In the order of the arrows: a module imports from its own wing and from those before it."""
 CORE = (
     ("data",),
@@ -159,7 +159,14 @@ def contents(text: str, found: Imports) -> str:
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT, LANE, GAP, STEP = 108, 28, 10, 18, 62
-COLORS = {"core": "#0072B2", "studies": "#009E73", "pages": "#D55E00", "exercises": "#CC79A7", "cli": "#555555"}
+COLORS = {
+    "core": "#0072B2",
+    "studies": "#009E73",
+    "pages": "#D55E00",
+    "exercises": "#CC79A7",
+    "lessons": "#8C6D00",
+    "cli": "#555555",
+}
 
 
 def drawn(found: Imports) -> dict[str, set[str]]:

@@ -451,6 +451,32 @@ def exercises(
         _show(table)
 
 
+@main.command()
+@click.argument("name", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The zip; by default NAME.zip here.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@_refusals
+def lesson(name: str | None, output: Path | None, force: bool) -> None:
+    """List the lessons, or write the one called NAME as a zip: plan, slides, notebooks, data and the package.
+
+    Their sources are in lessons/ of the project: here, above, or in the checkout that the package runs from.
+    """
+    from robattr import lessons as found
+
+    root = book.find_root()
+    if name is not None:
+        chosen = found.lesson(root, name)
+        click.echo(found.make(chosen, output or Path(f"{chosen.name}.zip"), root=root, force=force))
+    elif output is not None or force:
+        raise ValueError("-o and --force are for one lesson; say which")
+    else:
+        table = Table("lesson", "title", "minutes", "MB, at most", "chapters", "what it is about")
+        for each in found.lessons(root):
+            sizes = (str(each.minutes), str(each.megabytes))
+            table.add_row(each.name, each.title, *sizes, ", ".join(each.chapters), each.summary)
+        _show(table)
+
+
 @main.group(invoke_without_command=True)
 @click.pass_context
 def data(context: click.Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import nbformat
@@ -12,7 +13,7 @@ import nbformat
 from robattr.exercises._answers import JUDGES
 from robattr.exercises._texts import Exercise, ExerciseError
 
-__all__ = ["Edition", "notebook", "page", "plain"]
+__all__ = ["Edition", "Passage", "notebook", "page", "plain", "words"]
 
 Edition = Literal["student", "teacher", "nbgrader"]
 """Student: questions, hints and gaps. Teacher: with answers and solutions. nbgrader: the source of an assignment, whose
@@ -71,17 +72,42 @@ def plain(exercise: Exercise, *, solution: bool = False) -> str:
     if solution:
         code = _MARKS.sub("", exercise.answer)
         parts += ["Solution.", code.rstrip(), exercise.solution]
-    return _without_roles("\n\n".join(parts)) + "\n"
+    return words("\n\n".join(parts)) + "\n"
 
 
-def notebook(chosen: Iterable[Exercise], edition: Edition = "student") -> Any:
+@dataclass(frozen=True)
+class Passage:
+    """What stands between the exercises of a notebook.
+
+    Attributes:
+        kind: text in Markdown; code that runs as it is; a gap, code whose part between ``### BEGIN SOLUTION`` and
+            ``### END SOLUTION`` is kept from students; a check, code that fails where the gap before it is not filled
+            rightly, worth a point.
+        text: of the cell.
+        name: of the cell, a grade_id of nbgrader: letters, digits and hyphens.
+    """
+
+    kind: Literal["text", "code", "gap", "check"]
+    text: str
+    name: str
+
+
+def notebook(
+    chosen: Iterable[Exercise | Passage],
+    edition: Edition = "student",
+    *,
+    introduction: str = "# Exercises\n\nWrite answers where it says so; each is checked in the cell below it.",
+    setup: str = "",
+) -> Any:
     """A notebook of exercises, which nbformat writes.
 
     Every edition has nbgrader's metadata (its schema 3), so an executed student's notebook can be graded by it.
 
     Args:
-        chosen: the exercises; at least one.
+        chosen: the exercises, with what stands between them; at least one.
         edition: student, teacher or nbgrader.
+        introduction: the first cell, in Markdown.
+        setup: code that comes first, after what all exercises need.
 
     Raises:
         ExerciseError: no such edition, or no exercise.
@@ -91,29 +117,49 @@ def notebook(chosen: Iterable[Exercise], edition: Edition = "student") -> Any:
         raise ExerciseError(f"edition is {edition!r}; there are {', '.join(get_args(Edition))}")
     if not chosen:
         raise ExerciseError("a notebook needs at least one exercise; none is chosen")
-    cells = [_markdown("# Exercises\n\nWrite answers where it says so; each is checked in the cell below it.", "intro")]
-    cells.append(_code(SETUP, "setup", locked=True))
+    cells = [_markdown(introduction, "intro"), _code(SETUP + setup, "setup", locked=True)]
     for each in chosen:
-        head = f"## {each.title}\n\n*{each.id}, {each.kind}, {_minutes(each)}*\n\n{_question(each)}"
-        hints = "\n\n".join(
-            f"<details><summary>Hint {number}</summary>\n\n{hint}\n\n</details>"
-            for number, hint in enumerate(each.hints, 1)
-        )
-        cells.append(_markdown(_without_roles(f"{head}\n\n{hints}"), f"{each.id}-question"))
-        answer = f"# answer: {JUDGES[each.id].form}\n{each.answer}"
-        if edition == "student":
-            answer = _SOLUTION.sub(_gap, answer)
-        elif edition == "teacher":
-            answer = _MARKS.sub("", answer)
-        cells.append(_code(answer, each.id, solution=True))
-        check = f'verdict = check("{each.id}", answer)\nprint(verdict)\nassert verdict.right, verdict.word'
-        cells.append(_code(check, f"{each.id}-check", grade=True, locked=True))
-        if edition == "teacher":
-            cells.append(_markdown(_without_roles(f"**Solution.** {each.solution}"), f"{each.id}-solution"))
+        cells += [_passage(each, edition)] if isinstance(each, Passage) else _cells(each, edition)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})  # type: ignore[no-untyped-call]
     nbformat.validate(made)
     return made
+
+
+def _cells(exercise: Exercise, edition: Edition) -> list[Any]:
+    """Question with hints, answer, check, and for teachers the solution."""
+    name = exercise.id
+    head = f"## {exercise.title}\n\n*{name}, {exercise.kind}, {_minutes(exercise)}*\n\n{_question(exercise)}"
+    hints = "\n\n".join(
+        f"<details><summary>Hint {number}</summary>\n\n{hint}\n\n</details>"
+        for number, hint in enumerate(exercise.hints, 1)
+    )
+    answer = f"# answer: {JUDGES[name].form}\n{exercise.answer}"
+    check = f'verdict = check("{name}", answer)\nprint(verdict)\nassert verdict.right, verdict.word'
+    cells = [
+        _markdown(words(f"{head}\n\n{hints}"), f"{name}-question"),
+        _code(_edited(answer, edition), name, solution=True),
+        _code(check, f"{name}-check", grade=True, locked=True),
+    ]
+    if edition == "teacher":
+        cells.append(_markdown(words(f"**Solution.** {exercise.solution}"), f"{name}-solution"))
+    return cells
+
+
+def _passage(passage: Passage, edition: Edition) -> Any:
+    if passage.kind == "text":
+        return _markdown(words(passage.text), passage.name)
+    if passage.kind == "gap":
+        return _code(_edited(passage.text, edition), passage.name, solution=True)
+    return _code(passage.text, passage.name, grade=passage.kind == "check", locked=True)
+
+
+def _edited(answer: str, edition: Edition) -> str:
+    """The code of an answer as an edition has it: with a gap, whole, or with the marks that nbgrader reads."""
+    answer = answer.rstrip() + "\n"  # a mark may be the last line of a cell
+    if edition == "student":
+        return _SOLUTION.sub(_gap, answer)
+    return _MARKS.sub("", answer) if edition == "teacher" else answer
 
 
 def _gap(found: re.Match[str]) -> str:
@@ -154,6 +200,10 @@ def _minutes(exercise: Exercise) -> str:
     return "a minute" if exercise.minutes == 1 else f"{exercise.minutes} minutes"
 
 
-def _without_roles(text: str) -> str:
-    """References of the book as words: where a page has links, other places have names."""
+def words(text: str) -> str:
+    """References of the book as words: where a page has links, other places have names.
+
+    Args:
+        text: in MyST.
+    """
     return _ROLE.sub(lambda found: found[2] or f"`{found[3].rpartition('/')[2]}`", text)
