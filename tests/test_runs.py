@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import logging
 import signal
@@ -80,7 +81,10 @@ def test_what_is_not_reached_does_not_count(source: Path) -> None:
     change(home(source, "spearman"), "def spearman(", "def spearman(extra: int, ")  # no training ranks anything
     change(home(source, "ssim"), "sigma: float = 1.5", "sigma: float = 2.5")
     assert Training().code == before
-    assert code_digest(alignment.measure) != code_digest(fragility.measure)
+    measured = code_digest(alignment.measure)
+    assert measured != code_digest(fragility.measure)
+    change(source / "studies" / "_code.py", "[:12]", "[:8] + 4 * '0'")  # how digests are made
+    assert code_digest(alignment.measure) == measured
 
 
 def test_neither_comments_nor_places_count(source: Path) -> None:
@@ -122,6 +126,60 @@ def test_registrations_count_with_their_module(tmp_path: Path, source: Path) -> 
     assert with_rule != now
     change(module, "return 3", "return 4")
     assert digest() != with_rule
+
+
+SYNTAX = r"""
+@wraps(1, *more, k=2, **kw)
+async def use(x: int = 1, /, y=None, *, z: "s", w=..., **q) -> None:
+    async with a as b, c:
+        await x
+    match x:
+        case None | True | 1: return None
+        case [1, *_]: return {**x, 1: 2}
+        case {"a": b, **r}: del b
+        case K(a=1) as k if k: raise V from e
+    try: pass
+    except* E as e: pass
+    for i in x[1:, ::2]: continue
+    lambda *, a=1: (a := 2)
+    return f"{x!r:>{w}}" "lit" f'{x=} {{}} {x:%Y}' u"uni" f"" "" f"a" "b" f"{x:{y}.{z}f}", u"u", 1e400, 2j, -0.0, b""
+
+
+class K(B, metaclass=M):
+    a: int
+    def m(self): yield
+"""
+
+
+def test_every_python_has_the_same_digests(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "toy.py").write_text(SYNTAX, encoding="utf-8")
+    assert toy_digest() == "4929746db330"
+    (source / "toy.py").write_text(SYNTAX + "\n", encoding="utf-8")  # which is not in the cache
+    parse = ast.parse
+
+    def as_another(text: bytes) -> ast.Module:
+        """With what some version has and others have not."""
+        tree = parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                node._fields = (*(name for name in node._fields if name != "type_params"), "type_params")
+                node.type_params = []  # type: ignore[attr-defined, unused-ignore]
+            elif isinstance(node, ast.JoinedStr):
+                node.values.append(ast.Constant(""))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node.kind = "u"
+        return tree
+
+    monkeypatch.setattr(ast, "parse", as_another)
+    assert toy_digest() == "4929746db330"
+
+
+def test_type_parameters_count() -> None:
+    (plain,) = ast.parse("def use(x): pass").body
+    generic = ast.parse("def use(x): pass").body[0]
+    generic._fields = (*generic._fields, "type_params")
+    generic.type_params = [ast.Name("T")]  # type: ignore[attr-defined]
+    assert _code._dumped(plain) != _code._dumped(generic)
 
 
 def test_only_definitions_of_the_package_have_a_digest() -> None:

@@ -95,7 +95,7 @@ def _reached(places: list[_Place]) -> list[str]:
                     through, found = target
                     modules.update(dict.fromkeys(through))
                     mentions.add((said, str(number(found))))
-            text = "\n".join(ast.dump(statement) for statement in statements)
+            text = "\n".join(_dumped(statement) for statement in statements)
             texts.append(f"{name}\n{text}\n{sorted(mentions)}")
         new = [module for module in modules if module not in counted]
         counted |= set(new)
@@ -103,9 +103,26 @@ def _reached(places: list[_Place]) -> list[str]:
         always = {(module, name): None for module in new for name in _read(module).always}
         waiting = sorted(
             (place for place in always if place not in numbers),
-            key=lambda place: [ast.dump(statement) for statement in _read(place[0]).definitions[place[1]]],
+            key=lambda place: [_dumped(statement) for statement in _read(place[0]).definitions[place[1]]],
         )
     return texts
+
+
+def _dumped(node: object) -> str:
+    """A tree as ``ast.dump`` of Python 3.11 writes it, in every Python: what is kept under a digest must be found from
+    any of them, and they differ in what they say of nothing.
+    """
+    if isinstance(node, ast.AST):
+        said = [f"{name}={_dumped(value)}" for name, value in ast.iter_fields(node) if _is_said(node, name, value)]
+        return f"{type(node).__name__}({', '.join(said)})"
+    if isinstance(node, list):
+        return f"[{', '.join(_dumped(each) for each in node)}]"
+    return repr(node)
+
+
+def _is_said(node: ast.AST, name: str, value: object) -> bool:
+    optional = getattr(type(node), name, ...) is None
+    return not (value is None and optional) and (name != "type_params" or bool(value)) and name != "kind"
 
 
 _Target = str | tuple[list[str], _Place]  # a name elsewhere; or modules on the way, and a definition
@@ -181,7 +198,8 @@ def _resolved(said: str, module: str, name: str | None) -> Iterator[tuple[str, _
 
 
 def _ours(module: str) -> bool:
-    return module.partition(".")[0] == _PACKAGE
+    # How digests are made decides no result, and may change where the digests stay.
+    return module.partition(".")[0] == _PACKAGE and module != __name__
 
 
 def _read(module: str) -> _Module:
@@ -269,6 +287,9 @@ def _without_text(tree: ast.Module) -> ast.Module:
         if isinstance(body, list):
             # Docstrings, and the strings below attributes that document them.
             node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
+        if isinstance(node, ast.JoinedStr):
+            # Some Pythons end a format that ends with a value by an empty text.
+            node.values = [each for each in node.values if not (isinstance(each, ast.Constant) and each.value == "")]
     return tree
 
 
