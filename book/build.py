@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import mending
 import nbformat
 import plan
 
@@ -45,6 +46,7 @@ def main() -> None:
     if subprocess.run([*command, "build", *options, str(work / "source")], check=False).returncode:
         sys.exit("book/build.py: the pages have mistakes, listed above")
     page = work / "_build" / "html"
+    mending.mend(page)
     shutil.rmtree(output, ignore_errors=True)
     page.rename(output)
     shutil.rmtree(work)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+import axe_playwright_python
 import pytest
 from conftest import PATIENCE_S, REPOSITORY
 
@@ -18,6 +22,9 @@ from robattr.studies import claims as judged
 pytestmark = pytest.mark.browser
 
 HTML = REPOSITORY / "_build" / "html"
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+HEAVIEST = 3_000_000
+"""Bytes that a page loads at most, all scripts, styles and fonts included."""
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 
@@ -76,6 +83,13 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def stumbles(page: Any) -> list[str]:
+    """What axe-core finds: rules for readers with a keyboard or a screen reader that the page breaks, and where."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [f"{each['id']}: {node['html'][:200]}" for each in found["violations"] for node in each["nodes"]]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_page_is_complete_and_legible(browser: Any, name: str, theme: str) -> None:
     seen = visit(browser, name, DESK, theme)
@@ -99,11 +113,22 @@ def test_a_page_is_complete_and_legible(browser: Any, name: str, theme: str) -> 
         {"light": 1.0, "dark": 0.08}[theme], abs=0.08
     )
     assert page.evaluate(CONTRASTS) == []
+    assert stumbles(page) == []
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((each) => each.id)")
+    assert [each for each, count in Counter(ids).items() if count > 1] == []
+    assert len(page.locator("meta[name=description]").get_attribute("content")) > 30
+    assert page.locator("mjx-container[tabindex='0']:not([data-scrolls])").count() == 0  # a formula is no stop
+
+    # All that was asked for, the page too: what is written into it as well as what stands beside it.
+    loaded = {urlsplit(url).path for url in seen.requests if url.startswith("file:")}
+    assert sum(Path(unquote(path)).stat().st_size for path in loaded) <= HEAVIEST
     page.context.close()
 
 
-def test_a_page_fits_a_phone(browser: Any, name: str) -> None:
-    page = visit(browser, name, PHONE, "light").page
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_fits_a_phone(browser: Any, name: str, theme: str) -> None:
+    page = visit(browser, name, PHONE, theme).page
+    assert stumbles(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.evaluate("document.body.scrollWidth") <= PHONE["width"]
     page.context.close()
@@ -137,7 +162,7 @@ def test_from_a_row_of_the_ledger_to_the_executed_cell_in_two_clicks(browser: An
                 )
             source = cell.first.locator(".cell_input").first
             if not source.locator("pre").first.is_visible():
-                cell.first.locator("summary").first.click()
+                page.get_by_role("button", name="Show code").click()
             assert source.locator("pre").first.is_visible(), claim["id"]
         page.context.close()
 
@@ -216,12 +241,55 @@ def test_the_front_door_leads_to_the_first_page(browser: Any) -> None:
     context.close()
 
 
-def test_the_search_finds_words_offline(browser: Any) -> None:
+def test_the_search_finds_excerpts_on_the_disk(browser: Any) -> None:
     context = new_context(browser)
     page = context.new_page()
-    page.goto(f"{(HTML / 'search.html').as_uri()}?q=attribution")
-    page.locator("#search-results ul.search li").first.wait_for()
+    complaints: list[str] = []
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{(HTML / 'search.html').as_uri()}?q=heatmap")
+    page.locator("#search-results > p", has_text="Search finished").wait_for()
+    found = page.locator("#search-results ul.search li:has(.context)").all()
+    assert len(found) > 3
+    for each in found:
+        assert "heatmap" in each.locator(".context").inner_text().lower()
+    assert complaints == []
+    assert stumbles(page) == []
     context.close()
+
+
+def test_one_switch_shows_the_code_of_all_pages(browser: Any) -> None:
+    """Hidden until it is asked for; the switch is a stop of the tab key, and the next page remembers."""
+    page = visit(browser, "notebooks/01_attributions", DESK, "light").page
+    code = page.locator("div.cell_input pre")
+    assert code.count() > 5
+    assert not any(each.is_visible() for each in code.all())
+    assert page.locator("article summary", has_text="code").count() == 0
+    switch = page.get_by_role("button", name="Show code")
+    switch.focus()
+    page.keyboard.press("Enter")
+    assert all(each.is_visible() for each in code.all())
+    page.goto((HTML / "notebooks" / "ledger.html").as_uri())
+    assert page.locator("div.cell_input pre").first.is_visible()
+    page.get_by_role("button", name="Hide code").click()
+    page.reload()
+    assert not page.locator("div.cell_input pre").first.is_visible()
+    page.context.close()
+
+
+def test_a_page_is_printed_as_it_was_left(browser: Any) -> None:
+    """No switch and no bar; code and hints only where the reader has opened them."""
+    page = visit(browser, "notebooks/01_attributions", DESK, "light").page
+    page.emulate_media(media="print")
+    assert page.locator("div.cell_output").first.is_visible()
+    assert not page.locator("div.cell_input").first.is_visible()
+    assert not page.locator(".code-switch").is_visible()
+    page.goto((HTML / "book" / "exercises_01_attributions.html").as_uri())
+    hints = page.locator("details.sd-dropdown > .sd-summary-content")
+    assert hints.count() > 3
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert not any(hint.is_visible() for hint in hints.all())
+    page.context.close()
 
 
 def test_no_page_names_another_host_as_a_source() -> None:

@@ -1,5 +1,5 @@
 """What the book's pages need beside Jupyter Book: the scripts of the figures that a reader moves, signatures that a
-reader can use, and no complaints when read from the disk.
+reader can use, and a search that finds excerpts on the disk.
 
 Such a figure is HTML with all that it needs inside; a page loads the scripts of those that it has, and no others.
 """
@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -25,20 +24,15 @@ SCRIPTS = {
 }
 
 
-def add_scripts(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
+def add_scripts(app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
     """Load the scripts on pages that need them."""
+    if page == "search":
+        app.add_js_file("search-excerpts.js")
+        app.add_js_file("search-page.js")
     for name, scripts in SCRIPTS.items():
         if f'class="{name}"' in context.get("body", ""):
             for script in scripts:
                 app.add_js_file(script, loading_method="defer")
-
-
-def drop_preloads(app: Sphinx, failure: Exception | None) -> None:
-    """Take the theme's font preloads out of the pages: a browser refuses them for pages opened from the disk."""
-    if failure is None:
-        for path in Path(app.outdir).rglob("*.html"):
-            text = path.read_text(encoding="utf-8")
-            path.write_text(re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text), encoding="utf-8")
 
 
 def sign_fields(
@@ -87,5 +81,4 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
     app.connect("autodoc-process-signature", sign_fields)
-    app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,181 @@
+"""What Sphinx and its theme leave to be mended in the built pages: weight, and what stands in the way of readers with a
+keyboard, a screen reader, a phone, or the book on a disk.
+
+Each mend says why. ``tests/test_book.py`` looks at the pages with axe-core, and weighs them.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
+from fontTools import subset
+from fontTools.ttLib import TTFont
+
+# Of these every page has one, or a page has one for each proof and exercise, and none is linked to.
+REPEATED_IDS = ("exercise-content", "proof", "proof-content", "search-input", "solution-content")
+ICON_CLASS = re.compile(r'<(i|span) class="([^"]*\bfa-[^"]*)"(?=[^>]*></\1>)')
+PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
+
+
+def mend(folder: Path) -> None:
+    """Mend every page of a built book in place, and put its icons and the excerpts for its search beside it."""
+    texts, excerpts = [], {}
+    for path in sorted(folder.rglob("*.html")):
+        if "_static" in path.relative_to(folder).parts:
+            continue
+        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for each in (one_head, describe, switch_code, name_landmarks, name_toggles, head_tables, plain_roles,
+                     lists_of_parameters, unique_ids):  # fmt: skip
+            each(soup)
+        texts.append(hide_icons(str(soup)))
+        path.write_text(texts[-1], encoding="utf-8")
+        excerpts[path.relative_to(folder).with_suffix("").as_posix()] = words(soup)
+    subset_icons(folder / "_static", texts)
+    script = f"const EXCERPTS = {json.dumps(excerpts, ensure_ascii=False)};\n".replace("</", "<\\/")
+    (folder / "_static" / "search-excerpts.js").write_text(script, encoding="utf-8")
+
+
+def one_head(soup: BeautifulSoup) -> None:
+    """Take out of the head what hinders or repeats.
+
+    A browser refuses to preload fonts for pages from the disk, and says so; the icons need no script of 1.3 MB, since
+    the style sheet draws them; one viewport is enough.
+    """
+    for link in soup.select('link[rel="preload"][as="font"]'):
+        link.decompose()
+    for script in soup.select('script[src*="/fontawesome/"]'):
+        script.decompose()
+    for again in soup.select('meta[name="viewport"]')[1:]:
+        again.decompose()
+
+
+def describe(soup: BeautifulSoup) -> None:
+    """Say in the head what the page is about, with its first sentence: results of a search show it."""
+    head = soup.head
+    if head is None or soup.select_one('meta[name="description"]'):
+        return
+    paragraphs = soup.select("article p:not(td p, th p, details p, figcaption p)")
+    texts = (re.sub(r"\s+", " ", re.sub(r"\\[()]", "", paragraph.get_text())).strip() for paragraph in paragraphs)
+    text = next((text for text in texts if len(text) > 40), "")
+    if text:
+        shown = text if len(text) <= 200 else text[:199].rpartition(" ")[0] + "…"
+        head.append(soup.new_tag("meta", attrs={"name": "description", "content": shown}))
+
+
+def switch_code(soup: BeautifulSoup) -> None:
+    """One switch shows and hides the code of a page, instead of a bar over each cell; ``page.js`` remembers it."""
+    for details in soup.select("div.cell details.hide"):
+        summary = details.find("summary", recursive=False)
+        if isinstance(summary, Tag):
+            summary.decompose()
+        details.unwrap()
+    buttons = soup.select_one(".article-header-buttons")
+    if buttons is not None and soup.select_one("div.cell_input"):
+        button = soup.new_tag("button", attrs={"type": "button", "class": "btn btn-sm code-switch", "hidden": ""})
+        button.string = "Show code"
+        buttons.insert(0, button)
+
+
+def name_landmarks(soup: BeautifulSoup) -> None:
+    """The side bar is a landmark of its own, so that what stands in it can be found and skipped."""
+    for name, label in (("bd-sidebar-primary", "Book"), ("bd-sidebar-secondary", "On this page")):
+        bar = soup.select_one(f"div.{name}")
+        if bar is not None:
+            bar.attrs |= {"role": "region", "aria-label": label}
+
+
+def name_toggles(soup: BeautifulSoup) -> None:
+    """A toggle in the table of contents says whose pages it shows."""
+    for summary in soup.select("nav details > summary"):
+        link = summary.find_previous("a")
+        if link is not None and not summary.get_text(strip=True):
+            summary["aria-label"] = f"Pages of: {link.get_text(strip=True)}"
+
+
+def head_tables(soup: BeautifulSoup) -> None:
+    """A header without a word heads nothing: it is a cell."""
+    for header in soup.select("article th"):
+        if not header.get_text(strip=True) and not header.find("img"):
+            header.name = "td"
+            header.attrs.pop("scope", None)
+
+
+def plain_roles(soup: BeautifulSoup) -> None:
+    """Entries of the bibliography have roles that are deprecated, in a list that has other things, too."""
+    for each in soup.select('[role="doc-biblioentry"], .citation-list[role="list"]'):
+        del each["role"]
+
+
+def lists_of_parameters(soup: BeautifulSoup) -> None:
+    """Parameters of a signature are no definitions: a list that has only those is invalid."""
+    for each in soup.select("dt > dl"):
+        for line in each.find_all("dd", recursive=False):
+            line.name = "div"
+        each.name = "div"
+        each["class"] = "sig-params"
+
+
+def unique_ids(soup: BeautifulSoup) -> None:
+    """An id is one of its kind; what the extensions for proofs and exercises repeat, nothing links to."""
+    for name in REPEATED_IDS:
+        for again in soup.select(f'[id="{name}"]')[1:]:
+            del again["id"]
+
+
+def hide_icons(page: str) -> str:
+    """Icons say nothing aloud; some are written by scripts, so this looks at the text."""
+    return ICON_CLASS.sub(r'<\1 aria-hidden="true" class="\2"', page)
+
+
+def words(soup: BeautifulSoup) -> str:
+    """The text of a page, for the excerpts of a search: without code, which has names but no sentences."""
+    article = soup.select_one("article")
+    if article is None:
+        return ""
+    for each in article.select("script, style, .headerlink, .cell_input, div.highlight, svg"):
+        each.decompose()
+    return re.sub(r"\s+", " ", html.unescape(article.get_text(" ")).replace("\\(", "").replace("\\)", "")).strip()
+
+
+def subset_icons(static: Path, pages: Iterable[str]) -> None:
+    """Keep of the icons' fonts and style sheet what the pages and the theme's style sheets use: 16 KB of 1.4 MB."""
+    classes = {each[1] for page in pages for each in ICON_CLASS.findall(page)}
+    used = {name for each in classes for name in re.findall(r"fa-[\w-]+", each)}
+    sheets = [path.read_text(encoding="utf-8") for path in sorted((static / "styles").glob("*.css"))]
+    characters = {character for sheet in sheets for character in PRIVATE_USE.findall(sheet)}
+    for sheet in sheets:
+        characters |= {chr(int(code, 16)) for code in re.findall(r'"\\([ef][0-9a-f]{3})"', sheet)}
+    (vendor,) = (static / "vendor" / "fontawesome").iterdir()
+    style = (vendor / "css" / "all.min.css").read_text(encoding="utf-8")
+
+    def kept(rule: re.Match[str]) -> str:
+        names = {name.removesuffix(":before").lstrip(".") for name in rule[1].split(",")}
+        if not names & used:
+            return ""
+        characters.add(chr(int(rule[2], 16)) if len(rule[2]) > 1 else rule[2])
+        return rule[0].replace(rule[1], ",".join(f".{name}:before" for name in sorted(names & used)))
+
+    style = re.sub(r"@font-face\{[^}]*\}", "", style)
+    style = re.sub(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\?([^"]+)"\}', kept, style)
+    face = (
+        '@font-face{font-family:"Font Awesome 6 Free";font-style:normal;font-weight:900;font-display:block;'
+        'src:url("../webfonts/icons.woff") format("woff")}\n'
+    )
+    font = TTFont(vendor / "webfonts" / "fa-solid-900.ttf")
+    options = subset.Options(flavor="woff", layout_features=[], hinting=False, notdef_outline=True)
+    cutter = subset.Subsetter(options)
+    cutter.populate(unicodes=[ord(character) for character in characters])
+    cutter.subset(font)
+    font.flavor = "woff"
+    content = io.BytesIO()
+    font.save(content)
+    for path in [*vendor.glob("webfonts/*"), *vendor.glob("js/*")]:
+        path.unlink()
+    (vendor / "webfonts" / "icons.woff").write_bytes(content.getvalue())
+    (vendor / "css" / "all.min.css").write_text(style + face, encoding="utf-8")
