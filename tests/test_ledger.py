@@ -413,3 +413,29 @@ def test_what_is_not_there_has_its_row() -> None:
         assert markdown(rows[name].claim.sentence) in text
         if not rows[name].networks:
             assert rows[name].name in (VerdictName.UNTRIED, VerdictName.TOO_LITTLE)
+
+
+def test_smaller_scales_stand_beneath_and_decide_nothing() -> None:
+    """The same effect of +.05 at three scales: one network of 30 images is enough to be drawn."""
+    smaller = [
+        each.model_copy(update={"run": each.run.replace("grid/", "tiny/")})
+        for each in (*measured("new", 0.85, seeds=1, images=30), *measured("old", 0.8, seeds=1, images=30))
+    ]
+    of = claim(STEADIER, KEPT).model_copy(update={"smaller": ("medium", "tiny")})
+    found = verdict(of, NEW, OLD, smaller)
+    first, second = found.outcomes
+    ((grid, effect),) = first.smaller
+    assert (grid, effect.n) == ("tiny", 30)
+    assert first.effect is not None
+    assert effect.mean == pytest.approx(first.effect.mean, abs=0.01)
+    assert second.smaller == (), "without an effect there is nothing to compare with"
+    alone = verdict(claim(STEADIER, KEPT), NEW, OLD, smaller)
+    assert (found.name, first.effect) == (alone.name, alone.outcomes[0].effect)
+    assert "`tiny`" in claims.details(found)
+    assert "smaller" not in claims.details(alone)
+    (legend,) = figures.forest([found], title="It holds").legends
+    assert [t.get_text() for t in legend.get_texts()] == ["past it: holds", "at smaller scales"]
+    with pytest.raises(ValueError, match="there is no grid 'tinny'; the nearest is 'tiny'"):
+        claims.check_claims([of.model_copy(update={"smaller": ("tinny",)})], [*NEW, *OLD], ["medium", "tiny"])
+    with pytest.raises(ValidationError, match="each grid stands once"):
+        Claim.model_validate(of.model_dump() | {"smaller": ["grid"]})

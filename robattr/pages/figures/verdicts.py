@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robattr.pages.figures.style import closed
@@ -23,6 +24,7 @@ _LOOK = {
 }
 _UNIT = 0.1  # of comparisons that ask for a sign only: a difference of .1, or a factor of 1.1
 _LINE, _WIDTH, _ENDS = 0.17, 46, (-9.0, 40.0)
+_SMALLER = 0.08  # of a line, for an effect at a smaller scale
 
 
 def margin(comparison: Comparison, effect: Interval) -> Interval:
@@ -55,7 +57,8 @@ def margin(comparison: Comparison, effect: Interval) -> Interval:
 def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
     """A line a comparison of an experiment, under its claim: the margin with its interval, colored by what it says.
 
-    Comparisons without records and counts are left out, and claims without any other.
+    Beneath it, thin and gray, what grids of smaller scales say of the same, the largest first. Comparisons without
+    records and counts are left out, and claims without any other.
 
     Args:
         verdicts: of the ledger, in its order.
@@ -68,12 +71,15 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
             rows.append((verdict.claim.sentence, None))
             rows += [(o.comparison.label or o.comparison.quantity, o) for o in shown]
     wrapped = [textwrap.wrap(text, _WIDTH if o else 2 * _WIDTH) for text, o in rows]
-    heights = [_LINE * len(lines) + (0.05 if o else 0.16) for lines, (_, o) in zip(wrapped, rows, strict=True)]
+    heights = [
+        max(_LINE * len(lines), _LINE + 2 * _SMALLER * len(o.smaller)) + 0.05 if o else _LINE * len(lines) + 0.16
+        for lines, (_, o) in zip(wrapped, rows, strict=True)
+    ]
     total = sum(heights)
     figure = plt.figure(figsize=(7.2, total + 1.5))
     bottom, top = 0.85 / (total + 1.5), 1 - 0.65 / (total + 1.5)
     ax = figure.add_axes((0.44, bottom, 0.54, top - bottom))
-    y, seen = 0.0, set()
+    y, seen = 0.0, set[str]()
     for lines, height, (_, outcome) in zip(wrapped, heights, rows, strict=True):
         middle = y + height / 2
         y += height
@@ -85,18 +91,18 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
             continue
         ax.text(-0.03, middle, text, transform=ax.get_yaxis_transform(), fontsize=8, va="center", ha="right")
         color, marker, label = _LOOK[outcome.state]
-        at = margin(outcome.comparison, outcome.effect)
-        low, high = (min(max(v, _ENDS[0]), _ENDS[1]) for v in (at.low, at.high))
-        ax.plot([low, high], [middle, middle], color=color, lw=1.6, solid_capstyle="butt")
-        for end, cut, arrow in ((at.low, low, "<"), (at.high, high, ">")):
-            if end != cut:
-                ax.plot(cut, middle, arrow, color=color, markersize=5)
-        ax.plot(
-            min(max(at.mean, _ENDS[0]), _ENDS[1]), middle, marker, color=color, markersize=6,
+        _draw(
+            ax, margin(outcome.comparison, outcome.effect), middle, color=color, marker=marker, markersize=6,
             markerfacecolor="white" if outcome.state is State.OPEN else color,
             label=None if outcome.state in seen else label,
         )  # fmt: skip
         seen.add(outcome.state)
+        for i, (_, effect) in enumerate(outcome.smaller, 1):
+            _draw(
+                ax, margin(outcome.comparison, effect), middle + i * _SMALLER, color="#8C8C8C", marker="o",
+                markersize=3.5 - 0.5 * i, lw=0.9, label=None if "smaller" in seen else "at smaller scales",
+            )  # fmt: skip
+            seen.add("smaller")
     ax.set_xscale("symlog", linthresh=2, linscale=1.2)
     ax.set_xlim(_ENDS[0] * 1.15, _ENDS[1] * 1.15)
     ax.set_ylim(y, 0)
@@ -106,9 +112,19 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
     ax.grid(alpha=0.25, axis="x")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("effect past the least that was asked for, in units of that", fontsize=8.5)
-    figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False)
+    figure.legend(loc="lower center", ncols=4, fontsize=8.5, frameon=False, columnspacing=1.2, handletextpad=0.4)
     figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
     return closed(figure)
+
+
+def _draw(ax: Axes, at: Interval, y: float, *, color: str, lw: float = 1.6, **mark: Any) -> None:
+    """A mark with its interval; an arrow where that goes on outside of the axis."""
+    low, mean, high = (min(max(v, _ENDS[0]), _ENDS[1]) for v in (at.low, at.mean, at.high))
+    ax.plot([low, high], [y, y], color=color, lw=lw, solid_capstyle="butt")
+    for end, cut, arrow in ((at.low, low, "<"), (at.high, high, ">")):
+        if end != cut:
+            ax.plot(cut, y, arrow, color=color, markersize=5)
+    ax.plot(mean, y, color=color, ls="none", **mark)
 
 
 def small_forest(verdicts: Sequence[Verdict]) -> str:

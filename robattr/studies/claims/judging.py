@@ -65,6 +65,7 @@ class Outcome:
         corrected: the state by an interval that is wide enough for all comparisons of the ledger together.
         registered: since when the comparison stands, where that is known.
         measured: date of the first of its records, ISO 8601; empty where there is none.
+        smaller: the effect in the grids of smaller scales that have it, the largest first.
     """
 
     comparison: Comparison
@@ -75,6 +76,7 @@ class Outcome:
     corrected: State | None = None
     registered: Registration | None = None
     measured: str = ""
+    smaller: tuple[tuple[str, Interval], ...] = ()
 
     @property
     def fixed_before(self) -> bool | None:
@@ -144,7 +146,9 @@ def judge(
                 outcome = replace(outcome, corrected=outcome_of(comparison, claim.evidence, here, level=together).state)
             dates = [m.date for m in here if m.run in outcome.runs]
             since = past.comparisons.get(comparison_digest(comparison)) if past else None
-            outcomes.append(replace(outcome, registered=since, measured=min(dates, key=_time, default="")))
+            first = min(dates, key=_time, default="")
+            at = _at_scales(claim, comparison, measurements, level) if outcome.effect is not None else ()
+            outcomes.append(replace(outcome, registered=since, measured=first, smaller=at))
         used = {run for outcome in outcomes for run in outcome.runs}
         from_ = [m for m in here if m.run in used]
         note(from_)
@@ -161,6 +165,19 @@ def judge(
             )
         )
     return verdicts
+
+
+def _at_scales(
+    claim: Claim, comparison: Comparison, measurements: Sequence[Measurement], level: float
+) -> tuple[tuple[str, Interval], ...]:
+    """Whatever the smaller grids have of a comparison; they need not reach the evidence that decides."""
+    found = []
+    for grid in claim.smaller:
+        here = [m for m in measurements if m.run.startswith(f"{grid}/")]
+        effect = outcome_of(comparison, Evidence(), here, level=level).effect
+        if effect is not None:
+            found.append((grid, effect))
+    return tuple(found)
 
 
 def read_ledger(claims: Path | str, reference: Path | str) -> tuple[list[Verdict], list[Measurement]]:

@@ -98,6 +98,9 @@ class Claim(BaseModel):
     sentence: str
     population: str = Field(description="data, model and seeds that it is tested on")
     grid: str = Field("", description="folder of the records, below results/reference")
+    smaller: tuple[str, ...] = Field(
+        (), description="grids of smaller scales, the largest first: the same comparisons there, which decide nothing"
+    )
     chapter: str
     anchor: str = Field(description="label of the executed cell in that chapter")
     evidence: Evidence = Evidence()
@@ -112,6 +115,8 @@ class Claim(BaseModel):
             raise ValueError("a claim takes either comparisons, or 'untried' with the reason why there are none")
         if self.comparisons and not self.grid:
             raise ValueError("comparisons are of the records of a grid; give its name as 'grid'")
+        if len({self.grid, *self.smaller}) <= len(self.smaller):
+            raise ValueError(f"smaller is {', '.join(self.smaller)}; each grid stands once, and is not {self.grid!r}")
         return self
 
     @property
@@ -139,8 +144,9 @@ def check_claims(claims: Iterable[Claim], measurements: Iterable[Measurement], g
         runs.setdefault(grid, set()).add(run)
     known = sorted({*grids, *runs})
     for claim in claims:
-        if claim.comparisons and claim.grid not in known:
-            raise ValueError(f"claim {claim.id}: there is no grid {claim.grid!r}{_nearest(claim.grid, known)}")
+        for grid in (claim.grid, *claim.smaller) if claim.comparisons else ():
+            if grid not in known:
+                raise ValueError(f"claim {claim.id}: there is no grid {grid!r}{_nearest(grid, known)}")
         for c in claim.comparisons:
             for name, there in (
                 *((q, quantities.get(claim.grid, set())) for q in (c.quantity, c.baseline, c.rank_with)),

@@ -7,6 +7,8 @@ from typing import Any
 
 from robattr._text import markdown
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName
+from robattr.studies.claims.schema import Comparison
+from robattr.studies.intervals import Interval
 
 PAPERS = {
     "ghorbani2019interpretation": "Ghorbani, Abid & Zou 2019",
@@ -26,15 +28,18 @@ def effect_text(outcome: Outcome) -> str:
         happened = round(effect.mean * effect.n)
         rate = f"{effect.mean:.1%} of them" if happened else f"the rate is below {effect.high:.1g}"
         return f"{happened:,} of {effect.n:,} points; {rate}"
-    times = " times" if c.ratio else ""
-    sign = "" if c.ratio else "+"
     wanted = {
         "greater": f"more than {c.by:g}",
         "less": f"less than {1 / c.by if c.ratio else -c.by or 0:g}",
         "within": f"from {1 / c.by:.3g} to {c.by:g}" if c.ratio else f"from {-c.by:g} to {c.by:g}",
     }[c.direction]
+    return f"{_numbers(c, effect)}; asked for: {wanted}"
+
+
+def _numbers(comparison: Comparison, effect: Interval) -> str:
+    sign, times = ("", " times") if comparison.ratio else ("+", "")
     mean, low, high = (f"{v:{sign}.3g}" for v in (effect.mean, effect.low, effect.high))
-    return f"{mean} [{low}, {high}]{times}; asked for: {wanted}"
+    return f"{mean} [{low}, {high}]{times}"
 
 
 def verdict_text(verdict: Verdict) -> str:
@@ -147,6 +152,11 @@ def details(verdict: Verdict) -> str:
         lines.append(
             f"| {markdown(o.comparison.label or o.comparison.quantity)} | {effect_text(o)} | {state} | {_fixed(o)} |"
         )
+    if at := [o for o in verdict.outcomes if o.smaller]:
+        lines += ["", "The same at smaller scales, which decide nothing:", ""]
+        for o in at:
+            each = "; ".join(f"{_numbers(o.comparison, effect)} (`{grid}`)" for grid, effect in o.smaller)
+            lines.append(f"- {markdown(o.comparison.label or o.comparison.quantity)}: {each}")
     evidence = claim.evidence
     lines += [
         "",
@@ -193,6 +203,7 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "registered": None if o.registered is None else vars(o.registered),
                 "measured": o.measured,
                 "fixed_before": o.fixed_before,
+                "smaller": {grid: vars(effect) for grid, effect in o.smaller},
             }
             for o in v.outcomes
         ]
