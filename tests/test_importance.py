@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from pydantic import ValidationError
 
 from robattr import data, influence
-from robattr.studies import grids, importance, trainings
+from robattr.studies import checking, grids, importance, trainings
+from robattr.studies.grids import Network
 from robattr.studies.importance import ATTACKS, Importance
 from robattr.studies.trainings import Training
 
@@ -101,3 +104,21 @@ def test_a_grid_becomes_records(tmp_path: Path, trained: trainings.TrainedModel)
         trained.model(data.load("digits", "test", limit=6, seed=0).images).argmax(1)
         == data.load("digits", "test", limit=6, seed=0).labels,
     )
+
+
+def test_a_record_is_measured_again(tmp_path: Path, trained: trainings.TrainedModel) -> None:
+    """Other images than those of the first call, in another order; a record without its training cannot."""
+    network = Network(training=TRAINING)
+    record = grids.run(importance.KIND, network, SMALL, root=tmp_path / "runs", device="cpu")
+    epsilons = set()
+    for seed in range(4):
+        again, quantities, n = checking._of_importance(record, trained.model, random.Random(seed), None)
+        assert n == 6
+        values = again([4, 1])
+        for quantity in quantities:
+            epsilons.add(quantity.split("/")[1])
+            assert checking.drift(quantity, values[quantity], record.values[quantity][[4, 1]], climbs=False).within
+    assert epsilons == {"4", "32"}
+    unknown = replace(record, network=Network(model="digits-mlp"))
+    with pytest.raises(ValueError, match="training points are not known"):
+        checking._of_importance(unknown, trained.model, random.Random(0), None)

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from robattr import data, metrics, models, smoothing
+from robattr import data, influence, metrics, models, smoothing
 from robattr._files import file_digest, write_text
 from robattr.attributions import METHODS
 from robattr.models import Classifier
-from robattr.studies import certification, claims, conventions, fragility, kept
+from robattr.studies import certification, claims, conventions, fragility, importance, kept
 from robattr.studies.claims import Claim, Verdict
 from robattr.studies.grids import Record, load_record
 from robattr.studies.kept import Finding
@@ -431,6 +431,24 @@ def _of_conventions(record: Record, model: Classifier, rng: random.Random, data_
     return again, [quantity], len(x)
 
 
+def _of_importance(record: Record, model: Classifier, rng: random.Random, data_root: Path | str | None) -> Part:
+    """The attack of one step on influences, at one epsilon; all training points pass once before."""
+    config: importance.Importance = record.config
+    training = record.network.training
+    if training is None:
+        raise _NotAgain("its training points are not known")
+    layer, _, _ = importance.layer_of(model, config, training, data_root=data_root)
+    x = kept.drawn_images(record, model, data_root)
+    epsilon = rng.choice(config.epsilons)
+    place = f"one-step/{epsilon:g}"
+
+    def again(chosen: list[int]) -> dict[str, NDArray[np.float64]]:
+        found = influence.influence_attack(layer, x[chosen], epsilon=epsilon / 255, top=config.top, seed=config.seed)
+        return {f"{place}/{name}": v for name, v in importance.compared(found, config).items()}
+
+    return again, [f"{place}/{name}" for name in ("success", "rank_correlation")], len(x)
+
+
 def _predicted(model: Classifier, x: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(x).argmax(1)
@@ -442,4 +460,5 @@ _KINDS: dict[str, Callable[[Record, Classifier, random.Random, Path | str | None
     "alignment": _of_alignment,
     "certification": _of_certification,
     "conventions": _of_conventions,
+    "importance": _of_importance,
 }

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def measure(
     drawn = models.load_images(model, config.dataset, root=data_root, limit=config.images, seed=config.seed)
     x = drawn.images.to(device)
     with torch.no_grad():
-        values: dict[str, Tensor] = {"correct": model(x).argmax(1).cpu() == drawn.labels}
+        values = {"correct": (model(x).argmax(1).cpu() == drawn.labels).double().numpy()}
     for epsilon in config.epsilons:
         common: dict[str, Any] = {"epsilon": epsilon / 255, "top": config.top, "seed": config.seed}
         found = {
@@ -122,16 +124,22 @@ def measure(
             "random-sign": influence.influence_random_sign(layer, x, **common),
         }
         for name, each in found.items():
-            place = f"{name}/{epsilon:g}"
-            values[f"{place}/success"] = each.success
-            values[f"{place}/rank_correlation"] = influence.rank_correlation(each.before, each.after)
-            for k in config.turnovers:
-                values[f"{place}/turnover-{k}"] = influence.turnover(each.before, each.after, k)
+            values |= {f"{name}/{epsilon:g}/{quantity}": v for quantity, v in compared(each, config).items()}
     return Measured(
         dimension=x[0].numel(),
-        values={name: v.double().cpu().numpy() for name, v in values.items()},
+        values=values,
         dataset={"name": public_name(config.dataset), "split": "test", **drawn.provenance},
     )
+
+
+def compared(found: influence.InfluenceAttackResult, config: Importance) -> dict[str, NDArray[np.float64]]:
+    """What an attack changed, an entry an image, by the quantity's last name; see :func:`measure`."""
+    values = {
+        "success": found.success,
+        "rank_correlation": influence.rank_correlation(found.before, found.after),
+        **{f"turnover-{k}": influence.turnover(found.before, found.after, k) for k in config.turnovers},
+    }
+    return {name: v.double().cpu().numpy() for name, v in values.items()}
 
 
 def _describe(quantity: str, config: Importance) -> dict[str, Any]:
