@@ -19,6 +19,7 @@ from typing import Any
 import mending
 import nbformat
 import plan
+import reading
 
 from robattr import _yaml, exercises
 from robattr.pages import chapters, receipts
@@ -80,6 +81,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     generated.mkdir()
     (generated / "exercises.md").write_text(exercise_table(titles), encoding="utf-8")
     (folder / "notebooks").mkdir()
+    terms = reading.terms(ROOT / "book" / "glossary.md")
     notebooks = {}
     for path in paths:
         notebooks[path.stem] = notebook = nbformat.read(path, as_version=4)
@@ -87,6 +89,8 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         receipts.add(notebook)
         for name, picture in named_pictures(path.stem, notebook):
             (generated / f"{name}.png").write_bytes(picture)
+        reading.finding_first(notebook)
+        link_terms(notebook, terms)
         if path.stem in titles:
             notebook.cells.append(exercise_link(path.stem))
         for cell in notebook.cells:
@@ -98,6 +102,19 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     for paper in claims.PAPERS:
         (generated / f"found_{paper}.md").write_text(claims.found(paper, verdicts, HEADLINES), encoding="utf-8")
     (generated / "status.md").write_text(status(profile, notebooks) + reference(measured), encoding="utf-8")
+
+
+def link_terms(notebook: Any, terms: list[str]) -> None:
+    """Lead from a chapter's first use of each term to the glossary, in its text and in what its cells say."""
+    places = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            places.append((cell, "source"))
+        elif not {"remove-cell", "remove-output"} & set(cell.metadata.get("tags", [])):
+            places += [(data, "text/markdown") for data in outputs(cell) if "text/markdown" in data]
+    texts = reading.link_terms([place[key] for place, key in places], terms)
+    for (place, key), text in zip(places, texts, strict=True):
+        place[key] = text
 
 
 def api_page(module: str) -> str:

@@ -16,9 +16,11 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 from fontTools import subset
 from fontTools.ttLib import TTFont
+from PIL import Image
 
 # Of these every page has one, or a page has one for each proof and exercise, and none is linked to.
 REPEATED_IDS = ("exercise-content", "proof", "proof-content", "search-input", "solution-content")
+LOSSLESS = 120_000
 ICON_CLASS = re.compile(r'<(i|span) class="([^"]*\bfa-[^"]*)"(?=[^>]*></\1>)')
 PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 
@@ -26,10 +28,12 @@ PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 def mend(folder: Path) -> None:
     """Mend every page of a built book in place, and put its icons and the excerpts for its search beside it."""
     texts, excerpts = [], {}
+    smaller = shrink_pictures(folder / "_images")
     for path in sorted(folder.rglob("*.html")):
         if "_static" in path.relative_to(folder).parts:
             continue
-        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda m: smaller.get(m[0], m[0]), path.read_text(encoding="utf-8"))
+        soup = BeautifulSoup(text, "html.parser")
         for each in (one_head, describe, switch_code, name_landmarks, name_toggles, head_tables, plain_roles,
                      lists_of_parameters, unique_ids):  # fmt: skip
             each(soup)
@@ -39,6 +43,34 @@ def mend(folder: Path) -> None:
     subset_icons(folder / "_static", texts)
     script = f"const EXCERPTS = {json.dumps(excerpts, ensure_ascii=False)};\n".replace("</", "<\\/")
     (folder / "_static" / "search-excerpts.js").write_text(script, encoding="utf-8")
+
+
+def shrink_pictures(folder: Path) -> dict[str, str]:
+    """Put WebP in place of each PNG that it makes smaller: maps are grainy, and a PNG of them weighs up to 2.3 MB.
+
+    Nothing is lost up to :data:`LOSSLESS` bytes; beyond, a quality of 90 does for the eye.
+
+    Returns:
+        old name to new name.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            best = webp(image, lossless=True)
+            if len(best) > LOSSLESS:
+                best = min(best, webp(image, quality=90), key=len)
+        if len(best) < path.stat().st_size:
+            path.with_suffix(".webp").write_bytes(best)
+            path.unlink()
+            found[path.name] = path.with_suffix(".webp").name
+    return found
+
+
+def webp(image: Image.Image, **options: int) -> bytes:
+    """A picture as WebP."""
+    content = io.BytesIO()
+    image.save(content, "WEBP", **options)
+    return content.getvalue()
 
 
 def one_head(soup: BeautifulSoup) -> None:

@@ -1,4 +1,4 @@
-"""Labelled images with their provenance: what every experiment reads.
+"""Labeled images with their provenance: what every experiment reads.
 
 Images are float32 ``[N, C, H, W]`` in [0, 1], not normalized (models normalize inside). `load` knows:
 

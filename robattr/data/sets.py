@@ -1,4 +1,4 @@
-"""Labelled images, checked when a set of them is made."""
+"""Labeled images, checked when a set of them is made."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images and where they come from. Checked when made; a `DataError` names what does not fit.
+    """Labeled images and where they come from. Checked when made; a `DataError` names what does not fit.
 
     Attributes:
         images: float32 ``[N, C, H, W]`` in [0, 1].

@@ -36,7 +36,7 @@ _NUMBERS = 4 * _TRIES + 1  # uniform ones that an image's crop and flip take
 
 @dataclass(frozen=True, eq=False)
 class ImageStream:
-    """Labelled images in files, decoded by threads when they are asked for; see `stream`.
+    """Labeled images in files, decoded by threads when they are asked for; see `stream`.
 
     In memory are a name, a size and a label of each image and the few batches that are being read. A batch depends on
     its images, and its crops on seed, epoch and image: neither on the number of threads nor on what was read before.

@@ -1,6 +1,6 @@
 """Smoothed attributions, and how far a perturbation of the image can turn them: a bound that is proven.
 
-The map ``h(x) = E[g(x + noise)]`` is the mean of an attribution over a neighbourhood (Wang & Kong 2024 take the uniform
+The map ``h(x) = E[g(x + noise)]`` is the mean of an attribution over a neighborhood (Wang & Kong 2024 take the uniform
 law on an l2 ball; Gaussian noise certifies more). When no g is longer than a bound M, the length of h(x) alone bounds
 the angle between h(x) and h(x + delta) for all ``||delta||_2 <= epsilon``. Divided by its own length, every gradient is
 at most 1 long: then M = 1 exactly, and the length of h(x) says how aligned the gradients around x are.
