@@ -5,6 +5,7 @@ A refusal is one line on stderr and exit status 2; a chapter that fails while it
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robattr import _yaml
+from robattr._files import file_digest
 from robattr.pages import chapters as book, execution
 from robattr.pages.needs import check_needs
 from robattr.pages.values import check_code, given, located, with_its_weights
@@ -504,6 +506,22 @@ def fetch(name: str, root: Path | None) -> None:
     from robattr import data as sets
 
     click.echo(sets.fetch(name, root=root))
+
+
+@data.command()
+@click.argument("folder", metavar="folder:PATH")
+@click.option("--limit", type=click.IntRange(1), help="How many are drawn; all by default.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@_refusals
+def files(folder: str, limit: int | None, seed: int) -> None:
+    """Which pictures of a folder a run with this limit and seed takes, as CSV: place, file, SHA-256."""
+    from robattr import data as sets
+
+    above = Path(folder.removeprefix("folder:")).expanduser()
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["place", "file", "sha256"])
+    for place, path in enumerate(sets.drawn_files(folder, limit=limit, seed=seed)):
+        rows.writerow([place, path.relative_to(above).as_posix(), file_digest(path)])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Data sets: what is loaded, what is refused and in which words, and what a failed fetch leaves behind."""
 
+import csv
 import hashlib
 import io
 import json
@@ -17,12 +18,15 @@ import numpy as np
 import platformdirs
 import pytest
 import torch
+from click.testing import CliRunner
+from conftest import REPOSITORY
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from robattr import data
+from robattr import cli, data
+from robattr._files import file_digest
 from robattr.data import (
     CIFAR10_CLASSES,
     DataError,
@@ -1093,3 +1097,41 @@ def test_real_tiny_imagenet(real_root: Path) -> None:
     assert len(loaded.class_names) == 1000
     with pytest.raises(DataError, match=r"has no split 'test'; it has: train, val$"):
         load(f"folder:{folder}")
+
+
+def test_the_files_of_a_draw_are_those_that_are_loaded(tmp_path: Path) -> None:
+    """Four pictures of one color each in nested folders: the files of a draw, by their colors, in its order."""
+    colors = {"a/one.png": 10, "a/in/two.png": 20, "b/three.png": 30, "b/four.png": 40}
+    for name, color in colors.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (color,) * 3).save(tmp_path / name)
+    for limit, seed in ((None, 0), (3, 0), (3, 5)):
+        paths = data.drawn_files(f"folder:{tmp_path}", limit=limit, seed=seed)
+        loaded = data.load(f"folder:{tmp_path}", limit=limit, seed=seed, size=8)
+        shown = [colors[path.relative_to(tmp_path).as_posix()] for path in paths]
+        assert (loaded.images[:, 0, 0, 0] * 255).round().tolist() == shown
+    listed = CliRunner().invoke(cli.main, ["data", "files", f"folder:{tmp_path}", "--limit", "2"])
+    head, *lines = listed.output.splitlines()
+    assert head == "place,file,sha256"
+    place, name, digest = lines[1].split(",")
+    assert place == "1"
+    assert name in colors
+    assert digest == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    with pytest.raises(DataError, match="digits has no files of its own; accepted is folder:PATH"):
+        data.drawn_files("digits")
+
+
+@pytest.mark.data
+def test_the_list_of_photographs_is_the_draw_of_the_records() -> None:
+    """By the digest of the pixels in the record of each grid whose photographs it lists."""
+    rows = list(csv.DictReader((REPOSITORY / "results" / "photographs.csv").read_text().splitlines()))
+    assert [int(row["place"]) for row in rows] == list(range(480))
+    folder = data.data_root() / "imagenet-samples"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    drawn = data.drawn_files(f"folder:{folder}", limit=480)
+    assert [path.relative_to(folder).as_posix() for path in drawn] == [row["file"] for row in rows]
+    assert [file_digest(path) for path in drawn] == [row["sha256"] for row in rows]
+    record = json.loads((REPOSITORY / "results/reference/photographs-fragility-small/gradient.json").read_text())
+    loaded = data.load(f"folder:{folder}", limit=14, seed=0, size=224)
+    assert loaded.provenance["sha256"] == record["provenance"]["dataset"]["sha256"]

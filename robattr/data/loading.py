@@ -114,6 +114,22 @@ def load(
     return _at_size(_load_cifar10(draw, split, data_root(root)), size)
 
 
+def drawn_files(name: str, split: str = "test", *, limit: int | None = None, seed: int = 0) -> list[Path]:
+    """The pictures that `load` would take from a folder, in its order; none is opened.
+
+    Args:
+        name: ``folder:PATH``.
+        split: See `load`, also for ``limit`` and ``seed``.
+
+    Raises:
+        DataError: another kind of data set, a missing folder or one with fewer pictures.
+    """
+    if not name.startswith("folder:"):
+        raise DataError(f"{name} has no files of its own; accepted is folder:PATH")
+    files = _folder_named(name, split).files
+    return [files[i][0] for i in _Draw(name, limit, seed).indices(len(files)).tolist()]
+
+
 @dataclasses.dataclass(frozen=True)
 class Contents:
     """What is in a split of a data set, before an image of it is read.
