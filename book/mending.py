@@ -77,12 +77,15 @@ def one_head(soup: BeautifulSoup) -> None:
     """Take out of the head what hinders or repeats.
 
     A browser refuses to preload fonts for pages from the disk, and says so; the icons need no script of 1.3 MB, since
-    the style sheet draws them; one viewport is enough.
+    the style sheet draws them; MathJax comes in parts (``_config.yml`` says which), of which the menu, a third of it,
+    is not needed; one viewport is enough.
     """
     for link in soup.select('link[rel="preload"][as="font"]'):
         link.decompose()
     for script in soup.select('script[src*="/fontawesome/"]'):
         script.decompose()
+    for script in soup.select('script[src*="/mathjax/tex-chtml.js"]'):
+        script["src"] = script["src"].replace("tex-chtml.js", "startup.js")
     for again in soup.select('meta[name="viewport"]')[1:]:
         again.decompose()
 
@@ -177,8 +180,7 @@ def words(soup: BeautifulSoup) -> str:
 
 def subset_icons(static: Path, pages: Iterable[str]) -> None:
     """Keep of the icons' fonts and style sheet what the pages and the theme's style sheets use: 16 KB of 1.4 MB."""
-    classes = {each[1] for page in pages for each in ICON_CLASS.findall(page)}
-    used = {name for each in classes for name in re.findall(r"fa-[\w-]+", each)}
+    used = {name for page in pages for name in re.findall(r"\bfa-[\w-]+", page)}
     sheets = [path.read_text(encoding="utf-8") for path in sorted((static / "styles").glob("*.css"))]
     characters = {character for sheet in sheets for character in PRIVATE_USE.findall(sheet)}
     for sheet in sheets:

@@ -18,11 +18,12 @@ NO_PROSE = re.compile(
 
 
 def finding_first(notebook: Any) -> None:
-    """Move the cells tagged ``finding`` up to the title: what was found, and its figure, come before how.
+    """Move the cells tagged ``finding`` up to the title: what was found, then its figure, come before how.
 
     The order in which cells were executed is that of the source.
     """
     found = [cell for cell in notebook.cells if "finding" in cell.metadata.get("tags", [])]
+    found.sort(key=lambda cell: "figure" in cell.metadata.get("mystnb", {}))
     if not found:
         return
     rest = [cell for cell in notebook.cells if cell not in found]

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import axe_playwright_python
 import pytest
 from conftest import PATIENCE_S, REPOSITORY
+from fontTools.ttLib import TTFont
 
 from robattr import _yaml
 from robattr.pages import chapters
@@ -256,6 +257,20 @@ def test_the_search_finds_excerpts_on_the_disk(browser: Any) -> None:
     assert complaints == []
     assert stumbles(page) == []
     context.close()
+
+
+def test_icons_are_drawn_from_what_is_left_of_their_font(browser: Any) -> None:
+    """Of each icon a rule and its character, and nothing of the hundreds that no page has."""
+    page = visit(browser, "notebooks/ledger", DESK, "light").page
+    drawn = page.locator("[class*='fa-']").evaluate_all(
+        "all => all.map((each) => getComputedStyle(each, '::before').content.replaceAll('\"', ''))"
+    )
+    (font,) = HTML.glob("_static/vendor/fontawesome/*/webfonts/*")
+    characters = {chr(code) for code in TTFont(font).getBestCmap()}
+    assert len(drawn) > 5
+    assert set(drawn) <= characters
+    assert len(characters) < 50
+    page.context.close()
 
 
 def test_one_switch_shows_the_code_of_all_pages(browser: Any) -> None:

@@ -123,7 +123,9 @@ def test_first_uses_lead_to_the_glossary() -> None:
 def test_the_finding_comes_before_how_it_was_found() -> None:
     new = nbformat.v4
     found = new.new_code_cell("finding", metadata={"tags": ["finding"]})
-    figure = new.new_code_cell("figure", metadata={"tags": ["hide-input", "finding"]})
+    figure = new.new_code_cell(
+        "figure", metadata={"tags": ["hide-input", "finding"], "mystnb": {"figure": {"name": "fig-x"}}}
+    )
     notebook = new.new_notebook(
         cells=[
             new.new_markdown_cell("# Title\n\nText."),
@@ -134,7 +136,7 @@ def test_the_finding_comes_before_how_it_was_found() -> None:
         ]
     )
     reading.finding_first(notebook)
-    assert [cell.source for cell in notebook.cells] == ["# Title", "figure", "finding", "Text.", "p", "x"]
+    assert [cell.source for cell in notebook.cells] == ["# Title", "finding", "figure", "Text.", "p", "x"]
 
 
 @pytest.mark.parametrize("name", sorted(chapters.chapter_names(REPOSITORY)))
