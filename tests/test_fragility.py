@@ -417,3 +417,37 @@ def test_what_cannot_be_run_is_refused_in_one_line(weights: str, tmp_path: Path)
             )
         assert "\n" not in str(error.value)
     assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+
+
+def test_maps_are_compared_in_other_ways() -> None:
+    """Of one attack on color images: by hand, and what does not fit the map is left out."""
+    model = models.build("lenet", activation="softplus", beta=3.0, seed=1).requires_grad_(False)
+    x = data.load("cifar10-samples", limit=3, seed=0).images
+    config = Fragility(dataset="cifar10-samples", images=3, k=100, step=4, iterations=2, variants=True)
+    plain, _ = fragility.attack_images(model, config.model_copy(update={"variants": False}), x, "gradient", "top-k", 16)
+    values, attacked = fragility.attack_images(model, config, x, "gradient", "top-k", 16)
+    labels = model(x).argmax(1)
+    before, after = (gradient(model, z, labels) for z in (x, attacked))
+    reduced = {"": (before.abs().sum(1), after.abs().sum(1)), "_largest": (before.abs().amax(1), after.abs().amax(1))}
+    reduced["_signed"] = (before.sum(1), after.sum(1))
+    expected = {
+        **{
+            f"topk_intersection{k}{end}": metrics.topk_intersection(*maps, number)
+            for end, maps in reduced.items()
+            for k, number in (("", 100), ("_quarter", 25), ("_fourfold", 400))
+        },
+        **{f"rank_correlation{end}": metrics.spearman(*maps) for end, maps in reduced.items()},
+        **{f"cosine{end}": metrics.cosine(*maps) for end, maps in reduced.items()},
+    }
+    assert values.keys() == plain.keys() | expected.keys()
+    for name, found in expected.items():
+        # Heatmaps are divided by their sum first: near ties among 1,024 pixels may fall on either side.
+        atol = 0.041 if name.startswith("topk") else 1e-4
+        np.testing.assert_allclose(values[name], found, atol=atol, err_msg=name)
+        assert fragility.KIND.describe(f"gradient/top-k/16/{name}", config)["unit"] == (
+            "share of pixels" if name.startswith("topk") else "1"
+        )
+    wide = config.model_copy(update={"k": 300})
+    few, _ = fragility.attack_images(model, wide, x[:1], "gradient", "random-sign", 16)
+    assert "topk_intersection_quarter_signed" in few
+    assert "topk_intersection_fourfold" not in few, "1,200 of 1,024 pixels"

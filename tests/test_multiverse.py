@@ -236,3 +236,24 @@ def test_the_explorer_says_what_the_package_computes(chromium: Any, book: list[M
     )
     assert errors == []
     page.close()
+
+
+def test_other_top_pixels_and_other_channels_are_choices_where_they_were_measured() -> None:
+    """By four times as many top pixels the opposite is so; a rank correlation has none, and stays what it is."""
+    several: list[Measurement] = []
+    for seed in range(3):
+        for name, level, wide in (("new", 0.9, 0.5), ("old", 0.8, 0.7)):
+            spread = np.arange(60) * 1e-5
+            several += run(name, seed, a__topk_intersection=level + spread, a__topk_intersection_fourfold=wide + spread,
+                           a__rank_correlation=level + spread, a__rank_correlation_signed=level + spread)  # fmt: skip
+    top = STEADIER.model_copy(update={"quantity": "a/topk_intersection"})
+    order = STEADIER.model_copy(update={"quantity": "a/rank_correlation"})
+    (found,) = claims.multiverse([claim(top, order)], several)
+    assert found.choices["top pixels"] == ("as asked", "4 k"), "a quarter was not measured"
+    assert "channels" not in found.choices, "the intersection was not measured by signed sums"
+    assert states(found, top_pixels="as asked", interval="over images alone") == {VerdictName.REPRODUCED}
+    assert states(found, top_pixels="4 k", interval="over images alone", measure="as asked") == {VerdictName.PARTLY}
+    alone = only(order, several)
+    assert alone.choices["channels"] == ("as asked", "signed sum")
+    assert "top pixels" not in alone.choices
+    assert alone.shares["opposite"] == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,6 +139,9 @@ class Fragility(BaseModel):
     adversarial_epsilon: float = Field(2.0, gt=0)
     adversarial_steps: int = Field(20, ge=1)
     rescaled: int = Field(0, ge=0, description="images on which both criteria see the logits doubled; 0 for none")
+    variants: bool = Field(
+        False, description="compare maps in other ways too: k / 4 and 4 k top pixels, the largest channel, signed sums"
+    )
     cost: bool = Field(False, description="time a training step against one of cross-entropy")
     keep_images: bool = Field(False, description="keep the attacked images, in a run; a record has none")
     seed: int = Field(0, ge=0, lt=2**32)
@@ -185,6 +188,10 @@ def measure(
       attack also ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean
       image. With the gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and
       ``first_order``, what its Hessian predicts of that: ``||H delta|| / ||g||``;
+    - with ``variants`` also ``<quantity><k><map>`` of the intersection, the rank correlation and the cosine: k is
+      nothing, ``_quarter`` or ``_fourfold`` (of the intersection alone, where the map has as many pixels), and the map
+      is nothing, ``_largest`` (the largest absolute value of the channels in place of their sum) or ``_signed`` (the
+      signed sum);
     - ``correct``; ``accuracy/clean``, ``accuracy/adversarial``: whether the label is predicted, without an attack and
       under the strongest of two;
     - ``plain/l2_distance``, ``plain/cosine``, ``rescaled/...``: of the gradients at the image and at the image with
@@ -365,12 +372,11 @@ def attack_images(
         found = attacks.iterative_attack(
             model, x, step=config.step / 255, iterations=config.iterations, beta=config.beta, **common
         )
-    before, after = (heatmap(attribution(model, z, found.prediction)) for z in (x, found.images))
+    signed = tuple(attribution(model, z, found.prediction) for z in (x, found.images))
+    before, after = heatmap(signed[0]), heatmap(signed[1])
     measured: dict[str, Tensor] = {
         "success": found.success,
-        "topk_intersection": metrics.topk_intersection(before, after, config.k),
-        "rank_correlation": metrics.spearman(before, after),
-        "cosine": metrics.cosine(before, after),
+        **_alike(before, after, {"": config.k}),
         "center_shift": metrics.center_shift(before, after),
         "probability": _probability(model, x, found.prediction),
         "attacked_probability": _probability(model, found.images, found.prediction),
@@ -378,11 +384,34 @@ def attack_images(
     }
     if attack == "targeted":
         measured |= {"mass_before": (before * mask).sum((1, 2)), "mass_after": (after * mask).sum((1, 2))}
+    if config.variants:
+        ks = {"": config.k, "_quarter": max(config.k // 4, 1), "_fourfold": 4 * config.k}
+        fitting = {name: k for name, k in ks.items() if k <= before[0].numel()}
+        for end, reduced in (("", heatmap), ("_largest", _largest), ("_signed", _signed)):
+            varied = _alike(reduced(signed[0]), reduced(signed[1]), fitting)
+            measured |= {f"{name}{end}": v for name, v in varied.items()}
     if method == "gradient" and config.beta is None:
         bent = metrics.curvature(model, x, found.prediction, found.images - x, max_batch=len(x))
         change = torch.where(bent.l2_distance == 0, 0, bent.l2_distance / bent.gradient_norm)
         measured |= {"first_order": bent.ratio, "relative_change": change}
     return {name: v.double().tolist() for name, v in measured.items()}, found.images
+
+
+def _alike(before: Tensor, after: Tensor, ks: Mapping[str, int]) -> dict[str, Tensor]:
+    """How alike two maps are; of the intersection by numbers of top pixels, whose names end as said."""
+    return {
+        **{f"topk_intersection{end}": metrics.topk_intersection(before, after, k) for end, k in ks.items()},
+        "rank_correlation": metrics.spearman(before, after),
+        "cosine": metrics.cosine(before, after),
+    }
+
+
+def _largest(attribution: Tensor) -> Tensor:
+    return attribution.abs().amax(1)
+
+
+def _signed(attribution: Tensor) -> Tensor:
+    return attribution.sum(1)
 
 
 def _probability(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -449,7 +478,6 @@ _UNITS = {
     "success": "share of images",
     "clean": "share of images",
     "adversarial": "share of images",
-    "topk_intersection": "share of pixels",
     "mass_before": "share of the map",
     "mass_after": "share of the map",
     "center_shift": "pixels",
@@ -471,7 +499,8 @@ def _describe(quantity: str, config: Fragility) -> dict[str, Any]:
     elif parts[0] in ("plain", "rescaled"):
         epsilon = max(config.epsilons)
     perturbed = {} if epsilon is None else {"epsilon": epsilon / 255, "norm": "linf"}
-    return {"unit": _UNITS.get(parts[-1], "1"), **perturbed}
+    unit = "share of pixels" if parts[-1].startswith("topk_intersection") else _UNITS.get(parts[-1], "1")
+    return {"unit": unit, **perturbed}
 
 
 def _check(config: Fragility, shape: tuple[int, int, int]) -> None:

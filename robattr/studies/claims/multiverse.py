@@ -2,8 +2,8 @@
 
 A protocol is one option of each choice that a careful author might have made otherwise: how much is asked for, how an
 interval is formed, whether images on which an attack failed count, by which measure and at which epsilon, which seeds
-and which images. Everything is computed from stored values of single images. Choices that would need another run, such
-as another k or another normalization of the heatmap, are not among them.
+and which images; where the records have them, by how many top pixels and by which reduction of the channels. Everything
+is computed from stored values of single images. How a heatmap is scaled changes none of its measures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -36,6 +36,12 @@ from robattr.studies.records import Measurement
 
 FAMILIES = (("topk_intersection", "rank_correlation", "cosine"), ("cosine", "pearson", "ssim"))
 """Measures of how alike two maps are, that stand for each other: all are 1 for equal maps."""
+
+VARIANTS = {
+    "top pixels": {"k / 4": "_quarter", "4 k": "_fourfold"},
+    "channels": {"largest": "_largest", "signed sum": "_signed"},
+}
+"""Choices by what the names of quantities end in, in this order; see :func:`robattr.studies.fragility.measure`."""
 
 DEPENDS = 0.1
 """A verdict depends on the protocol where more than this share of protocols says the opposite of it."""
@@ -160,6 +166,9 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     for name, options in (("measure", _measures(claim, quantities)), ("epsilon", _epsilons(claim, quantities))):
         if options:
             choices[name] = ("as asked", *options)
+    for name, ends in VARIANTS.items():
+        if options := tuple(option for option, end in ends.items() if _there(claim, quantities, end)):
+            choices[name] = ("as asked", *options)
     if any(_successes(c, quantities) for c in claim.comparisons):
         choices["failed attacks"] = ("count as unchanged", "left out")
     if len(seeds) > 2:
@@ -190,6 +199,9 @@ def _outcome(
         renamed = _renamed(renamed, lambda q: _in_measure(q, measure))
     if (epsilon := option.get("epsilon", "as asked")) != "as asked":
         renamed = _renamed(renamed, lambda q: _at_epsilon(q, epsilon))
+    for name, ends in VARIANTS.items():
+        if (chosen := option.get(name, "as asked")) != "as asked":
+            renamed = _renamed(renamed, partial(_varied, end=ends[chosen], quantities=quantities))
     named = {renamed.quantity, renamed.baseline, renamed.rank_with, *_successes(renamed, quantities)}
     kept = [m for m in here if m.quantity in named] if "*" not in renamed.quantity else list(here)
     runs, images = evidence.runs, evidence.images
@@ -243,6 +255,20 @@ def _in_measure(quantity: str, measure: str) -> str:
     head, slash, last = quantity.rpartition("/")
     same = any(last in family and measure in family for family in FAMILIES)
     return f"{head}{slash}{measure}" if same else quantity
+
+
+def _there(claim: Claim, quantities: set[str], end: str) -> bool:
+    """Whether some map of the claim was compared in such a way, and each that can be was."""
+    asked = [q for q in _named(claim) if q.rpartition("/")[2] in _VARIED.get(end, FAMILIES[0])]
+    return bool(asked) and all(f"{q}{end}" in quantities for q in asked)
+
+
+_VARIED = {"_quarter": ("topk_intersection",), "_fourfold": ("topk_intersection",)}
+
+
+def _varied(quantity: str, end: str, quantities: set[str]) -> str:
+    """The quantity in another way; itself where it has none, as a rank correlation has no number of top pixels."""
+    return f"{quantity}{end}" if f"{quantity}{end}" in quantities else quantity
 
 
 def _epsilons(claim: Claim, quantities: set[str]) -> tuple[str, ...]:
