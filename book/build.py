@@ -22,6 +22,7 @@ import plan
 import reading
 
 from robattr import _yaml, exercises
+from robattr._text import markdown
 from robattr.pages import chapters, receipts
 from robattr.studies import claims, records
 from robattr.studies.claims import Verdict
@@ -227,11 +228,11 @@ def status(profile: str, notebooks: dict[str, Any]) -> str:
         record, run = notebook.metadata["papermill"], notebook.metadata["robattr"]["run"]
         ended = datetime.datetime.fromisoformat(record["end_time"]).astimezone(datetime.UTC)
         state = "failed" if record["exception"] else "complete"
-        rows.append((f"{{doc}}`/notebooks/{name}`", run["profile"], f"{ended:%Y-%m-%d %H:%M}",
+        rows.append((f"{{doc}}`/notebooks/{name}`", markdown(run["profile"]), f"{ended:%Y-%m-%d %H:%M}",
                      f"{record['duration']:.0f} s", state, f"`{run['commit']}`"))  # fmt: skip
         runs.append(run)
     built = datetime.datetime.now(datetime.UTC)
-    lines = [f"Profile **{profile}**; pages drawn {built:%Y-%m-%d %H:%M} UTC.", ""]
+    lines = [f"Profile **{markdown(profile)}**; pages drawn {built:%Y-%m-%d %H:%M} UTC.", ""]
     lines += table(("Chapter", "Profile", "Executed (UTC)", "Wall time", "State", "Commit"), rows)
     facts = {
         "Python": {run["python"] for run in runs},
@@ -243,7 +244,10 @@ def status(profile: str, notebooks: dict[str, Any]) -> str:
     }
     for package in runs[0]["versions"] if runs else ():
         facts[package] = {run["versions"].get(package, "none") for run in runs}
-    lines += ["", *table(("What the chapters ran with", ""), [(key, "; ".join(sorted(v))) for key, v in facts.items()])]
+    lines += [
+        "",
+        *table(("What the chapters ran with", ""), [(key, markdown("; ".join(sorted(v)))) for key, v in facts.items()]),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -256,10 +260,10 @@ def reference(measured: list[Measurement]) -> str:
     for grid, found in sorted(grids.items()):
         seconds = {each.run: each.seconds for each in found}
         rows.append((
-            f"`{grid}`", str(len(seconds)), max(each.date for each in found)[:10],
+            markdown(grid), str(len(seconds)), max(each.date for each in found)[:10],
             f"{sum(seconds.values()) / 3600:.1f} h",
             ", ".join(f"`{commit}`" for commit in sorted({each.commit for each in found})),
-            "; ".join(sorted({f"{each.hardware}, {each.device}" for each in found})),
+            markdown("; ".join(sorted({f"{each.hardware}, {each.device}" for each in found}))),
         ))  # fmt: skip
     if not rows:
         return ""

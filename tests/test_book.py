@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +15,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import axe_playwright_python
+import nbformat
 import pytest
+import torch
 from conftest import PATIENCE_S, REPOSITORY
 from fontTools.ttLib import TTFont
+from PIL import Image
 
-from robattr import _yaml
-from robattr.pages import chapters
+from robattr import _yaml, models
+from robattr.pages import chapters, figures
 from robattr.studies import claims as judged
 
 pytestmark = pytest.mark.browser
@@ -318,6 +324,88 @@ def brightness(colour: str) -> float:
     """Mean of an ``rgb(...)`` in [0, 1]."""
     parts = [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
     return sum(parts) / (255 * len(parts))
+
+
+HOSTILE = ("<img src=x onerror=document.title='run'>", "a|b $x$ **c** `d` {{e}}", "<!--<script>")
+SHOWS_HOSTILE = "<b>bold</b> & <script>document.title='run'</script>"
+
+
+def test_names_from_outside_are_text(chromium: Any, tmp_path: Path) -> None:
+    """A chapter on a folder whose classes are named to do harm, and figures that a reader moves, in a built book."""
+    generator = torch.Generator().manual_seed(0)
+    for channel, name in enumerate(sorted(HOSTILE)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = torch.randint(0, 128, (16, 16, 3), generator=generator, dtype=torch.uint8)
+            pixels[..., channel] += 127
+            Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / name / f"{i}.png")
+    # The class is the brightest channel.
+    (tmp_path / "<u>.py").write_text(
+        "from torch import nn\n\n\ndef brightest():\n"
+        "    return nn.Sequential(nn.Softplus(beta=5), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    values = {"dataset": f"folder:{tmp_path / 'pictures'}", "images": 6, "k": 20, "samples": 64, "choose": 32}
+    values |= {"model": {"name": f"{tmp_path / '<u>.py'}:brightest", "input_size": 16}, "weights": None}
+    words = [word for name, value in values.items() for word in ("-p", name, json.dumps(value))]
+    executed = tmp_path / "10_photographs.ipynb"
+    command = [sys.executable, "-m", "robattr.cli", "run", "10_photographs", *words, "--output", str(executed)]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+
+    # Its prose refers to pages that are not here.
+    notebook = nbformat.read(executed, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    notebook.cells = [nbformat.v4.new_markdown_cell("# Names"), *code, *map(shown, moved())]
+    nbformat.write(notebook, executed)
+    book = tmp_path / "project"
+    shutil.copytree(REPOSITORY / "book", book / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "_config.yml", book)
+    (book / "robattr").symlink_to(REPOSITORY / "robattr")
+    (book / "notebooks").mkdir()
+    (book / "book" / "references.bib").write_text("")
+    (book / "book" / "introduction.md").write_text("# A book\n\nOf one chapter.\n")
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/introduction\nchapters:\n- file: notebooks/10_photographs\n- file: book/status\n"
+    )
+    command = [sys.executable, "book/build.py", "--profile", "<b>own</b>", "--output", "html", str(executed)]
+    subprocess.run(command, cwd=book, check=True, capture_output=True)
+
+    page = chromium.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    page.goto((book / "html" / "notebooks" / "10_photographs.html").as_uri(), wait_until="load")
+    assert page.title() != "run"
+    assert page.locator("article img[src='x'], article .cell_output u, article .cell_output b").count() == 0
+    cells = page.locator("article table tbody tr td:first-child").all_inner_texts()
+    typed = {text.translate({0x2018: "'", 0x2019: "'", 0x2013: "--"}).strip() for text in cells}  # pages are typeset
+    assert set(HOSTILE) <= typed
+    # What follows the figures that a reader moves is still there, and they say what they say.
+    live = page.locator(".live-attack")
+    live.scroll_into_view_if_needed()
+    live.locator(".live-values", has_text="%").wait_for()
+    assert any(name in live.locator(".live-values").inner_text() for name in HOSTILE)
+    assert live.locator("select[data-name='network'] option").all_inner_texts() == [SHOWS_HOSTILE]
+    assert page.locator(".frame-slider .widget-title").inner_text() == SHOWS_HOSTILE
+    assert page.locator("article :text('The end.')").count() == 1
+    page.goto((book / "html" / "book" / "status.html").as_uri(), wait_until="load")
+    assert page.locator("article :text('<b>own</b>')").count() > 0
+    assert complaints == []
+    page.close()
+
+
+def moved() -> list[dict[str, str]]:
+    """Outputs: figures that a reader moves, with text from outside, and one below them."""
+    network = models.build("lenet-narrow", weights="random", activation="softplus", num_classes=3)
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    live = figures.attack_in_page({SHOWS_HOSTILE: network}, pictures, class_names=HOSTILE, label=SHOWS_HOSTILE, k=20)
+    slider = figures.slider([("1", pictures[0], pictures[1, 0])], title=SHOWS_HOSTILE, label=SHOWS_HOSTILE)
+    return [{"text/html": live}, {"text/html": slider}, {"text/markdown": "The end."}]
+
+
+def shown(data: dict[str, str]) -> Any:
+    """A cell with one output."""
+    output = nbformat.v4.new_output("display_data", data)
+    return nbformat.v4.new_code_cell("shown", outputs=[output])
 
 
 # Text of the article whose contrast to what is behind it is below WCAG's 4.5 : 1, as "contrast colour ground text".

@@ -307,13 +307,27 @@ def test_the_slider_is_whole_html_with_its_data_inside() -> None:
     frames = [("0", torch.rand(3, 8, 8), torch.rand(8, 8)), ("8", torch.rand(3, 8, 8), torch.rand(8, 8))]
     html = slider(frames, title="</script><b>", label='say "so" <b>')
     assert "<b>" not in html
-    assert 'aria-label="say &quot;so&quot; &lt;b>"' in html
+    assert 'aria-label="say &quot;so&quot; &lt;b&gt;"' in html
     assert re.findall(r'class="frame" data-name="(\d)"( hidden)?>', html) == [("0", ""), ("8", " hidden")]
     assert len(set(re.findall(r'<img alt="[^"]+" src="(data:[^"]+)"', html))) == 4
     assert "http" not in html
     photograph = base64.b64decode(re.findall(r'src="data:image/webp;base64,([^"]+)"', html)[1])
     exact = (frames[1][1].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(photograph))), exact)
+
+
+def test_names_with_dollars_are_no_formulas() -> None:
+    figure = pictures(
+        [[Panel(torch.rand(3, 8, 8), "costs $1$ to $2$"), Panel(torch.rand(8, 8), "map")]], title="of $a$"
+    )
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    for text in ("costs $1$ to $2$", "of $a$"):
+        assert f"<!-- {text} -->" in drawn.getvalue().decode()  # a formula is drawn in parts
+    # The powers of 10 that matplotlib writes along an axis are.
+    powers = rescaling([0.1, 1, 10], [0.01, 1, 100], [0.2, 0.2, 0.2], title="a finding")
+    powers.savefig(drawn, format="svg", metadata={"Date": None})
+    assert all(text.get_parse_math() for text in powers.axes[0].get_xticklabels())
 
 
 @pytest.mark.browser
@@ -662,7 +676,7 @@ def test_the_explorer_is_whole_html_with_its_tables_inside() -> None:
     assert re.findall(r"</svg>([^<]+)</li>", html) == list(CERTIFICATES.values())
     assert re.findall(r'<path class="curve" data-kind="(\w+)"', html) == list(CERTIFICATES)
     assert set(tables["displaced"]) == {str(d) for d in DIMENSIONS}
-    assert 'aria-label="say &quot;so&quot; &lt;b>"' in html
+    assert 'aria-label="say &quot;so&quot; &lt;b&gt;"' in html
     # Every slider has its label around it, and the values are announced.
     assert len(re.findall(r'<label [^>]*>(?:(?!</label>).)*<input type="range"[^>]*></label>', html)) == 5
     assert html.count("<input") == 5

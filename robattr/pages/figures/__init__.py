@@ -4,6 +4,7 @@ A module for each thing shown: maps, tables, attacks, training, certificates; wi
 moves, live the networks that a page carries, style is what all share. Curves have units on both axes.
 """
 
+from robattr._text import markdown
 from robattr.pages.figures.attacks import (
     QUANTITIES,
     AttackCurves,
@@ -83,6 +84,7 @@ __all__ = [
     "live_network",
     "map_grid",
     "margin",
+    "markdown",
     "network_scatter",
     "objective_dots",
     "objective_table",

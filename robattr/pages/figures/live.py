@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from robattr.attacks import TopK
 from robattr.models import Classifier
 from robattr.pages.figures.style import MAP
-from robattr.pages.figures.widgets import _embedded, _encoded, _escaped
+from robattr.pages.figures.widgets import _embedded, _encoded
 
 __all__ = ["attack_in_page", "live_network"]
 
@@ -155,12 +156,12 @@ def attack_in_page(
         thumbnails.append(
             '<button type="button" class="live-picture" data-picture="drawn" aria-pressed="false">draw</button>'
         )
-    options = "".join(f"<option>{_escaped(name)}</option>" for name in networks)
+    options = "".join(f"<option>{escape(name)}</option>" for name in networks)
     sizes = "".join(
         f'<option value="{each}"{" selected" if each == epsilon else ""}>{each}/255</option>' for each in epsilons
     )
     return (
-        f'<div class="live-attack" role="group" aria-label="{_escaped(label)}">'
+        f'<div class="live-attack" role="group" aria-label="{escape(label)}">'
         f'<div class="live-pictures" role="group" aria-label="pictures">{"".join(thumbnails)}</div>'
         f'<div class="live-controls"><label>network <select data-name="network">{options}</select></label>'
         f'<label>largest change <select data-name="epsilon">{sizes}</select></label>'

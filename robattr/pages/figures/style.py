@@ -11,6 +11,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -93,12 +94,15 @@ def closed(figure: Figure) -> Figure:
     """Out of pyplot's hands, so that a notebook shows a figure once and a loop holds none in memory.
 
     Text that a page would show below :data:`LEAST` pixels is made larger: a figure wider than the column is shown
-    smaller.
+    smaller. Dollars are dollars, as in names of classes: matplotlib takes text between two of them for a formula.
     """
+    ticks = {id(text) for axis in figure.findobj(Axis) for text in axis.findobj(Text) if text is not axis.label}
     least = LEAST / min(COLUMN / (72 * figure.get_figwidth()), 100 / 72)
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and float(text.get_fontsize()) < least:
+        if float(text.get_fontsize()) < least:
             text.set_fontsize(least)
+        if id(text) not in ticks:  # of these matplotlib writes some, as powers of 10
+            text.set_parse_math(False)
     for ax in figure.axes:
         # Labels of ticks that matplotlib chooses come only when it draws.
         for axis in (ax.xaxis, ax.yaxis):

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -38,16 +39,16 @@ def slider(frames: Sequence[tuple[str, Tensor, Tensor]], *, title: str, label: s
     for i, (name, image, heat) in enumerate(frames):
         photograph = (image.detach().cpu().permute(1, 2, 0).squeeze(-1) * 255).round().to(torch.uint8).numpy()
         colors = plt.get_cmap(MAP)(np.clip(heat.detach().cpu().numpy() / top, 0, 1), bytes=True)[..., :3]
-        at = f"at epsilon = {_escaped(name)}/255"
+        at = f"at epsilon = {escape(name)}/255"
         pairs.append(
-            f'<div class="frame" data-name="{_escaped(name)}"{" hidden" if i else ""}>'
+            f'<div class="frame" data-name="{escape(name)}"{" hidden" if i else ""}>'
             f'<img alt="The photograph {at}." src="{_encoded(photograph, "WEBP")}">'
             f'<img alt="Its map {at}." src="{_encoded(colors, "JPEG")}"></div>'
         )
-    first = _escaped(frames[0][0])
+    first = escape(frames[0][0])
     return (
-        f'<div class="frame-slider" role="group" aria-label="{_escaped(label)}">'
-        f'<p class="widget-title">{_escaped(title)}</p>{"".join(pairs)}'
+        f'<div class="frame-slider" role="group" aria-label="{escape(label)}">'
+        f'<p class="widget-title">{escape(title)}</p>{"".join(pairs)}'
         f'<label>epsilon in 1/255: <output>{first}</output><input type="range" min="0" max="{len(frames) - 1}" '
         f'step="1" value="0" aria-valuetext="{first}"></label></div>'
     )
@@ -145,8 +146,8 @@ def certificate_explorer(
         "x": _EPSILONS, "y": _COSINES,
     }  # fmt: skip
     return (
-        f'<div class="certificate-explorer" role="group" aria-label="{_escaped(label)}">'
-        f'<p class="widget-title">{_escaped(title)}</p><div class="explorer-controls">{controls}</div>'
+        f'<div class="certificate-explorer" role="group" aria-label="{escape(label)}">'
+        f'<p class="widget-title">{escape(title)}</p><div class="explorer-controls">{controls}</div>'
         f'<p class="explorer-values" role="status" aria-live="polite">'
         f"{certificate_text(mean_norm, dimension, radius, epsilon, spread)}</p>"
         f"{_certificate_axes()}{_embedded(tables, compact=True)}</div>"
@@ -224,7 +225,7 @@ def protocol_explorer(found: Sequence[Multiverse]) -> str:
             }
         )
     table = {"claims": claims, "names": names, "words": {name[0]: text for name, text in _AGREEMENTS.items()}}
-    options = "".join(f"<option>{_escaped(each.claim.sentence)}</option>" for each in found)
+    options = "".join(f"<option>{escape(each.claim.sentence)}</option>" for each in found)
     return (
         '<div class="protocol-explorer"><label class="explorer-control">claim'
         f'<select data-name="claim">{options}</select></label><div class="explorer-choices"></div>'
@@ -235,7 +236,7 @@ def protocol_explorer(found: Sequence[Multiverse]) -> str:
 
 def _embedded(content: Any, *, compact: bool = False) -> str:
     """JSON inside of HTML, as a script that is not run."""
-    body = json.dumps(content, separators=(",", ":") if compact else None).replace("</", "<\\/")
+    body = json.dumps(content, separators=(",", ":") if compact else None).replace("<", "\\u003c")
     return f'<script type="application/json">{body}</script>'
 
 
@@ -244,7 +245,3 @@ def _encoded(pixels: np.ndarray[Any, Any], kind: Literal["PNG", "JPEG", "WEBP"])
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -97,12 +97,12 @@ class Claim(BaseModel):
     kind: Kind = "experiment"
     sentence: str
     population: str = Field(description="data, model and seeds that it is tested on")
-    grid: str = Field("", description="folder of the records, below results/reference")
+    grid: str = Field("", pattern=r"^[\w.+/-]*$", description="folder of the records, below results/reference")
     smaller: tuple[str, ...] = Field(
         (), description="grids of smaller scales, the largest first: the same comparisons there, which decide nothing"
     )
-    chapter: str
-    anchor: str = Field(description="label of the executed cell in that chapter")
+    chapter: str = Field(pattern=r"^\w+$")
+    anchor: str = Field(pattern=r"^[\w.-]+$", description="label of the executed cell in that chapter")
     evidence: Evidence = Evidence()
     comparisons: tuple[Comparison, ...] = ()
     known: str = Field("", description="what was known of the numbers when the thresholds were set; empty for nothing")

@@ -76,7 +76,7 @@ def _row(verdict: Verdict) -> str:
 
 
 def _paper(verdict: Verdict) -> str:
-    return PAPERS.get(verdict.claim.paper, verdict.claim.paper)
+    return PAPERS.get(verdict.claim.paper) or markdown(verdict.claim.paper)
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -149,9 +149,8 @@ def details(verdict: Verdict) -> str:
         state = str(o.state)
         if o.corrected is not None and o.corrected is not o.state:
             state += f" ({o.corrected} among all)"
-        lines.append(
-            f"| {markdown(o.comparison.label or o.comparison.quantity)} | {effect_text(o)} | {state} | {_fixed(o)} |"
-        )
+        name, effect = (markdown(text) for text in (o.comparison.label or o.comparison.quantity, effect_text(o)))
+        lines.append(f"| {name} | {effect} | {state} | {_fixed(o)} |")
     if at := [o for o in verdict.outcomes if o.smaller]:
         lines += ["", "The same at smaller scales, which decide nothing:", ""]
         for o in at:
