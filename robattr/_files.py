@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "altered",
     "append_line",
     "beside",
     "file_digest",
@@ -30,6 +31,7 @@ __all__ = [
     "kept_bytes",
     "kept_values",
     "locked",
+    "note_digests",
     "store",
     "write_tensors",
     "write_text",
@@ -102,6 +104,20 @@ def intact(folder: Path) -> bool:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _DIGESTS)
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def note_digests(folder: Path, names: Iterable[str]) -> None:
+    """Note the digests of some files of a folder beside them, for :func:`altered`."""
+    keep_values(folder / _DIGESTS, {name: file_digest(folder / name) for name in names})
+
+
+def altered(folder: Path) -> list[str]:
+    """Names of files that are not what :func:`note_digests` saw, by a bit; what it wrote is one of them."""
+    noted = kept_values(folder / _DIGESTS)
+    if noted is None:
+        return [_DIGESTS]
+    files = {name: folder / name for name in noted}
+    return [name for name, file in files.items() if not file.is_file() or file_digest(file) != noted[name]]
 
 
 def write_text(path: Path, text: str) -> None:

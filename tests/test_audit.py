@@ -405,6 +405,32 @@ def test_an_altered_part_is_measured_again(tmp_path: Path) -> None:
     assert [line.values for line in again.lines] == [line.values for line in first.lines]
 
 
+@pytest.mark.parametrize(
+    "kind", ["images/gradient/*.png", "audit.jsonl", "audit.json", "parts/*.safetensors", "*s.json"]
+)
+def test_a_flipped_bit_beside_the_report_is_noticed_and_made_good(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def again() -> Audited:
+        return audit.audit(model, pictures(model), config(methods=("gradient",)), tmp_path, now=Ticking(0.004))
+
+    model = network()
+    first = again()
+    images = {path: path.read_bytes() for path in tmp_path.glob("images/*/*.png")}
+    file = max(tmp_path.glob(kind))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is not what the audit wrote; the same") as error:
+        audit.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not caplog.messages
+    assert [line.values for line in again().lines] == [line.values for line in first.lines]
+    assert caplog.messages == [f"{file} is not what was written: it is made again"]
+    assert {path: path.read_bytes() for path in tmp_path.glob("images/*/*.png")} == images
+    assert [line.values for line in audit.load(tmp_path).lines] == [line.values for line in first.lines]
+
+
 # --- networks that are not as others ---------------------------------------------------------------------------------
 
 

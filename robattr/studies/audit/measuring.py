@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr import attacks
-from robattr._files import free
+from robattr._files import altered, free
 from robattr.data import ImageSet
 from robattr.models import Classifier
 from robattr.studies.audit.parts import Parts
@@ -125,6 +126,9 @@ def audit(
         before = parts.get("spent")
         seconds = spent + (float(before[0]["seconds"]) if before else 0.0)
         parts.put("spent", {"seconds": seconds})
+        if (folder / "audit.json").exists():
+            for name in altered(folder):
+                logging.getLogger("robattr").warning("%s is not what was written: it is made again", folder / name)
         files = {f"SHA-256 of {name}": digest for name, digest in model.code.items()}
         return record(run, stopped, seconds, weights, (source or {}) | files)
 

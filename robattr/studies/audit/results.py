@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validat
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robattr._files import write_tensors, write_text
+from robattr._files import altered, note_digests, write_tensors, write_text
 from robattr.attributions import METHODS
 from robattr.studies import records
 from robattr.studies.records import Measurement
@@ -23,6 +23,7 @@ __all__ = ["DEFAULT_METHODS", "Audit", "Audited", "Case", "load", "save"]
 DEFAULT_METHODS = ("gradient", "integrated_gradients", "deeplift", "lrp")
 """What is audited where nobody asks for others: what people use most, from the cheapest class to the dearest."""
 _IMAGES_PER_MINUTE = 2
+_CASES_FILE = "parts/cases.safetensors"
 _PICTURES = ("image", "attacked", "before", "after")
 
 
@@ -121,27 +122,34 @@ def save(folder: Path, lines: Sequence[Measurement], description: dict[str, Any]
     for i, case in enumerate(cases):
         for key in _PICTURES:
             tensors[f"{i}/{key}"] = getattr(case, key).clone().contiguous()  # an image may be in two
-    pictures = folder / "parts" / "cases.safetensors"
-    write_tensors(pictures, tensors)
+    write_tensors(folder / _CASES_FILE, tensors)
     if lines:
         records.write(folder / "audit.jsonl", lines)
     else:
         write_text(folder / "audit.jsonl", "")
     records.write_description(folder / "audit.json", description)
+    images = [name for files in description["files"].values() for name in files]
+    note_digests(folder, (_CASES_FILE, "audit.jsonl", "audit.json", *images))
 
 
 def load(folder: Path | str) -> Audited:
     """Read what an audit has left in its folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or a file of it was altered.
     """
     folder = Path(folder)
     try:
         description = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "parts" / "cases.safetensors")
     except OSError as error:
         raise ValueError(f"{folder} holds no audit ({error}); `robattr audit -o {folder}` makes one") from None
+    except ValueError:
+        description = {}
+    if names := altered(folder):
+        raise ValueError(
+            f"{folder / names[0]} is not what the audit wrote; the same `robattr audit -o {folder}` makes it again"
+        )
+    tensors = load_file(folder / _CASES_FILE)
     lines = records.read(folder / "audit.jsonl")
     cases = [
         Case(each["method"], each["attack"], each["index"], *(tensors[f"{i}/{key}"] for key in _PICTURES))
