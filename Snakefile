@@ -24,7 +24,7 @@ THREADS = int(config.get("threads", 1))
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("robattr/**/*.py"), *ROOT.glob("results/**/*.json*")]
-    if path.stem not in {"building", "chapters", "cli", "execution", "needs", "schemas", "values"}
+    if path.stem not in {"alone", "building", "chapters", "cli", "execution", "needs", "schemas", "timing", "values"}
     and path.parts[-2] not in {"exercises", "lessons"}
 )
 # Large tensors come and go with every pass; glibc would give their memory back, and fault it in again, each time. That

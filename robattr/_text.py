@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_ROLE = re.compile(r"\{(?:prf:)?(ref|doc|cite|numref|term)(?::\w+)?\}`(?:([^`<]*?)\s*<)?([^`>]*)>?`")
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|$~&])")
 
 
@@ -29,3 +30,16 @@ def between_marks(text: str, command: str, made: str, name: str) -> str:
     if not end:
         raise ValueError(f"{name} has no line '<!-- {command} -->' with '<!-- end -->' below it")
     return head + start + made + end + tail
+
+
+def words(text: str) -> str:
+    """References of the book as words: where a page has links, other places have names.
+
+    Args:
+        text: in MyST.
+    """
+
+    def named(found: re.Match[str]) -> str:
+        return found[2] or (found[3] if found[1] == "term" else f"`{found[3].rpartition('/')[2]}`")
+
+    return _ROLE.sub(named, text)

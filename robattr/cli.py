@@ -22,7 +22,7 @@ from rich.table import Table
 
 from robattr import _yaml
 from robattr._files import file_digest
-from robattr.pages import chapters as book, execution
+from robattr.pages import alone, chapters as book, execution, timing
 from robattr.pages.needs import check_needs
 from robattr.pages.values import check_code, given, located, with_its_weights
 
@@ -94,10 +94,14 @@ def chapters(name: str | None) -> None:
 @click.argument("chapter")
 @click.option("-p", "--parameter", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A value, in YAML.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="YAML file that maps names to values.")
-@click.option("--profile", help="Start from what this profile sets for the chapter.")
+@click.option(
+    "--profile",
+    help="Start from what this profile sets for the chapter: by default quick; 'defaults' for its own values.",
+)
 @click.option("--code", type=click.Path(path_type=Path), multiple=True, help=_CODE_HELP)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The executed notebook.")
 @click.option("--errors", type=click.Path(path_type=Path), help="Write a failure's traceback here, not to stderr.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write it as a page that stands alone, too.")
 @_refusals
 def run(
     chapter: str,
@@ -107,9 +111,11 @@ def run(
     code: tuple[Path, ...],
     output: Path | None,
     errors: Path | None,
+    html: Path | None,
 ) -> None:
     """Execute CHAPTER (its number, its name or a part of it) and print where the executed notebook is.
 
+    It starts from the profile quick, which is small enough for a laptop, and says first about how long it will take.
     Values given with -p win over those of the file, and those over the profile's. A model of your own is
     path/to/module.py:function, or a mapping: -p model '{name: net.py:make, weights: net.pt, class_names: names.txt}'.
     Such a file of Python code is RUN: name none that you do not trust. Where only the file or the profile names it, it
@@ -117,12 +123,15 @@ def run(
     """
     root, here = book.find_root(), Path.cwd()
     chosen = book.chapter(root, chapter)
+    if html is not None and (html.is_dir() or html.suffix not in (".html", ".htm")):
+        raise ValueError(f"--html is {html}; accepted is a file that ends in .html")
     _name_code(code)
     named = {name: given(chosen, name, value) for name, value in pairs}
     values: dict[str, Any] = {}
-    if profile:
-        content = book.profile_parameters(root, profile).get(chosen.name, {})
-        values |= _from_file(chosen, content, named, f"profiles/{profile}.yaml", root, root)
+    start = profile or (timing.PROFILE if timing.PROFILE in book.profile_names(root) else "defaults")
+    if start != "defaults":
+        content = book.profile_parameters(root, start).get(chosen.name, {})
+        values |= _from_file(chosen, content, named, f"profiles/{start}.yaml", root, root)
     if file is not None:
         content = _yaml.read(file)
         if not isinstance(content, dict):
@@ -132,13 +141,15 @@ def run(
     values = book.check_parameters(chosen, values)
     for line in check_needs(chosen, values, root):
         click.echo(line, err=True)
+    if said := timing.estimate(chosen, values, root):
+        click.echo(said, err=True)
     try:
         done = execution.execute(
             chosen,
             output or execution.custom_output(root, chosen, values),
             values,
             root=root,
-            profile=profile or "custom",
+            profile=profile or ("custom" if pairs or file else start),
         )
     except execution.ExecutionError as error:
         report = f"{error.traceback}\nrobattr: {error}\n"
@@ -149,6 +160,8 @@ def run(
             errors.write_text(report, encoding="utf-8")
         raise SystemExit(1) from None
     click.echo(done)
+    if html is not None:
+        click.echo(alone.write_page(done, chosen.title, root / "book" / "_static", html))
 
 
 def _from_file(

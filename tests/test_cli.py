@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from conftest import WriteChapter
 
 import robattr
 from robattr import cli, data
+from robattr.pages import chapters as book, timing
 
 
 @pytest.fixture
@@ -87,6 +90,75 @@ def test_the_command_line_wins_over_the_file_and_that_over_the_profile(
     assert (inside / "ran.txt").read_text() == f"01_stub {count}\n"
 
 
+def test_a_run_starts_from_quick_unless_told_otherwise(inside: Path) -> None:
+    (inside / "profiles" / "quick.yaml").write_text("description: x\nparameters: {01_stub: {count: 6}}\n")
+    for words, count, name in (
+        ((), 6, "quick"),
+        (("--profile", "defaults"), 3, "defaults"),
+        (("--profile", "full"), 8, "full"),
+        (("-p", "count", "2"), 2, "custom"),
+    ):
+        assert call("run", "01", "-o", "mine.ipynb", *words).exit_code == 0
+        notebook = nbformat.read(inside / "mine.ipynb", as_version=4)
+        assert (inside / "ran.txt").read_text().splitlines()[-1] == f"01_stub {count}"
+        assert notebook.metadata["robattr"]["run"]["profile"] == name
+
+
+def test_a_run_says_first_how_long_it_takes(inside: Path, write_chapter: WriteChapter) -> None:
+    """Three times what quick asks for takes three times as long; less than a fifth takes a fifth."""
+    (inside / "profiles" / "quick.yaml").write_text("description: x\nparameters: {01_stub: {count: 2}}\n")
+    source = (inside / "notebooks" / "01_stub.md").read_text()
+    (inside / "notebooks" / "01_stub.md").write_text(source.replace("  claim:", "  cost: [count]\n  claim:", 1))
+    times = {"machine": "a processor", "seconds": {"01_stub": 600}}
+    (inside / "profiles" / "times.json").write_text(json.dumps(times))
+    chapter = book.chapter(inside, "01")
+    for values, said in (
+        ({"count": 2}, "01_stub: about 10 minutes (10 minutes at quick on one core of a processor)"),
+        ({"count": 6}, "01_stub: about 30 minutes with count 6 in place of 2 (10 minutes at quick on "),
+        ({"count": 9}, "01_stub: about 45 minutes with count 9 in place of 2"),
+        ({"count": 0.01}, "01_stub: about 2 minutes with count 0.01 in place of 2"),
+    ):
+        assert timing.estimate(chapter, values, inside).startswith(said)
+    result = call("run", "01", "-p", "count", "6", "-o", "mine.ipynb")
+    assert result.stderr.startswith("01_stub: about 30 minutes with count 6 in place of 2")
+    wrong = source.replace("  claim:", "  cost: [number]\n  claim:", 1)
+    (inside / "notebooks" / "01_stub.md").write_text(wrong)
+    assert "'cost' names 'number', which is no parameter" in refused(call("run", "01"))
+
+
+def test_times_are_those_of_the_executed_book(inside: Path) -> None:
+    with pytest.raises(book.ChapterError, match="chapters of 0 machines"):
+        timing.note_times(inside / "_build" / "executed" / "quick", inside)
+    done = inside / "_build" / "executed" / "quick" / "01_stub.ipynb"
+    assert call("run", "01", "-o", str(done)).exit_code == 0
+    noted = json.loads(timing.note_times(done.parent, inside).read_text())
+    duration = nbformat.read(done, as_version=4).metadata["papermill"]["duration"]
+    assert noted["seconds"] == {"01_stub": round(duration)}
+
+
+def test_a_run_can_be_a_page_that_stands_alone(inside: Path, write_chapter: WriteChapter) -> None:
+    code = (
+        "from IPython.display import HTML, Markdown, display\n"
+        "print('<b>not bold</b>')\n"
+        "display(Markdown('**bold** and $x^2$, see {ref}`the map <fig-map>` and [page](other.md)'))\n"
+        "display(HTML('<em>said</em>'))\n"
+        "import matplotlib.pyplot as plt\n"
+        "_ = plt.plot([1, 2])"
+    )
+    write_chapter("01_stub", code=code)
+    result = call("run", "01", "-o", "mine.ipynb", "--html", "out/mine.html")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "out/mine.html"
+    page = (inside / "out" / "mine.html").read_text(encoding="utf-8")
+    assert "<title>The title of 01_stub</title>" in page
+    assert "&lt;b&gt;not bold&lt;/b&gt;" in page
+    assert re.search(r"<strong>bold</strong> and (<span[^>]*>)?<math", page)
+    assert "see the map and page" in page
+    assert "<em>said</em>" in page
+    assert '<img alt="" src="data:image/png;base64,' in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page), "nothing is loaded"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -96,6 +168,7 @@ def test_the_command_line_wins_over_the_file_and_that_over_the_profile(
         (("run", "01", "-p", "count", "[1"), "parameter 'count': not valid YAML"),
         (("run", "01", "--profile", "none"), "no profile 'none'"),
         (("run", "01", "-f", "none.yaml"), "none.yaml"),
+        (("run", "01", "--html", "profiles"), "--html is profiles; accepted is a file that ends in .html"),
         (("run", "01", "-f", "list.yaml"), "list.yaml: must map parameters to values"),
         (("chapters", "02"), "no chapter '02'"),
     ],

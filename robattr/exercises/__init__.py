@@ -11,7 +11,7 @@ one file each in ``robattr/exercises/texts``; the judges stand in ``robattr/exer
 from __future__ import annotations
 
 from robattr.exercises._answers import JUDGES as _JUDGES
-from robattr.exercises._editions import Edition, Passage, notebook, page, plain, words
+from robattr.exercises._editions import Edition, Passage, notebook, page, plain
 from robattr.exercises._judging import Verdict
 from robattr.exercises._networks import trained
 from robattr.exercises._texts import CHAPTERS, Exercise, ExerciseError, Kind, exercise, exercises
@@ -31,7 +31,6 @@ __all__ = [
     "page",
     "plain",
     "trained",
-    "words",
 ]
 
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 
 import nbformat
 
+from robattr._text import words
 from robattr.exercises._answers import JUDGES
 from robattr.exercises._texts import Exercise, ExerciseError
 
-__all__ = ["Edition", "Passage", "notebook", "page", "plain", "words"]
+__all__ = ["Edition", "Passage", "notebook", "page", "plain"]
 
 Edition = Literal["student", "teacher", "nbgrader"]
 """Student: questions, hints and gaps. Teacher: with answers and solutions. nbgrader: the source of an assignment, whose
@@ -29,7 +30,6 @@ digits = data.load("digits", limit=50)  # of the test images
 _GAP = "# YOUR CODE HERE\nraise NotImplementedError()"  # what nbgrader puts there, too
 _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION\n", re.MULTILINE | re.DOTALL)
 _MARKS = re.compile(r"[ \t]*### (BEGIN|END) SOLUTION\n")
-_ROLE = re.compile(r"\{(?:prf:)?(ref|doc|cite)(?::\w+)?\}`(?:([^`<]*?)\s*<)?([^`>]*)>?`")
 
 
 def page(chosen: Iterable[Exercise], title: str) -> str:
@@ -198,12 +198,3 @@ def _question(exercise: Exercise) -> str:
 
 def _minutes(exercise: Exercise) -> str:
     return "a minute" if exercise.minutes == 1 else f"{exercise.minutes} minutes"
-
-
-def words(text: str) -> str:
-    """References of the book as words: where a page has links, other places have names.
-
-    Args:
-        text: in MyST.
-    """
-    return _ROLE.sub(lambda found: found[2] or f"`{found[3].rpartition('/')[2]}`", text)

@@ -11,19 +11,16 @@ import ast
 import base64
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert
-from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
-from mdit_py_plugins.container import container_plugin
-from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from robattr.exercises import words
+from robattr._text import words
 from robattr.lessons._texts import FOLDER, Lesson, LessonError
+from robattr.pages.alone import html_page, renderer
 from robattr.pages.chapters import ChapterError, read_notebook
 
 __all__ = ["deck", "document"]
@@ -33,16 +30,6 @@ _MOVES = Path(__file__).parent / "slides.js"
 _DPI = 150
 
 
-def _math(text: str, options: Mapping[str, Any]) -> str:
-    return str(convert(text, display="block" if options["display_mode"] else "inline"))
-
-
-def _markdown() -> MarkdownIt:
-    made = MarkdownIt("commonmark", {"html": False}).enable("table")
-    dollarmath_plugin(made, renderer=_math)
-    return made.use(container_plugin, "notes")
-
-
 def document(title: str, text: str) -> str:
     """Markdown with formulas as a page that stands alone.
 
@@ -50,16 +37,7 @@ def document(title: str, text: str) -> str:
         title: of the page.
         text: in MyST; references are written out.
     """
-    return _page(title, f"<main>{_markdown().render(words(text))}</main>", _LOOK[1])
-
-
-def _page(title: str, body: str, look: Path, moves: str = "") -> str:
-    script = f"<script>{moves}</script>" if moves else ""
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{look.read_text(encoding='utf-8')}</style>\n<body>\n{body}\n{script}\n</body>\n</html>\n"
-    )
+    return html_page(title, f"<main>{renderer().render(words(text))}</main>", _LOOK[1].read_text(encoding="utf-8"))
 
 
 def deck(found: Lesson, data: Path) -> str:
@@ -89,14 +67,15 @@ def deck(found: Lesson, data: Path) -> str:
             slides[-1] += _shown(cell, names, source)
             continue
         for piece in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE):
-            rendered = _markdown().render(words(piece))
+            rendered = renderer().render(words(piece))
             if piece.startswith("#"):
                 slides.append(rendered)
             elif piece.strip():
                 if not slides:
                     raise LessonError(f"{source}: text comes before the first heading")
                 slides[-1] += rendered
-    return _page(found.title, _sections(slides), _LOOK[0], _MOVES.read_text(encoding="utf-8"))
+    look, moves = (path.read_text(encoding="utf-8") for path in (_LOOK[0], _MOVES))
+    return html_page(found.title, _sections(slides), look, moves)
 
 
 def _sections(slides: Iterable[str]) -> str:
@@ -115,7 +94,7 @@ def _shown(cell: Any, names: dict[str, Any], source: str) -> str:
     if value is None:
         return code
     if isinstance(value, str):
-        return code + str(_markdown().render(value))
+        return code + str(renderer().render(value))
     alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
     if not isinstance(value, Figure) or not alt:
         without = "" if alt else " without alternative text"

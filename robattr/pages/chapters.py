@@ -59,7 +59,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A notebook with a claim and parameters."""
+    """A notebook with a claim and parameters.
+
+    ``cost`` names the parameters to whose product its time is about proportional: numbers, or the lengths of lists.
+    """
 
     name: str
     path: Path
@@ -67,6 +70,7 @@ class Chapter:
     claim: str
     parameters: Mapping[str, Parameter]
     needs: tuple[Need, ...] = ()
+    cost: tuple[str, ...] = ()
 
     def accepts(self, name: str) -> str:
         """What a parameter accepts, by itself and beside the others, in words."""
@@ -193,7 +197,8 @@ def chapter(root: Path, name: str) -> Chapter:
     defaults = _defaults(notebook, path)
     parameters = _parameters(path, schemas, defaults)
     needs = _needs(path, header.get("needs", []), parameters)
-    return Chapter(name, path, heading[1].strip(), " ".join(claim.split()), parameters, needs)
+    cost = _cost(path, header.get("cost", []), parameters)
+    return Chapter(name, path, heading[1].strip(), " ".join(claim.split()), parameters, needs, cost)
 
 
 def _find(name: str, names: list[str]) -> str:
@@ -345,6 +350,15 @@ def _needs(path: Path, lines: Any, parameters: Mapping[str, Parameter]) -> tuple
             raise ChapterError(f"{path.name}: the need {str(line)!r} cannot be asked; {there}")
         found.append(Need(left, sign, right + (f".{field}" if field else "")))
     return tuple(found)
+
+
+def _cost(path: Path, names: Any, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise ChapterError(f"{path.name}: 'cost' under 'robattr:' must be a list of parameters, not {shown(names)}")
+    for name in names:
+        if name not in parameters:
+            raise ChapterError(f"{path.name}: 'cost' names {shown(name)}, which is no parameter")
+    return tuple(names)
 
 
 def _suggestion(name: str, names: list[str]) -> str:

@@ -1,0 +1,165 @@
+"""HTML files that stand alone: formulas are MathML, figures and scripts are in the file, nothing is loaded.
+
+An executed chapter becomes one, for a reader who has no book around it: to send, to print, to keep. The pages of the
+book itself are drawn by Jupyter Book.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from mdit_py_plugins.container import container_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from robattr._files import write_text
+from robattr._text import words
+
+__all__ = ["chapter_page", "html_page", "renderer", "write_page"]
+
+_LOOK = Path(__file__).parent / "alone.css"
+_SCRIPTS = (
+    "frame-slider.js",
+    "certificate-explorer.js",
+    "protocol-explorer.js",
+    "live-network.js",
+    "live-attack.js",
+)
+_DIRECTIVE = re.compile(r"^```\{(prf:)?(\w+)\} ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_OPTION = re.compile(r"\A(?::[\w-]+:.*\n)+")
+_PAGE = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)[^)]*\)")
+_TARGET = re.compile(r"^\([\w:-]+\)=\n", re.MULTILINE)
+
+
+def _math(text: str, options: Mapping[str, Any]) -> str:
+    return str(convert(text, display="block" if options["display_mode"] else "inline"))
+
+
+def renderer(*, html: bool = False) -> MarkdownIt:
+    """Markdown to HTML, with tables and formulas.
+
+    Args:
+        html: let HTML through; of texts that we wrote, in which what comes from outside is escaped.
+    """
+    made = MarkdownIt("commonmark", {"html": html}).enable("table")
+    dollarmath_plugin(made, renderer=_math)
+    return made.use(container_plugin, "notes")
+
+
+def html_page(title: str, body: str, look: str, moves: str = "") -> str:
+    """A page with its style and its scripts.
+
+    Args:
+        title: of the window, as text.
+        body: HTML.
+        look: CSS.
+        moves: JavaScript.
+    """
+    script = f"<script>{moves}</script>" if moves else ""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>\n{look}</style>\n<body>\n{body}\n{script}\n</body>\n</html>\n"
+    )
+
+
+def chapter_page(notebook: Any, title: str, static: Path) -> str:
+    """An executed chapter; code can be opened cell by cell, references are names.
+
+    Args:
+        notebook: as :func:`robattr.pages.execution.execute` writes it, read by nbformat.
+        title: of the chapter.
+        static: the folder with the scripts and the style of the book's figures.
+    """
+    parts = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(_text(cell.source))
+        elif cell.cell_type == "code":
+            parts.append(_code(cell))
+    body = f"<main>\n{''.join(parts)}</main>"
+    look, *scripts = (_there(static / name) for name in ("book.css", *_SCRIPTS))
+    look += _LOOK.read_text(encoding="utf-8")
+    return html_page(title, body, look, "\n".join(scripts))
+
+
+def _there(path: Path) -> str:
+    """A project of one's own may have chapters without the book's figures that move."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def write_page(executed: Path, title: str, static: Path, output: Path) -> Path:
+    """Write :func:`chapter_page` of an executed notebook, whole.
+
+    Args:
+        executed: the notebook.
+        title: of the chapter.
+        static: see :func:`chapter_page`.
+        output: the HTML file, replaced where there is one.
+
+    Returns:
+        ``output``.
+    """
+    import nbformat
+
+    notebook = nbformat.read(executed, 4)  # type: ignore[no-untyped-call]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, chapter_page(notebook, title, static))
+    return output
+
+
+def _text(source: str) -> str:
+    """MyST of a chapter, whose directives are theorems, proofs and formulas."""
+    source, parts, end = _TARGET.sub("", source), [], 0
+    for found in _DIRECTIVE.finditer(source):
+        parts.append(_rendered(source[end : found.start()]))
+        kind, name, content = found[2], found[3], _OPTION.sub("", found[4])
+        if kind == "math":
+            parts.append(f"<p>{convert(content.strip(), display='block')}</p>\n")
+        else:
+            head = f"**{kind.capitalize()}{f' ({name})' if name else ''}.** "
+            parts.append(f'<section class="{kind}">\n{_rendered(head + content.strip())}</section>\n')
+        end = found.end()
+    return "".join(parts) + _rendered(source[end:])
+
+
+def _rendered(text: str) -> str:
+    """Pages of the book are not beside this one: links to them are words."""
+    return str(renderer(html=True).render(_PAGE.sub(r"\1", words(text))))
+
+
+def _code(cell: Any) -> str:
+    tags = cell.metadata.get("tags", [])
+    if "remove-cell" in tags:
+        return ""
+    what = "Parameters" if {"parameters", "injected-parameters"} & set(tags) else "Code"
+    code = f"<details><summary>{what}</summary><pre><code>{escape(cell.source)}</code></pre></details>\n"
+    shown = "".join(_output(output, cell) for output in cell.outputs)
+    return ("" if "remove-input" in tags else code) + ("" if "remove-output" in tags else shown)
+
+
+def _output(output: Any, cell: Any) -> str:
+    """The richest form of what a cell showed."""
+    if output.output_type == "stream":
+        return f"<pre>{escape(output.text)}</pre>\n"
+    data = output.get("data", {})
+    look = cell.metadata.get("mystnb", {})
+    caption = look.get("figure", {}).get("caption", "")
+    below = f"<figcaption>{renderer().renderInline(words(caption))}</figcaption>" if caption else ""
+    for kind in ("image/png", "image/webp", "image/svg+xml"):
+        if kind in data:
+            alt = escape(look.get("image", {}).get("alt", ""), quote=True)
+            content = data[kind].replace("\n", "")
+            if kind == "image/svg+xml":
+                return f'<figure role="img" aria-label="{alt}">{data[kind]}{below}</figure>\n'
+            return f'<figure><img alt="{alt}" src="data:{kind};base64,{content}">{below}</figure>\n'
+    if "text/html" in data:
+        return f"<figure>{data['text/html']}{below}</figure>\n"
+    if "text/markdown" in data:
+        return _text(data["text/markdown"])
+    return f"<pre>{escape(data['text/plain'])}</pre>\n" if "text/plain" in data else ""
