@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conftest import REPOSITORY
 
 from robattr import cli
-from robattr.pages import chapters, execution
+from robattr.pages import alone, chapters, execution
 from robattr.studies.grids import load_grid
 
 PAGES = [
@@ -70,6 +70,7 @@ def test_chapters_accept_the_parameters_of_a_command(
         return output
 
     monkeypatch.setattr(execution, "execute", execute)
+    monkeypatch.setattr(alone, "write_page", lambda *_: "page.html")
     # Whether they fit each other is another question, and these networks would have to be downloaded.
     monkeypatch.setattr(cli, "check_needs", lambda *_: [])
     for name in ("net.py", "net.pt", "names.txt"):
@@ -77,7 +78,9 @@ def test_chapters_accept_the_parameters_of_a_command(
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(REPOSITORY)
     words = [word.replace("/path/to/", f"{tmp_path}/") for word in shlex.split(command)]
-    done = CliRunner().invoke(cli.main, [*words, "-o", str(tmp_path / "out.ipynb")])
+    # What the profile sets besides is none of the command's.
+    start = [] if "--profile" in words else ["--profile", "defaults"]
+    done = CliRunner().invoke(cli.main, [*words, *start, "-o", str(tmp_path / "out.ipynb")])
     assert done.exit_code == 0, done.output
     assert len(asked[0]) == command.count(" -p ")
 
