@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import random
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
-from conftest import REPOSITORY, WriteChapter
+from click.testing import CliRunner
+from conftest import PATIENCE_S, REPOSITORY, WriteChapter, room
 
-from robattr import _yaml
+from robattr import _yaml, cli
 from robattr.pages import chapters as book, execution
 from robattr.pages.values import given
 
@@ -427,6 +434,64 @@ def test_a_failure_keeps_the_last_good_notebook(project: Path, write_chapter: Wr
     assert "\x1b" not in failure.value.traceback
     assert output.read_bytes() == good
     assert [path.name for path in output.parent.iterdir()] == ["01.ipynb"]
+
+
+@pytest.mark.elsewhere
+def test_on_a_full_disk_the_last_good_notebook_stays(
+    project: Path, write_chapter: WriteChapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_chapter()
+    output, write = project / "out" / "01.ipynb", nbformat.write
+    execution.execute(book.chapter(project, "01_stub"), output)
+    good = output.read_bytes()
+
+    def without_room(*args: Any) -> None:
+        with room(len(good) // 2):
+            write(*args)
+
+    monkeypatch.setattr(nbformat, "write", without_room)
+    monkeypatch.chdir(project)
+    refused = CliRunner().invoke(cli.main, ["run", "01", "-o", str(output)])
+    assert refused.exit_code == 2
+    assert refused.stderr == f"robattr: {output} cannot be written: File too large\n"
+    assert output.read_bytes() == good
+    assert [path.name for path in output.parent.iterdir()] == ["01.ipynb"]
+
+
+@pytest.mark.elsewhere
+def test_a_chapter_that_was_killed_at_any_moment_is_executed_again_to_the_same_numbers(
+    project: Path, write_chapter: WriteChapter
+) -> None:
+    draw = "print([random.Random(i).random() for i in range(200_000)][-1])"
+    write_chapter(code=f"import os, random\nopen('kernels.txt', 'a').write(f'{{os.getpid()}}\\n')\n{draw}")
+    output, kernels = project / "out" / "01.ipynb", project / "kernels.txt"
+    command = [sys.executable, "-m", "robattr.cli", "run", "01", "-o", str(output)]
+
+    def printed() -> list[Any]:
+        notebook = nbformat.read(output, as_version=4)
+        assert [path.name for path in output.parent.iterdir()] == ["01.ipynb"]
+        return [cell.get("outputs") for cell in notebook.cells]
+
+    began = time.monotonic()
+    subprocess.run(command, cwd=project, check=True)
+    took, undisturbed = time.monotonic() - began, printed()
+    moments = random.Random(0)
+    for number in range(1 + int(os.environ.get("KILLS", "1"))):
+        output.unlink(missing_ok=True)
+        kernels.unlink()
+        process = subprocess.Popen(command, cwd=project)
+        if number == 0:  # once while its kernel computes, however long that takes to come
+            while not kernels.exists() and process.poll() is None:
+                time.sleep(0.01)
+        else:
+            time.sleep(moments.uniform(0, took))
+        process.kill()
+        process.wait()
+        for pid in kernels.read_text().split() if kernels.exists() else ():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it sees that nobody is there any more, and ends
+                psutil.Process(int(pid)).wait(PATIENCE_S)
+        subprocess.run(command, cwd=project, check=True)
+        assert printed() == undisturbed
 
 
 def test_a_kernel_that_dies_is_a_failure(project: Path, write_chapter: WriteChapter) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -314,6 +317,39 @@ def test_after_a_kill_the_next_build_goes_on_by_itself(workflow: Workflow, who: 
     notebook = nbformat.read(workflow.root / "_build" / "executed" / "quick" / "01_one.ipynb", as_version=4)
     assert any("one says 3" in str(cell.get("outputs")) for cell in notebook.cells)
     assert not list(workflow.root.glob("_build/building.json"))
+
+
+def test_a_build_that_was_killed_at_any_moment_goes_on_to_the_same_numbers(workflow: Workflow) -> None:
+    for name in ("one", "two"):
+        keeps = f"import os; open('kernels.txt', 'a').write(f'{{os.getpid()}}\\n'); print('{name} says', count)"
+        workflow.change(f"notebooks/0{1 + (name == 'two')}_{name}.md", f"print('{name} says', count)", keeps)
+    command = [sys.executable, "-m", "robattr.pages.building", "make chapters", sys.executable, "-m", "snakemake"]
+    command += ["--cores", "2", "--rerun-incomplete", "chapters"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(workflow.root / "cache")}
+    executed = workflow.root / "_build" / "executed" / "quick"
+
+    def build() -> list[Any]:
+        subprocess.run(command, cwd=workflow.root, env=environment, check=True, capture_output=True)
+        names = ("01_one.ipynb", "02_two.ipynb")
+        assert sorted(path.name for path in executed.iterdir()) == list(names)
+        return [[cell.get("outputs") for cell in nbformat.read(executed / name, 4).cells] for name in names]
+
+    began = time.monotonic()
+    undisturbed, moments = build(), random.Random(0)
+    took = time.monotonic() - began
+    for _ in range(int(os.environ.get("KILLS", "1"))):
+        shutil.rmtree(workflow.root / "_build")
+        process = subprocess.Popen(command, cwd=workflow.root, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0, took))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in (*psutil.Process(process.pid).children(), psutil.Process(process.pid)):
+                each.kill()
+        process.wait()
+        assert build() == undisturbed
+        kernels = [int(pid) for pid in (workflow.root / "kernels.txt").read_text().split()]
+        for pid in kernels:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                assert psutil.Process(pid).wait(PATIENCE_S) is None
 
 
 def test_of_two_builds_the_second_says_so_and_waits(workflow: Workflow) -> None:

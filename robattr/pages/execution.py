@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from robattr._files import beside
 from robattr._yaml import one_line
 from robattr.pages.chapters import Chapter, check_parameters, read_notebook
 
@@ -67,6 +67,7 @@ def execute(
     Raises:
         ChapterError: a parameter is refused.
         ExecutionError: a cell failed, or the kernel did.
+        OSError: the notebook cannot be written.
     """
     import nbformat
 
@@ -88,12 +89,11 @@ def execute(
     source.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _working_copy(output) as temporary:
-        notebook = _run(chapter, source, temporary, values, root)
-        notebook.metadata["robattr"] = {"claim": chapter.claim, "run": run, "consulted": _consulted(notebook)}
-        _tidy(notebook, chapter, root, output)
+    notebook = _run(chapter, source, values, root)
+    notebook.metadata["robattr"] = {"claim": chapter.claim, "run": run, "consulted": _consulted(notebook)}
+    _tidy(notebook, chapter, root, output)
+    with beside(output) as temporary:
         nbformat.write(notebook, temporary)  # type: ignore[no-untyped-call]
-        temporary.replace(output)
     return output
 
 
@@ -106,7 +106,7 @@ def _consulted(notebook: Any) -> dict[str, Any]:
     return {**found, "cells": {str(int(n) - ahead): lines for n, lines in found.get("cells", {}).items()}}
 
 
-def _run(chapter: Chapter, source: Any, temporary: Path, values: Mapping[str, Any], root: Path) -> Any:
+def _run(chapter: Chapter, source: Any, values: Mapping[str, Any], root: Path) -> Any:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -114,7 +114,7 @@ def _run(chapter: Chapter, source: Any, temporary: Path, values: Mapping[str, An
     try:
         return papermill.execute_notebook(
             source,
-            temporary,
+            None,
             dict(values),
             kernel_name="python3",
             kernel_manager_class=_kernel_manager(),
@@ -152,16 +152,6 @@ def _kernel_manager() -> type:
             )
 
     return ThisInterpreter
-
-
-@contextlib.contextmanager
-def _working_copy(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to before renaming, gone afterwards whatever happens."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.ipynb")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _tidy(notebook: Any, chapter: Chapter, root: Path, output: Path) -> None:
