@@ -53,7 +53,10 @@ def _size(name: str, values: Mapping[str, Any]) -> float:
     if value is None and "dataset" in values:
         from robattr import data  # torch comes with it, and most runs are refused or asked for without
 
-        value = data.contents(values["dataset"]).images
+        try:
+            value = data.contents(values["dataset"]).images
+        except data.DataError:  # not here yet: how many there are is not known
+            return 1.0
     if isinstance(value, list):
         return max(len(value), 1)
     return max(float(value), 1e-9) if isinstance(value, (int, float)) else 1.0
