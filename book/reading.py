@@ -22,15 +22,21 @@ def finding_first(notebook: Any) -> None:
 
     The order in which cells were executed is that of the source.
     """
-    found = [cell for cell in notebook.cells if "finding" in cell.metadata.get("tags", [])]
-    found.sort(key=lambda cell: "figure" in cell.metadata.get("mystnb", {}))
+    groups: list[list[Any]] = []
+    for cell in notebook.cells:
+        if groups and cell.source.startswith('<details class="receipt">'):
+            groups[-1].append(cell)  # it belongs to what stands above it
+        else:
+            groups.append([cell])
+    found = [group for group in groups if "finding" in group[0].metadata.get("tags", [])]
     if not found:
         return
-    rest = [cell for cell in notebook.cells if cell not in found]
+    found.sort(key=lambda group: "figure" in group[0].metadata.get("mystnb", {}))
+    rest = [cell for group in groups if group not in found for cell in group]
     title, _, text = rest[0].source.partition("\n\n")
     rest[0].source = title
     after = [nbformat.v4.new_markdown_cell(text)] if text.strip() else []
-    notebook.cells = [rest[0], *found, *after, *rest[1:]]
+    notebook.cells = [rest[0], *(cell for group in found for cell in group), *after, *rest[1:]]
 
 
 def terms(page: Path) -> list[str]:

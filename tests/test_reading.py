@@ -122,6 +122,7 @@ def test_first_uses_lead_to_the_glossary() -> None:
 
 def test_the_finding_comes_before_how_it_was_found() -> None:
     new = nbformat.v4
+    receipt = new.new_markdown_cell('<details class="receipt"></details>')
     found = new.new_code_cell("finding", metadata={"tags": ["finding"]})
     figure = new.new_code_cell(
         "figure", metadata={"tags": ["hide-input", "finding"], "mystnb": {"figure": {"name": "fig-x"}}}
@@ -133,10 +134,19 @@ def test_the_finding_comes_before_how_it_was_found() -> None:
             figure,
             new.new_markdown_cell("x"),
             found,
+            receipt,
         ]
     )
     reading.finding_first(notebook)
-    assert [cell.source for cell in notebook.cells] == ["# Title", "finding", "figure", "Text.", "p", "x"]
+    assert [cell.source for cell in notebook.cells] == [
+        "# Title",
+        "finding",
+        receipt.source,
+        "figure",
+        "Text.",
+        "p",
+        "x",
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(chapters.chapter_names(REPOSITORY)))
