@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY
+from PIL import Image
 
-from robattr import cli
+from robattr import cli, data
 from robattr.pages import alone, chapters, execution
+from robattr.pages.needs import check_needs
 from robattr.studies.grids import load_grid
 
 PAGES = [
@@ -88,3 +91,22 @@ def test_chapters_accept_the_parameters_of_a_command(
 @pytest.mark.parametrize("name", [grid for grid in GRIDS if not grid.startswith("my-")])
 def test_grids_that_pages_name_are_there(name: str) -> None:
     assert dict(load_grid(REPOSITORY / "results" / "reference" / f"{name}.yaml").runs())
+
+
+@pytest.mark.parametrize("name", ["06_small_hessian", "07_aligned_gradients", "09_under_attack"])
+def test_chapters_of_trained_networks_take_a_folder_of_the_same_classes(name: str, tmp_path: Path) -> None:
+    """Of pictures of any size, which are made as large as those that the networks were trained on."""
+    chapter = chapters.chapter(REPOSITORY, name)
+    for i, each in enumerate(data.contents("cifar10-samples").class_names):
+        (tmp_path / each).mkdir()
+        Image.new("RGB", (40 + i, 50)).save(tmp_path / each / "0.png")
+    given = {"dataset": f"folder:{tmp_path}"}
+    given |= {"images": 3} if name.startswith("06") else {"shown": 3}
+    (said,) = check_needs(chapter, given, REPOSITORY)
+    assert "10 pictures of 10 classes" in said
+    shutil.rmtree(tmp_path / "truck")
+    with pytest.raises(
+        chapters.ChapterError, match="9 classes; the networks of .* take 3 x 32 x 32 and 10 classes"
+    ) as error:
+        check_needs(chapter, given, REPOSITORY)
+    assert "\n" not in str(error.value)

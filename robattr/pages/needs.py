@@ -4,7 +4,7 @@ A chapter's header says it under ``robattr: needs:``, a line each::
 
     - images <= dataset.images      # as many as there are
     - k <= model.pixels             # of a map of the chapter's network
-    - dataset fits grid             # images of the size and the classes that the networks of a grid take
+    - dataset fits grid             # images of the channels and classes that the networks of a grid take, at their size
     - objectives in grid.objectives
 
 Left stands a parameter, a list of values for each of them; right a parameter, or what follows from one: ``images`` of a
@@ -132,7 +132,8 @@ class _Asked:
         training = self.trainings(grid)[0]
         wanted = data.image_shape(training.dataset, training.size), data.contents(training.dataset, "train").class_names
         dataset = self.values[name]
-        found = data.image_shape(dataset), _contents(dataset).class_names
+        # The chapter asks for pictures of the networks' size.
+        found = data.image_shape(dataset, wanted[0][-1]), _contents(dataset).class_names
         if found != wanted:
             sizes = [f"{' x '.join(map(str, shape))} and {len(names)} classes" for shape, names in (found, wanted)]
             classes = f" ({', '.join(wanted[1][:3])}, ...)" if found[1] != wanted[1] else ""
