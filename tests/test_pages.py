@@ -106,7 +106,7 @@ def test_chapters_of_trained_networks_take_a_folder_of_the_same_classes(name: st
     assert "10 pictures of 10 classes" in said
     shutil.rmtree(tmp_path / "truck")
     with pytest.raises(
-        chapters.ChapterError, match="9 classes; the networks of .* take 3 x 32 x 32 and 10 classes"
+        chapters.ChapterError, match=r"9 classes; the networks of .* take 3 x 32 x 32 and 10 classes"
     ) as error:
         check_needs(chapter, given, REPOSITORY)
     assert "\n" not in str(error.value)

@@ -132,8 +132,9 @@ class _Asked:
         training = self.trainings(grid)[0]
         wanted = data.image_shape(training.dataset, training.size), data.contents(training.dataset, "train").class_names
         dataset = self.values[name]
-        # The chapter asks for pictures of the networks' size.
-        found = data.image_shape(dataset, wanted[0][-1]), _contents(dataset).class_names
+        # The chapter asks for a reader's pictures at the size of its networks.
+        side = wanted[0][-1] if dataset.startswith("folder:") else None
+        found = data.image_shape(dataset, side), _contents(dataset).class_names
         if found != wanted:
             sizes = [f"{' x '.join(map(str, shape))} and {len(names)} classes" for shape, names in (found, wanted)]
             classes = f" ({', '.join(wanted[1][:3])}, ...)" if found[1] != wanted[1] else ""
