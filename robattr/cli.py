@@ -23,7 +23,7 @@ from rich.table import Table
 from robattr import _yaml
 from robattr._files import file_digest
 from robattr.pages import alone, chapters as book, execution, timing
-from robattr.pages.needs import check_needs
+from robattr.pages.needs import check_needs, without_excess
 from robattr.pages.values import check_code, given, located, with_its_weights
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def run(
         values |= _from_file(chosen, content, named, str(file), here, root)
     values = with_its_weights(chosen, values | located(chosen, named, here, root))
     values = book.check_parameters(chosen, values)
+    if profile is None and file is None:
+        values = without_excess(chosen, values, named)
     for line in check_needs(chosen, values, root):
         click.echo(line, err=True)
     if said := timing.estimate(chosen, values, root):

@@ -14,7 +14,7 @@ Left stands a parameter, a list of values for each of them; right a parameter, o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from robattr.models import Classifier
     from robattr.studies.trainings import Training
 
-__all__ = ["check_needs"]
+__all__ = ["check_needs", "without_excess"]
 
 
 def check_needs(chapter: Chapter, values: Mapping[str, Any], root: Path) -> list[str]:
@@ -60,6 +60,25 @@ def check_needs(chapter: Chapter, values: Mapping[str, Any], root: Path) -> list
         asked.check(need)
     asked.network(always=False)
     return list(asked.said())
+
+
+def without_excess(chapter: Chapter, values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
+    """The values less those that nobody asked for and that are more images than there are: the defaults stand there.
+
+    Args:
+        chapter: whose parameters they are.
+        values: with paths as they are from here.
+        asked: names of those that the reader gave.
+    """
+    found = dict(values)
+    for need in chapter.needs:
+        dataset, _, field = need.right.partition(".")
+        value = values.get(need.left)
+        if field != "images" or need.left in asked or dataset not in asked or not isinstance(value, int):
+            continue
+        if value > _contents(values[dataset]).images:
+            del found[need.left]
+    return found
 
 
 @dataclass
