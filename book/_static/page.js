@@ -1,6 +1,12 @@
 // What every page does: its switch for code, remembered from page to page, and stops of the tab key at what scrolls.
 (() => {
   const root = document.documentElement;
+  // The theme complains of a first visit, where nobody has chosen.
+  if (!localStorage.getItem("mode")) {
+    localStorage.setItem("mode", "auto");
+    root.dataset.mode = "auto";
+  }
+
   const show = (shown) => {
     root.dataset.code = shown ? "shown" : "hidden";
     document.querySelectorAll(".code-switch").forEach((button) => {

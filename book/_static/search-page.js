@@ -1,7 +1,8 @@
 // Excerpts of the pages that a search finds: from a file beside the page, since one from the disk may not fetch others.
-window.addEventListener("DOMContentLoaded", () => {
+window.fetch = async (address) => {
   const root = document.documentElement.dataset.content_root;
-  const suffix = DOCUMENTATION_OPTIONS.FILE_SUFFIX;
-  Search.htmlToText = (text) => text;
-  window.fetch = async (address) => new Response(EXCERPTS[address.slice(root.length, -suffix.length)] ?? "");
-});
+  const page = document.createElement("div");
+  page.setAttribute("role", "main"); // where the search looks for text
+  page.textContent = EXCERPTS[address.slice(root.length, -DOCUMENTATION_OPTIONS.FILE_SUFFIX.length)] ?? "";
+  return new Response(page.outerHTML);
+};
