@@ -82,7 +82,9 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     generated.mkdir()
     (generated / "exercises.md").write_text(exercise_table(titles), encoding="utf-8")
     (folder / "notebooks").mkdir()
-    terms = reading.terms(ROOT / "book" / "glossary.md")
+    # A book may go without its glossary, where nothing could lead to it.
+    with_glossary = "file: book/glossary\n" in (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    terms = reading.terms(ROOT / "book" / "glossary.md") if with_glossary else []
     notebooks = {}
     for path in paths:
         notebooks[path.stem] = notebook = nbformat.read(path, as_version=4)

@@ -292,10 +292,10 @@ def test_one_switch_shows_the_code_of_all_pages(browser: Any) -> None:
     page.keyboard.press("Enter")
     assert all(each.is_visible() for each in code.all())
     page.goto((HTML / "notebooks" / "ledger.html").as_uri())
-    assert page.locator("div.cell_input pre").first.is_visible()
+    page.locator("div.cell_input pre").first.wait_for(state="visible")
     page.get_by_role("button", name="Hide code").click()
     page.reload()
-    assert not page.locator("div.cell_input pre").first.is_visible()
+    page.locator("div.cell_input pre").first.wait_for(state="hidden")
     page.context.close()
 
 
