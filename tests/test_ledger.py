@@ -188,10 +188,29 @@ def test_a_name_that_is_spelled_wrong_is_refused_with_the_nearest() -> None:
         claims.check_claims([claim(STEADIER)], [], ["gird", "another"])
 
 
+def test_a_run_that_a_grid_asks_for_may_have_no_record_yet(tmp_path: Path) -> None:
+    """Of a grid with one of its two runs recorded; a run that it does not ask for stays a mistake."""
+    (tmp_path / "grid.yaml").write_text(
+        "description: x\nfragility: {dataset: digits}\n"
+        "networks: {new-0: {model: digits-cnn}, old-0: {model: digits-mlp}}\n"
+    )
+    (tmp_path / "grid.jsonl").write_text("".join(m.model_dump_json() + "\n" for m in measured("new", 0.8, seeds=1)))
+    for against, said in (("old-*", None), ("odl-*", "grid has no run 'odl-\\*'; the nearest is 'new-0'")):
+        asked = claim(STEADIER.model_copy(update={"against": against})).model_dump(mode="json")
+        (tmp_path / "claims.yaml").write_text(yaml.safe_dump([asked]))
+        if said is None:
+            (found,), _ = claims.read_ledger(tmp_path / "claims.yaml", tmp_path)
+            assert found.name is VerdictName.TOO_LITTLE
+        else:
+            with pytest.raises(ValueError, match=said):
+                claims.read_ledger(tmp_path / "claims.yaml", tmp_path)
+
+
 def test_the_claims_of_the_book_name_what_there_is() -> None:
     folder = REPOSITORY / "results" / "reference"
     asked = claims.load_claims(REPOSITORY / "results" / "claims.yaml")
-    claims.check_claims(asked, records.read(folder), (path.stem for path in folder.glob("*.yaml")))
+    verdicts, _ = claims.read_ledger(REPOSITORY / "results" / "claims.yaml", folder)
+    assert [each.claim for each in verdicts] == asked
 
 
 HOSTILE = "<img src=x onerror=alert(1)> | *x* `y` $z$ [a](b) {ref}`c`\nnext"

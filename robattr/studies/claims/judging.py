@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -194,9 +195,16 @@ def read_ledger(claims: Path | str, reference: Path | str) -> tuple[list[Verdict
         RecordError: a line of the records is none.
     """
     measured, asked = read(reference), load_claims(claims)
-    check_claims(asked, measured, (path.stem for path in Path(reference).glob("*.yaml")))
+    check_claims(asked, measured, (path.stem for path in Path(reference).glob("*.yaml")), partial(_runs_of, reference))
     past = read_history(Path(claims).with_name(Path(HISTORY).name))
     return judge(asked, measured, past=past), measured
+
+
+def _runs_of(reference: Path | str, grid: str) -> list[str]:
+    from robattr.studies.grids import load_grid  # networks and measurements come with it
+
+    path = Path(reference) / f"{grid}.yaml"
+    return list(load_grid(path).networks) if path.is_file() else []
 
 
 def _time(date: str) -> datetime:
