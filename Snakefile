@@ -33,7 +33,8 @@ ALLOCATOR = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=1717986918
 # The docstrings of the core and of the studies are pages, too.
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("book/**/*", "_*.yml", "CONTRIBUTING.md", "robattr/**/*.py", "robattr/exercises/texts/*.md")
+    for pattern in ("book/**/*", "_*.yml", "CONTRIBUTING.md", "robattr/**/*.py", "robattr/exercises/texts/*.md",
+                    "lessons/*/*.md")
     for path in set(ROOT.glob(pattern)).difference(ROOT.glob("robattr/pages/**/*.py"), ROOT.glob("robattr/cli.py"))
     if path.is_file() and "__pycache__" not in path.parts
 )

@@ -21,7 +21,7 @@ import nbformat
 import plan
 import reading
 
-from robattr import _yaml, exercises
+from robattr import _yaml, exercises, lessons
 from robattr._text import markdown
 from robattr.pages import chapters, receipts
 from robattr.studies import claims, records
@@ -78,8 +78,13 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     for chapter, title in titles.items():
         page = exercise_page(chapter, title)
         (folder / "book" / f"exercises_{chapter}.md").write_text(page, encoding="utf-8")
+    taught = lessons.lessons(ROOT) if (ROOT / "lessons").is_dir() else []
+    for each in taught:
+        (folder / "book" / f"lesson_{each.name}.md").write_text(lessons.page(each), encoding="utf-8")
     generated = folder / "book" / "generated"
     generated.mkdir()
+    (generated / "lessons.md").write_text(lesson_table(taught), encoding="utf-8")
+    (generated / "beliefs.md").write_text(belief_table(titles), encoding="utf-8")
     (generated / "exercises.md").write_text(exercise_table(titles), encoding="utf-8")
     (folder / "notebooks").mkdir()
     # A book may go without its glossary, where nothing could lead to it.
@@ -147,6 +152,26 @@ def exercise_table(titles: Mapping[str, str]) -> str:
             link = f"{{doc}}`{title} </book/exercises_{chapter}>`"
             rows.append((f"[{each.title}](page-{each.id})", link, each.kind, str(each.minutes)))
     return "\n".join(table(("Exercise", "On", "Kind", "Minutes"), rows)) + "\n"
+
+
+def lesson_table(taught: Iterable[lessons.Lesson]) -> str:
+    """All lessons in a table."""
+    rows = [
+        (f"{{doc}}`{each.title} </book/lesson_{each.name}>`", str(each.minutes), f"`{each.name}`", each.summary)
+        for each in taught
+    ]
+    return "\n".join(table(("Lesson", "Minutes", "Name", "What it is about"), rows)) + "\n"
+
+
+def belief_table(titles: Iterable[str]) -> str:
+    """What many believe, with the exercise that is about it."""
+    rows = [
+        (each.belief, f"[{each.title}](page-{each.id})", str(each.minutes))
+        for chapter in titles
+        for each in exercises.exercises(chapter)
+        if each.belief
+    ]
+    return "\n".join(table(("Many believe", "Exercise", "Minutes"), rows)) + "\n"
 
 
 def exercise_link(chapter: str) -> Any:

@@ -127,6 +127,64 @@ def test_the_same_sources_make_the_same_bytes(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
+# --- the page for teachers -------------------------------------------------------------------------------------------
+
+TEACH = (REPOSITORY / "book" / "teach.md").read_text(encoding="utf-8")
+
+
+def test_what_the_page_for_teachers_names_is_there() -> None:
+    linked = re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", TEACH)
+    assert {each.removeprefix("lesson_") for each in linked if each.startswith("lesson_")} == set(NAMES)
+    contents = (REPOSITORY / "_toc.yml").read_text(encoding="utf-8")
+    for each in linked:
+        path = each.removeprefix("/") if each.startswith("/") else f"book/{each}"
+        assert f"- file: {path}\n" in contents, each
+        assert each.startswith("lesson_") or (REPOSITORY / f"{path}.md").exists(), each
+    named = re.findall(r"\[([^\]]+)\]\(page-([^)]+)\)", TEACH)
+    assert len(named) > 20
+    for shown, name in named:
+        assert shown == exercises.exercise(name).id == name
+    for command in re.findall(r"robattr lesson (\w+)", TEACH):
+        assert command in NAMES
+
+
+def test_minutes_of_the_syllabus_add_up() -> None:
+    text = TEACH.partition("## One lecture")[2]
+    lecture, rest = text.split("## A week")
+    assert sum(map(int, re.findall(r"^\| (\d+) \|", lecture, re.MULTILINE))) == 90
+    known = {each.name: each for each in lessons(REPOSITORY)}
+    rows = re.findall(r"^\| \d+ \| (.+) \| (\d+) \| (.+) \| (\d+) \|$", rest, re.MULTILINE)
+    assert len(rows) == 5 + 7
+    for here, minutes, home, at_home in rows:
+        taught = sum(known[name].minutes for name in re.findall(r"\{doc\}`lesson_(\w+)`", here))
+        assert taught <= int(minutes) <= 90, here
+        assert int(at_home) == sum(exercises.exercise(name).minutes for name in re.findall(r"page-([\w-]+)", home)), (
+            home
+        )
+
+
+def test_a_lesson_gives_its_exercises_the_minutes_that_they_take() -> None:
+    for each in lessons(REPOSITORY):
+        core = (each.folder / "notebook.md").read_text(encoding="utf-8").partition("# If you are done")[0]
+        needed = sum(exercises.exercise(name).minutes for name in each.exercises if f"{{exercise}} {name}\n" in core)
+        assert 0 < needed <= 0.6 * each.minutes, each.name
+
+
+def test_slides_and_parts_that_a_plan_names_are_there() -> None:
+    for each in lessons(REPOSITORY):
+        slides = len(re.findall(r"^##? ", (each.folder / "slides.md").read_text(encoding="utf-8"), re.MULTILINE))
+        parts = re.findall(r"^# Part (\d)", (each.folder / "notebook.md").read_text(encoding="utf-8"), re.MULTILINE)
+        shown: list[int] = []
+        for first, last in re.findall(
+            r"slides? (\d+)(?: (?:to|and) (\d+))?", each.plan.partition("## What students")[0]
+        ):
+            shown += range(int(first), int(last or first) + 1)
+        assert sorted(set(shown)) == list(range(1, slides + 1)), each.name
+        assert set(re.findall(r"part (\d)", each.plan)) == set(parts), each.name
+        for name in re.findall(r"`(ex-[\w-]+)`", each.plan):
+            assert exercises.exercise(name).id == name
+
+
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 PLAN = """\
@@ -220,7 +278,7 @@ def test_a_lesson_is_read(small: Path) -> None:
     assert found.exercises == ["ex-linear"]
     assert lesson(small, "1") == found
     text = page(found)
-    assert text.startswith("# A lesson\n\n*45 minutes.* A sentence.")
+    assert text.startswith("# Lesson: A lesson\n\n*45 minutes.* A sentence.")
     assert "robattr lesson small" in text
 
 

@@ -151,9 +151,10 @@ def _read(folder: Path, root: Path) -> Lesson:
 
 
 def page(found: Lesson) -> str:
-    """The plan as a page of the book, in MyST."""
+    """The plan as a page of the book, in MyST: exercises are links to their pages."""
     made = f"```shell\nrobattr lesson {found.name} -o {found.name}.zip\n```"
-    return f"# {found.title}\n\n*{found.minutes} minutes.* {found.summary}\n\n{made}\n\n{found.plan}"
+    plan = re.sub(r"`(ex-[\w-]+)`", r"[`\1`](page-\1)", found.plan)
+    return f"# Lesson: {found.title}\n\n*{found.minutes} minutes.* {found.summary}\n\n{made}\n\n{plan}"
 
 
 def notebook(found: Lesson, edition: Edition = "student", *, data: str = "data") -> Any:
