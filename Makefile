@@ -77,7 +77,7 @@ zip: book  ## the built book to take along: _build/robattr-book.zip
 pdf: book  ## the whole book printed by a Chromium, with an outline: _build/robattr-book.pdf (a minute)
 	$(BIN)/python book/offline.py pdf
 
-times: $(INSTALLED)  ## how long each chapter took, from the executed book, for what robattr run says first
+times: $(INSTALLED)  ## how long each chapter took, from a book executed without runs/, for what robattr run says first
 	$(BIN)/python book/times.py
 
 zoo: $(INSTALLED)  ## networks x methods, by running each: results/networks.json and the table of book/networks.md (minutes)

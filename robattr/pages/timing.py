@@ -79,6 +79,8 @@ def _minutes(seconds: float) -> str:
 def note_times(executed: Path, root: Path) -> Path:
     """Write how long each chapter took; at the profile quick, one thread each, on a machine with nothing else to do.
 
+    They have to be executed in a checkout without ``runs/``: what is stored there takes no time.
+
     Args:
         executed: the folder of executed chapters, ``_build/executed/quick``.
         root: the project's folder.
