@@ -49,22 +49,20 @@ def packed(pages: Path, output: Path) -> None:
             file.writestr(name, path.read_bytes())
 
 
-def printed(pages: Path, table: Any, output: Path, browser: str) -> int:
+def printed(pages: Path, table: Any, output: Path, chromium: Any) -> int:
     """The pages as one PDF with an outline by parts and pages; how many sheets it has.
 
     Args:
         pages: the built book.
         table: of contents, as read from ``_toc.yml``.
         output: the PDF.
-        browser: a Chromium.
+        chromium: a browser of Playwright.
     """
-    from playwright.sync_api import sync_playwright
     from pypdf import PdfWriter
 
     book = PdfWriter()
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        part, starts = None, dict[str, int]()
+    part, starts = None, dict[str, int]()
+    with tempfile.TemporaryDirectory() as folder:
         for caption, name in contents(table):
             sheets = Path(folder) / "page.pdf"
             title = _print(chromium, pages / f"{name}.html", sheets)
@@ -73,7 +71,6 @@ def printed(pages: Path, table: Any, output: Path, browser: str) -> int:
             if caption is not None:
                 part = book.add_outline_item(title=caption, page_number=start)
             book.add_outline_item(title=title, page_number=start, parent=part)
-        chromium.close()
     _lead_within(book, starts)
     with beside(output) as temporary:
         book.write(temporary)
@@ -131,7 +128,12 @@ def main() -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("book/offline.py: no chromium on PATH, which prints the pages; make zip needs none")
-    sheets = printed(PAGES, _yaml.read(ROOT / "_toc.yml"), output, browser)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        sheets = printed(PAGES, _yaml.read(ROOT / "_toc.yml"), output, chromium)
+        chromium.close()
     print(f"{output.relative_to(ROOT)}, {sheets} sheets")
 
 

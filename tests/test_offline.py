@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -50,12 +50,9 @@ def test_the_zip_holds_every_file_and_is_the_same_each_time(pages: Path, tmp_pat
         assert file.read("a/third.html") == (pages / "third.html").read_bytes()
 
 
-def test_the_pdf_has_an_outline_and_links_that_lead_within(pages: Path, tmp_path: Path) -> None:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("no chromium on PATH")
+def test_the_pdf_has_an_outline_and_links_that_lead_within(chromium: Any, pages: Path, tmp_path: Path) -> None:
     pypdf = pytest.importorskip("pypdf")
-    assert offline.printed(pages, TABLE, tmp_path / "book.pdf", browser) == 4
+    assert offline.printed(pages, TABLE, tmp_path / "book.pdf", chromium) == 4
     book = pypdf.PdfReader(tmp_path / "book.pdf")
     first, part, (second, third) = book.outline
     assert [each.title for each in (first, part, second, third)] == ["One", "A part", "Two", "Three"]
