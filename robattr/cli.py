@@ -22,7 +22,7 @@ from rich.table import Table
 
 from robattr import _yaml
 from robattr._files import file_digest
-from robattr.pages import alone, chapters as book, execution, timing
+from robattr.pages import chapters as book, execution, timing
 from robattr.pages.needs import check_needs, without_excess
 from robattr.pages.values import check_code, given, located, with_its_weights
 
@@ -163,6 +163,8 @@ def run(
         raise SystemExit(1) from None
     click.echo(done)
     if html is not None:
+        from robattr.pages import alone
+
         click.echo(alone.write_page(done, chosen.title, root / "book" / "_static", html))
 
 

@@ -376,9 +376,13 @@ def attack_images(
         )
     signed = tuple(attribution(model, z, found.prediction) for z in (x, found.images))
     before, after = heatmap(signed[0]), heatmap(signed[1])
+    ks = {"": config.k}
+    if config.variants:
+        others = {"_quarter": max(config.k // 4, 1), "_fourfold": 4 * config.k}
+        ks |= {name: k for name, k in others.items() if k <= before[0].numel()}
     measured: dict[str, Tensor] = {
         "success": found.success,
-        **_alike(before, after, {"": config.k}),
+        **_alike(before, after, ks),
         "center_shift": metrics.center_shift(before, after),
         "probability": _probability(model, x, found.prediction),
         "attacked_probability": _probability(model, found.images, found.prediction),
@@ -387,10 +391,8 @@ def attack_images(
     if attack == "targeted":
         measured |= {"mass_before": (before * mask).sum((1, 2)), "mass_after": (after * mask).sum((1, 2))}
     if config.variants:
-        ks = {"": config.k, "_quarter": max(config.k // 4, 1), "_fourfold": 4 * config.k}
-        fitting = {name: k for name, k in ks.items() if k <= before[0].numel()}
-        for end, reduced in (("", heatmap), ("_largest", _largest), ("_signed", _signed)):
-            varied = _alike(reduced(signed[0]), reduced(signed[1]), fitting)
+        for end, reduced in (("_largest", _largest), ("_signed", _signed)):
+            varied = _alike(reduced(signed[0]), reduced(signed[1]), ks)
             measured |= {f"{name}{end}": v for name, v in varied.items()}
     if method == "gradient" and config.beta is None:
         bent = metrics.curvature(model, x, found.prediction, found.images - x, max_batch=len(x))
