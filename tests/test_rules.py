@@ -293,3 +293,17 @@ def test_normalizations_of_signals_are_folded(example: bool) -> None:
     folded = models.fold_batchnorm(model, x if example else None)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-14)
     assert isinstance(folded[1], nn.Identity)
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_an_attack_step_computes_no_convolution_for_each_group(channels: int) -> None:
+    depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+    model = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), depthwise, nn.ReLU(), nn.Flatten())
+    model = model.append(nn.Linear(channels * 36, 2)).eval()
+    z = torch.rand(2, 3, 6, 6, requires_grad=True)
+    value = deep_taylor(model, z, 0, create_graph=True, check=False).square().sum()
+    with torch.profiler.profile() as profile:
+        torch.autograd.grad(value, z)
+    calls = [event.name for event in profile.events() if event.name == "aten::_convolution"]
+    # The rules have 2 and 4 passes of the two layers; a derivative by the groups would add one a channel and pass.
+    assert len(calls) <= 16, len(calls)

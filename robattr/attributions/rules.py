@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robattr._rows import parts_of
+from robattr._second_order import SecondOrder
 from robattr.attributions.calls import (
     CONTRACTIONS,
     ELEMENTWISE,
@@ -293,7 +294,30 @@ class _Mapped:
             self.parts.update(part for part in module.modules() if part is not module)
         if hook is not None:
             self.ruled.add(module)
+            hook = _constant(hook)
         return hook
+
+
+def _constant(hook: Any) -> Any:
+    """The rule with weights that are constants: as parameters, each has a derivative in an attack, group by group."""
+    from zennit.core import BasicHook, ParamMod
+
+    class Constant(ParamMod):  # type: ignore[misc]
+        def __init__(self, given: Any) -> None:
+            super().__init__(None)
+            self.given = given
+
+        @contextmanager
+        def __call__(self, module: nn.Module) -> Iterator[nn.Module]:
+            # A mode does not reach into a backward pass, in which rules compute.
+            with self.given(module) as changed, SecondOrder():
+                yield changed.requires_grad_(False)
+
+    if not isinstance(hook, BasicHook):
+        return hook
+    own = hook.copy()
+    own.param_modifiers = [Constant(ParamMod.ensure(each)) for each in hook.param_modifiers]
+    return own
 
 
 def _is(module: nn.Module, key: object) -> bool:
