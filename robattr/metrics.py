@@ -121,9 +121,9 @@ class Curvature:
     With g the gradient of the logit at x, g' at x + delta, and H its Hessian at x:
 
     Attributes:
-        hessian_product: ``||H delta||``.
+        hessian_product: ``||Hess delta||``.
         gradient_norm: ``||g||``.
-        ratio: ``||H delta|| / ||g||``; 0 where both are zero, infinite where only g is.
+        ratio: ``||Hess delta|| / ||g||``; 0 where both are zero, infinite where only g is.
         l2_distance: ``||g - g'||``.
         cosine_distance: ``(1 - cos(g, g')) / 2``; 0 where both are zero, 1/2 where one is.
         cosine_bound: ``||g - g'||^2 / (4 ||g|| ||g'||)``, at least the cosine distance, and equal to it where the norms
@@ -582,18 +582,18 @@ def _fill(x: Tensor, fill: Tensor | float | None) -> Tensor:
 
 @differentiates
 def curvature(model: nn.Module, x: Tensor, target: Target, delta: Tensor, *, max_batch: int = 64) -> Curvature:
-    """Why a gradient turns: ``||H delta||`` against ``||g||``, and what it did between x and x + delta.
+    """Why a gradient turns: ``||Hess delta||`` against ``||g||``, and what it did between x and x + delta.
 
     For every model and every pair of points (Joo et al. 2023, local gradient alignment)
 
         ``||g - g'||^2 = (||g|| - ||g'||)^2 + 2 ||g|| ||g'|| (1 - cos(g, g'))``,
 
     so a small difference of gradients bounds the angle between them only in relation to their norms: scaling the last
-    layer scales ``||H delta||``, ``||g||`` and ``||g - g'||`` together, and changes neither the ratio nor the angle nor
-    its bound.
+    layer scales ``||Hess delta||``, ``||g||`` and ``||g - g'||`` together, and changes neither the ratio nor the angle
+    nor its bound.
 
-    ``H delta`` is exact, the derivative of ``<g, delta>`` in a double backward pass; it is zero almost everywhere for a
-    piecewise linear model. Norms and distances are accumulated in float64, and the cosine distance is the square
+    ``Hess delta`` is exact, the derivative of ``<g, delta>`` in a double backward pass; it is zero almost everywhere
+    for a piecewise linear model. Norms and distances are accumulated in float64, and the cosine distance is the square
     of half the distance between unit vectors, which keeps its digits where the gradients are nearly parallel.
 
     Args:

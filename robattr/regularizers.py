@@ -93,10 +93,10 @@ def hessian_norm(
     scale: Scale = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """An unbiased estimate of ``||H||_F^2``, H the Hessian of the target's logit with respect to the image.
+    """An unbiased estimate of ``||Hess||_F^2``, Hess the Hessian of the target's logit with respect to the image.
 
-    ``E ||H v||^2 = ||H||_F^2`` for standard normal v; the mean over ``draws`` of them. Differentiable with respect to
-    parameters that require a gradient.
+    ``E ||Hess v||^2 = ||Hess||_F^2`` for standard normal v; the mean over ``draws`` of them. Differentiable with
+    respect to parameters that require a gradient.
 
     Args:
         model: images [N, C, H, W] to logits [N, classes], twice differentiable.
@@ -212,9 +212,9 @@ class _Scaled(Objective):
 class GradientAlignment(_Scaled, _UniformNoise):
     """Cross-entropy plus local gradient alignment (Joo et al. 2023, section 4).
 
-    ``CE + l2 * mean ||g(x) - g(x + z)||^2 + cosine * mean (1 - cos(g(x), g(x + z))) / 2``, with g the gradient of the
-    true class's logit and z uniform in [-epsilon, epsilon] for every value. As published g(x) is held constant in the
-    two distances, so only the second gradient keeps a graph.
+    ``CE + l2 * mean ||g(x) - g(x + delta)||^2 + cosine * mean (1 - cos(g(x), g(x + delta))) / 2``, with g the gradient
+    of the true class's logit and delta uniform in [-epsilon, epsilon] for every value. As published g(x) is held
+    constant in the two distances, so only the second gradient keeps a graph.
 
     Args:
         model: a twice differentiable network (Softplus, not ReLU) of images in [0, 1].
@@ -262,7 +262,7 @@ class GradientAlignment(_Scaled, _UniformNoise):
 
 
 class HessianPenalty(_Scaled):
-    """Cross-entropy plus ``weight * mean ||H v||^2``, v standard normal: the Hessian's squared Frobenius norm.
+    """Cross-entropy plus ``weight * mean ||Hess v||^2``, v standard normal: the Hessian's squared Frobenius norm.
 
     The smoothness baseline of Joo et al. 2023 (their weight: 1e-3 for LeNet, 1e-4 for ResNet-18). H is that of the true
     class's logit; ``scale`` as in :class:`GradientAlignment`.

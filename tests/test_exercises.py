@@ -633,7 +633,7 @@ CASES: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
             ({"share": 0.25}, "4 long"),
             ({"share": 0.5}, "that is the strip"),
             ({"largest": 1.2}, "2p"),
-            ({"largest": 0.3}, "epsilon / 2r"),
+            ({"largest": 0.3}, "epsilon_2 / 2r"),
             ({"largest": 0.15}, "that is p"),
             ({"says": "a"}, "1 or -1"),
             ({"says": "c"}, "something"),

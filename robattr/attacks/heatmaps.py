@@ -74,7 +74,7 @@ def iterative_attack(
         objective: :class:`TopK`, :class:`MassCenter`, :class:`Targeted` or one of your own.
         epsilon: largest change of a value in units of a [0, 1] image, for example ``8 / 255``; > 0.
         attribution: a method of :mod:`robattr.attributions`; bind options with ``functools.partial``.
-        step: alpha, in the same units as epsilon, > 0.
+        step: tau, in the same units as epsilon, > 0.
         iterations: number of steps, >= 1.
         beta: sharpness of the smooth copy; a pair is a geometric schedule from the first to the last step; None
             differentiates the model itself. By default a network of smooth activations leads itself, and any other has

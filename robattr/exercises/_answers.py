@@ -821,7 +821,7 @@ JUDGES: dict[str, Judge] = {
             {
                 "a": "the quotient may be as large as the root of d",
                 "b": "the quotient may be anything from 1 to 388",
-                "c": "for H = I it does not: the quotient depends on the network",
+                "c": "for the identity it does not: the quotient depends on the network",
             },
         ),
     ),
@@ -830,7 +830,7 @@ JUDGES: dict[str, Judge] = {
             1,
             exact=True,
             wrong={
-                2: "H delta is 2 times 1/2",
+                2: "the Hessian times delta is 2 times 1/2",
                 0.5: "the second derivative of x^2 is 2",
                 0.25: "that is f; take two derivatives",
             },
@@ -856,7 +856,7 @@ JUDGES: dict[str, Judge] = {
         stay=choices(
             "bc",
             {
-                "a": "H delta is multiplied by 100, as the gradient is",
+                "a": "the Hessian times delta is multiplied by 100, as the gradient is",
                 "b": "both lengths are multiplied by 100, their quotient stays",
                 "c": "directions stay",
             },
@@ -1339,9 +1339,9 @@ JUDGES: dict[str, Judge] = {
             0.6,
             wrong={
                 1.2: "both strips count: h falls by 2p, not by p",
-                0.3: "p is epsilon / 2r, and 2p = H",
+                0.3: "p is epsilon_2 / 2r, and 2p = H",
                 0.15: "that is p; epsilon is 2r times it",
-                0.075: "H = 2p, and p = epsilon / 2r",
+                0.075: "H = 2p, and p = epsilon_2 / 2r",
             },
         ),
         says=choice(

@@ -1,14 +1,14 @@
 """Influence functions: which training points would a test point's loss miss, and how fragile that explanation is.
 
-The influence of training point z_i on the loss at test point z_t (Koh & Liang 2017, equation 2) is
+The influence of training point x_i on the loss at test point x_t (Koh & Liang 2017, equation 2) is
 
-    ``I(z_i, z_t) = - grad L(z_t)^T H^{-1} grad L(z_i)``
+    ``- grad loss(x_t)^T Hess^{-1} grad loss(x_i)``
 
-with gradients and the Hessian H of the mean training loss with respect to parameters, at the trained parameters. It is
-the derivative of the test loss with respect to additional weight of z_i. **A negative value is a helpful point**: more
-of it lowers the test loss, and to leave it out would change the test loss by about ``-I / n``, a rise. A positive value
-is a harmful point. Ghorbani, Abid & Zou 2019 call the most helpful points the most influential ones, and so does
-:meth:`Influence.top`.
+with gradients and the Hessian Hess of the mean training loss with respect to parameters, at the trained parameters. It
+is the derivative of the test loss with respect to additional weight of x_i. **A negative value is a helpful point**:
+more of it lowers the test loss, and to leave it out would change the test loss by about minus this over n, a rise. A
+positive value is a harmful point. Ghorbani, Abid & Zou 2019 call the most helpful points the most influential ones, and
+so does :meth:`Influence.top`.
 
 - :class:`LastLayer` takes the features before the last linear layer as given, as Ghorbani et al. do. Gradients and
   Hessian-vector products are closed forms there: thousands of training points cost a few matrix products.

@@ -65,7 +65,7 @@ def influence_attack(
 
     ``x <- clip(x + step * sign(grad D(x)))`` to the ball of radius epsilon around the image and to [0, 1], with
 
-        ``D(x) = sum over the top points of I(z_i, (x, y))``
+        ``D(x) = sum over the top points of the influence of x_i on (x, y)``
 
     and y the class predicted for the clean image: D rises as helpful points lose their help. (For harmful points D is
     minus the sum.) D is linear in the test gradient, so one linear system for each image is solved before the first

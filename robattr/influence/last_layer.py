@@ -156,7 +156,7 @@ class LastLayer:
 
     @torch.no_grad()
     def _direction(self, points: Tensor) -> Tensor:
-        """``H^{-1} sum_j grad L(z_j)`` over each row of training points [T, k]: [T, outputs, features]."""
+        """``Hess^{-1} sum_j grad loss(x_j)`` over each row of training points [T, k]: [T, outputs, features]."""
         found = []
         for rows in self._blocks(len(points)):
             chosen = points[rows]

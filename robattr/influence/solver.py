@@ -20,8 +20,8 @@ class SolverError(RuntimeError):
     """A linear system with the Hessian was not solved; the message is one line and names the way out.
 
     Attributes:
-        residual: the largest relative residual ``||H s - g|| / ||g||`` that was left; NaN where no solution was tried.
-        iterations: how many steps were taken.
+        residual: the largest relative residual ``||Hess s - g|| / ||g||`` that was left; NaN where no solution was
+            tried. iterations: how many steps were taken.
     """
 
     def __init__(self, message: str, residual: float, iterations: int) -> None:

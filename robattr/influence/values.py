@@ -20,7 +20,7 @@ class Influence:
         values: float64 [T, n]; the derivative of the test loss with respect to epsilon when the parameters minimize
             ``mean training loss + epsilon * loss of z_i``. Negative for helpful points, positive for harmful ones.
         labels: of the test loss: int64 [T], or float [T, outputs] for the squared loss.
-        residual: float64 [T]; ``||H s - g|| / ||g||`` of the solution s for the test point's gradient g.
+        residual: float64 [T]; ``||Hess s - g|| / ||g||`` of the solution s for the test point's gradient g.
         iterations: int64 [T]; of conjugate gradients, 0 for an exact solution.
     """
 

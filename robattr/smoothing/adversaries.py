@@ -118,18 +118,18 @@ def worst_field_gaussian(beta: float, dimension: int, sigma: float, epsilon: flo
 def worst_field_spectral(
     mean_norm: float, spread: float, dimension: int, sigma: float, epsilon: float, *, bound: float = np.inf
 ) -> Field:
-    """The adversary of the spectral certificate: ``g = h + sqrt(lam) w (L - 1) / sd(L)``, d >= 2.
+    """The adversary of the spectral certificate: ``g = h + sqrt(Lambda) w (L - 1) / sd(L)``, d >= 2.
 
-    Its covariance is ``lam w w'`` and ``h(x + delta) = h + sqrt(lam) sd(L) w``, as far as the certificate allows; the
-    unit vector w is turned so that h(x + delta) touches the ball around h. Without a bound the cosine is exactly that
-    of :func:`certified_cosine_spectral`.
+    Its covariance is ``Lambda w w'`` and ``h(x + delta) = h + sqrt(Lambda) sd(L) w``, as far as the certificate allows;
+    the unit vector w is turned so that h(x + delta) touches the ball around h. Without a bound the cosine is exactly
+    that of :func:`certified_cosine_spectral`.
 
     L is not bounded, and neither is this g. With a bound, g is cut to that length where it is longer. What that
     costs is in the result: ``mean_norm``, ``spread`` and ``cosine`` are those of the field that is returned.
 
     Args:
         mean_norm: H = ||h(x)|| of the field that is not cut.
-        spread: lam, of the same.
+        spread: Lambda, of the same.
         dimension: of the points.
         sigma: of the noise.
         epsilon: l2 length of the perturbation, > 0 and at most 6 sigma.

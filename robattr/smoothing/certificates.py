@@ -26,7 +26,7 @@ NONE = -1.0
 def overlap(dimension: ArrayLike, radius: ArrayLike, epsilon: ArrayLike) -> Array:
     """p, the share of an l2 ball that lies outside the same ball moved by epsilon: what their overlap misses.
 
-    ``p = I_{(epsilon / 2 radius)^2}(1/2, (dimension + 1)/2)``, the regularized incomplete beta function: the total
+    ``p = F((epsilon / 2 radius)^2)``, F the beta law with parameters 1/2 and (dimension + 1)/2: the total
     variation distance of the two uniform laws. This form keeps its digits where p is small; 1 from epsilon = 2 radius.
 
     Args:
@@ -170,17 +170,17 @@ def certified_cosine_gaussian(
 FARTHEST = 6.0  # a larger shift asks for an H within 2e-9 of the bound, beyond what rounding leaves
 _NEAREST = 1e-5  # for a smaller shift the ball's angle is as good
 _REACH = 9.0  # standard deviations; what lies outside is in the two outer bins, not left out
-# Nodes to find lambda, and bins for the bound itself. What the chords give away of the cosine is below 1e-6 for shifts
+# Nodes to find v, and bins for the bound itself. What the chords give away of the cosine is below 1e-6 for shifts
 # up to 3, and below 1e-4 up to 4 where the cosine is above 0.05.
 _COARSE, _FINE = 257, 2049
 _ROOM = np.array([0.0, 1e-4, 1e-3, 1e-2])
-_LONGEST = 1 - 1e-10  # H / bound up to which each gets lambdas of its own
+_LONGEST = 1 - 1e-10  # H / bound up to which each gets vectors v of its own
 
 
 def _gaussian(h: Array, a: float) -> Array:
     """For bound 1 and one shift a > 0, where h > erf(a / sqrt 2)."""
     # Interpolated in the logarithm of 1 - H, where the curve is nearly straight when H is near 1. Each h gets its own
-    # lambda and those of slightly smaller lengths, for which the inequality has room for what the chords add.
+    # v and those of slightly smaller lengths, for which the inequality has room for what the chords add.
     knots, values = _stationary(a)
     at = np.clip(-np.log1p(-np.minimum(h, _LONGEST))[:, None] - np.log1p(_ROOM), knots[0], knots[-1])
     alpha, beta = np.exp(np.moveaxis(interpolate.PchipInterpolator(knots, values)(at), -1, 0))
@@ -211,7 +211,7 @@ def _angle(h: Array, alpha: Array, beta: Array, needed: Array) -> Array:
 def _stationary(a: float) -> tuple[Array, Array]:
     """The adversaries of one shift: -ln(1 - H), increasing, and the logarithms [n, 2] of alpha and beta of each.
 
-    lambda = alpha q - beta q'. With r = |L q - lambda| the field (L q - lambda) / r has E[g L] orthogonal to q, which
+    v = alpha q - beta q'. With r = |L q - v| the field (L q - v) / r has E[g L] orthogonal to q, which
     is what the largest angle asks for, when ``E[L (L - alpha) / r] = 0``. Given beta there is one such alpha, between
     the mean of L^2 (beta large) and its median under the shifted law (beta small), both at least 1.
     """
@@ -302,17 +302,18 @@ def sampling_error(
     as one sample moves the mean by at most 2 bound / n.
 
     The distance is also the largest, over unit vectors q, of a mean of numbers ``<g - h, q>``, which are at most 2
-    bound and have a variance of at most the spread lam. By Bousquet's inequality for such a supremum (2002; with
-    ``f <= b``, ``P(Z >= E Z + sqrt(2 t (n lam + 2 b E Z)) + b t / 3) <= exp(-t)``, Z being n times the distance) it is
-    at most ``E + sqrt(2 t (lam + 4 bound E) / n) + 2 bound t / (3 n)``, ``t = ln(1 / alpha)``. The smaller of the two
-    is returned: which one it is follows from H and lam, not from the samples, so that nothing is added to alpha.
+    bound and have a variance of at most the spread Lambda. By Bousquet's inequality for such a supremum (2002; with
+    ``f <= b``, ``P(Z >= E Z + sqrt(2 t (n Lambda + 2 b E Z)) + b t / 3) <= exp(-t)``, Z being n times the distance) it
+    is at most ``E + sqrt(2 t (Lambda + 4 bound E) / n) + 2 bound t / (3 n)``, ``t = ln(1 / alpha)``. The smaller of the
+    two is returned: which one it is follows from H and Lambda, not from the samples, so that nothing is added to alpha.
 
     Args:
         samples: n >= 1.
         alpha: probability of failure, between 0 and 1.
         bound: M with ||g|| <= M everywhere.
         mean_norm: a *lower* bound on H = ||h||; 0 is always one.
-        spread: an *upper* bound on lam, the largest eigenvalue of the covariance of one map; None where none is known.
+        spread: an *upper* bound on Lambda, the largest eigenvalue of the covariance of one map; None where none is
+            known.
 
     Raises:
         ValueError: an argument is not what is accepted.

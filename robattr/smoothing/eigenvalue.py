@@ -54,18 +54,18 @@ def largest_eigenvalue(
     Up to 1,024 values the matrix is formed. Beyond, a block Lanczos method with 8 random starts. A residual would say
     how near *some* eigenvalue is; what excludes a larger one is that a random start sees it. Let theta be the largest
     Ritz value after k passes from one start, and beta the part of that (normalized) start along the top eigenvector,
-    with eigenvalue lam > theta. For every polynomial p of degree below k the vector p(A) start has a Rayleigh quotient
-    of at most theta, so ``beta^2 p(lam)^2 (lam - theta) <= sum over eigenvalues x below theta of (their part)^2 p(x)^2
+    with eigenvalue mu > theta. For every polynomial p of degree below k the vector p(A) start has a Rayleigh quotient
+    of at most theta, so ``beta^2 p(mu)^2 (mu - theta) <= sum over eigenvalues x below theta of (their part)^2 p(x)^2
     (theta - x)``. Choose p with ``p(x)^2 (theta - x) = theta T(sqrt(1 - x / theta))^2``, T the Chebyshev polynomial of
-    degree 2 k - 1: at most theta on [0, theta], and ``theta sinh^2((2 k - 1) arsinh(sqrt(lam / theta - 1)))`` in size
-    at lam. Hence
+    degree 2 k - 1: at most theta on [0, theta], and ``theta sinh^2((2 k - 1) arsinh(sqrt(mu / theta - 1)))`` in size
+    at mu. Hence
 
-        ``|beta| <= 1 / cosh((2 k - 1) arsinh(sqrt(lam / theta - 1)))``,
+        ``|beta| <= 1 / cosh((2 k - 1) arsinh(sqrt(mu / theta - 1)))``,
 
     the optimum of Kuczynski & Wozniakowski 1992. A start without direction has ``|beta| <= s`` with probability
-    ``I_{s^2}(1/2, (dimension - 1)/2)``, and all 8 starts with the 8th power of it: s is chosen so that this is alpha, k
-    so that lam / theta - 1 is ``tolerance``. The bound is on the exact theta; a factor 1.0001 covers the rounding of
-    sums.
+    the beta law with parameters 1/2 and (dimension - 1)/2 at s^2, and all 8 starts with the 8th power of it: s is
+    chosen so that this is alpha, k so that mu / theta - 1 is ``tolerance``. The bound is on the exact theta; a factor
+    1.0001 covers the rounding of sums.
 
     Args:
         stream: see :data:`Stream`; it is called once a pass, with at least one map each time.

@@ -448,7 +448,7 @@ def _draws_of(groups: Values, n: int) -> Values:
 def _center_spread(centers: Values, chosen: Values, size: tuple[int, int], alpha: float) -> Values:
     """What the largest eigenvalue of the center's covariance is at most, in square pixels.
 
-    Of 32 directions one is within pi / 64 of the top eigenvector v, and along it the variance is at least ``lam
+    Of 32 directions one is within pi / 64 of the top eigenvector v, and along it the variance is at least ``Lambda
     cos(pi / 64)^2``. Which one it is does not depend on the samples, so its confidence bound needs no union: the
     largest of all is at least that.
     """

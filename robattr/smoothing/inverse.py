@@ -35,7 +35,7 @@ def max_epsilon(
         noise: :class:`Ball` or :class:`Gaussian`.
         bound: M with ||g|| <= M everywhere.
         method: of the certificate.
-        spread: lam of each, for the best of all certificates of Gaussian noise; broadcasts to mean_norm.
+        spread: Lambda of each, for the best of all certificates of Gaussian noise; broadcasts to mean_norm.
 
     Raises:
         ValueError: an argument is not what is accepted.

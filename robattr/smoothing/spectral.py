@@ -2,20 +2,20 @@
 
 Section by section: the certificate and its inverse, functions of a few numbers; then the spread from samples.
 
-Let eta be Gaussian noise, g an attribution, ``h(x) = E g(x + eta)``, C the covariance of ``g(x + eta)`` and lam, the
-*spread*, the largest eigenvalue of C. Shifting the image by delta is the same as weighting the noise with the
+Let eta be Gaussian noise, g an attribution, ``h(x) = E g(x + eta)``, S the covariance of ``g(x + eta)`` and Lambda, the
+*spread*, the largest eigenvalue of S. Shifting the image by delta is the same as weighting the noise with the
 likelihood ratio ``L = exp(<eta, delta> / sigma^2 - a^2 / 2)``, ``a = ||delta|| / sigma``: ``h(x + delta) = E[g L]``.
 Since ``E L = 1`` and ``Var L = exp(a^2) - 1``, for every unit vector q
 
-    ``<h(x + delta) - h(x), q> = E[<g - h, q> (L - 1)] <= sqrt(q' C q) sqrt(Var L) <= sqrt(lam (exp(a^2) - 1))``
+    ``<h(x + delta) - h(x), q> = E[<g - h, q> (L - 1)] <= sqrt(q' S q) sqrt(Var L) <= sqrt(Lambda (exp(a^2) - 1))``
 
 by the inequality of Cauchy and Schwarz (known as that of Hammersley, Chapman and Robbins; here for all directions at
-once). So h moves by at most this radius R, and the sine of its angle is at most R / ||h||. The trace of C, which is all
-that a bound M on ||g|| speaks of, may be thousands of times as large as lam. No bound on g is needed.
+once). So h moves by at most this radius R, and the sine of its angle is at most R / ||h||. The trace of S, which is all
+that a bound M on ||g|| speaks of, may be thousands of times as large as Lambda. No bound on g is needed.
 
 With a bound ``||g|| <= M`` one may weigh with any other function A of L and pay for the difference:
 
-    ``|| h(x + delta) - E[A] h(x) || = || E[(g - h) A] + E[g (L - A)] || <= sqrt(lam) sd(A) + M E|L - A|``
+    ``|| h(x + delta) - E[A] h(x) || = || E[(g - h) A] + E[g (L - A)] || <= sqrt(Lambda) sd(A) + M E|L - A|``
 
 and a vector this close to ``E[A] h`` has an angle whose sine is at most that radius divided by ``E[A] ||h||``. ``A =
 L`` is the statement above, ``A = 1`` the one of two laws at a total variation distance. The best A is L, cut off at two
@@ -50,7 +50,7 @@ def certified_cosine_spectral(
 
     Args:
         mean_norm: H = ||h(x)|| or less, >= 0, at most ``bound``.
-        spread: lam, the largest eigenvalue of the covariance of g(x + noise), or more, >= 0. Taken as at most
+        spread: Lambda, the largest eigenvalue of the covariance of g(x + noise), or more, >= 0. Taken as at most
             ``bound^2 - mean_norm^2``, the largest trace there is.
         shift: epsilon / sigma, >= 0.
         bound: M with ||g|| <= M everywhere; infinite where none is known, which still certifies.
@@ -93,7 +93,7 @@ def max_shift_spectral(
 
     Args:
         mean_norm: H, as for :func:`certified_cosine_spectral`.
-        spread: lam, as there.
+        spread: Lambda, as there.
         cosine: the wanted bound T, in (0, 1].
         bound: M, as there.
 
@@ -209,7 +209,7 @@ def _cut_off(h: Array, lam: Array, a: Array) -> Array:
 
 
 def _relative_radius(lam: Array, a: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """``(sqrt(lam) sd(A) + E|L - A|) / E[A]``, rounded up, for A = L cut off at the two t; E[A], and sd(A)."""
+    """``(sqrt(Lambda) sd(A) + E|L - A|) / E[A]``, rounded up, for A = L cut off at the two t; E[A], and sd(A)."""
     mean, deviation, below, above, slack = moments(a, low, high)
     rest = mean - slack
     fine = rest > 0
@@ -252,14 +252,15 @@ def _mass(low: Array, high: Array) -> tuple[Any, Any]:
 
 
 def spread_upper_bound(estimate: ArrayLike, samples: ArrayLike, alpha: ArrayLike, *, limit: ArrayLike) -> Array:
-    """An upper confidence bound on the spread lam, whatever the dimension: lam <= it with probability >= 1 - alpha.
+    """An upper confidence bound on the spread Lambda, whatever the dimension: Lambda <= it with probability >= 1 -
+    alpha.
 
     Let v be the top eigenvector of the *true* covariance C: unknown, but fixed. Let the estimate be the largest
     eigenvalue of a mean of matrices ``u u'`` of n independent vectors u with ``E u u' >= C``. It is at least
-    ``v' (mean of u u') v``, the mean of n independent numbers ``Y = <u, v>^2`` in [0, limit] with ``E Y >= lam``. So a
-    bound for the mean of numbers is enough, without a union over directions: by Chernoff's inequality a lam above the
-    estimate has ``n kl(estimate / limit, lam / limit) <= ln(1 / alpha)`` with probability 1 - alpha, where kl is the
-    divergence of two coins. The largest such lam is returned.
+    ``v' (mean of u u') v``, the mean of n independent numbers ``Y = <u, v>^2`` in [0, limit] with ``E Y >= Lambda``. So
+    a bound for the mean of numbers is enough, without a union over directions: by Chernoff's inequality a Lambda above
+    the estimate has ``n kl(estimate / limit, Lambda / limit) <= ln(1 / alpha)`` with probability 1 - alpha, where kl is
+    the divergence of two coins. The largest such Lambda is returned.
 
     Three choices of u, for ``||g|| <= M``:
 
@@ -309,11 +310,11 @@ def shifted_spread(spread: ArrayLike, shift: ArrayLike, *, bound: ArrayLike = 1.
     """The most that the spread can be at x + delta, given that at x, for all ||delta|| <= shift x sigma.
 
     For a unit v the variance of <g, v> at x + delta is at most ``E[Y L]`` with ``Y = <g - h(x), v>^2``, a number in
-    [0, 4 M^2] with mean at most lam at x. Under all such laws the most is reached where Y is 0 or 4 M^2, the latter
-    where L is largest (Neyman and Pearson): ``4 M^2 Phi(Phi^-1(lam / 4 M^2) + shift)``.
+    [0, 4 M^2] with mean at most Lambda at x. Under all such laws the most is reached where Y is 0 or 4 M^2, the latter
+    where L is largest (Neyman and Pearson): ``4 M^2 Phi(Phi^-1(Lambda / 4 M^2) + shift)``.
 
     Args:
-        spread: lam at x or more, >= 0.
+        spread: Lambda at x or more, >= 0.
         shift: epsilon / sigma, >= 0.
         bound: M with ||g|| <= M everywhere, finite.
 

@@ -130,7 +130,7 @@ class Fragility(BaseModel):
     region: Region = Field(
         (0.0, 0.0, 0.25, 0.25), description="top, left, bottom, right of the target, as fractions of the image"
     )
-    step: float = Field(0.5, gt=0, le=255, description="alpha, in 1/255")
+    step: float = Field(0.5, gt=0, le=255, description="tau, in 1/255")
     iterations: int = Field(50, ge=1)
     beta: float | tuple[float, float] | Literal["auto"] | None = Field(
         None, description="sharpness of the smooth copy that directs an attack, as in attacks.iterative_attack"
@@ -187,7 +187,7 @@ def measure(
       ``attacked_probability`` of the class, and ``iterate``, the step whose image is returned; with the targeted
       attack also ``mass_before`` and ``mass_after``, the share inside the region. A failed attack returns the clean
       image. With the gradient of a smooth network also ``relative_change``, ``||g' - g|| / ||g||``, and
-      ``first_order``, what its Hessian predicts of that: ``||H delta|| / ||g||``;
+      ``first_order``, what its Hessian predicts of that: ``||Hess delta|| / ||g||``;
     - with ``variants`` also ``<quantity><k><map>`` of the intersection, the rank correlation and the cosine: k is
       nothing, ``_quarter`` or ``_fourfold`` (of the intersection alone, where the map has as many pixels), and the map
       is nothing, ``_largest`` (the largest absolute value of the channels in place of their sum) or ``_signed`` (the

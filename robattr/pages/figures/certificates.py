@@ -198,7 +198,7 @@ def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: st
             ax.plot(x, y, color=COLORS[name], ls=_DASHES[name], lw=2, label=CERTIFICATES[name])
         ax.plot(epsilon, p, color="#888888", lw=1, label="p, share of a ball outside of the other")
         ax.set_title(f"H = {lengths[i]:g} M", fontsize=10)
-        ax.set_xlabel("epsilon / r")
+        ax.set_xlabel("epsilon (l2) / r")
         ax.set_ylim(0, 1.02)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         tidy(ax)

@@ -108,7 +108,7 @@ def certificate_explorer(
     spread: float = 0.01,
     dimensions: Sequence[int] = (2, 64, 784, 3072, 150_528),
 ) -> str:
-    """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d, H and lam.
+    """HTML of an interactive figure: certified cosine against epsilon, with sliders for epsilon, r, d, H and Lambda.
 
     ``book/_static/certificate-explorer.js`` draws it from tables inside, so it works without a network. The values at
     the chosen epsilon are text that screen readers announce.
@@ -120,7 +120,7 @@ def certificate_explorer(
         dimension: one of the dimensions, to begin with.
         radius: of the ball to begin with, 0.1 to 10, in units of a [0, 1] image.
         epsilon: to begin with, 0.0001 to 3, in the same units.
-        spread: lam / M^2 to begin with, 0.0001 to 1; at most 1 - H^2 counts.
+        spread: Lambda / M^2 to begin with, 0.0001 to 1; at most 1 - H^2 counts.
         dimensions: that can be chosen.
     """
     if dimension not in dimensions:
@@ -129,10 +129,10 @@ def certificate_explorer(
     sliders = [
         # name, label, lowest, highest, step, value, how the script reads it
         ("mean_norm", "mean resultant length H", 0.05, _LONGEST, 0.001, mean_norm, "linear"),
-        ("epsilon", "ε, l2 length of the change", -4, 0.5, 0.02, np.log10(epsilon), "log"),
+        ("epsilon", "ε₂, l2 length of the change", -4, 0.5, 0.02, np.log10(epsilon), "log"),
         ("radius", "r, radius of the ball", -1, 1, 0.05, np.log10(radius), "log"),
         ("dimension", "d, values of an image", 0, len(dimensions) - 1, 1, place, "choice"),
-        ("spread", "λ, largest variance along a direction", _LEAST, 0, 0.05, np.log10(spread), "log"),
+        ("spread", "Λ, largest variance along a direction", _LEAST, 0, 0.05, np.log10(spread), "log"),
     ]
     begin = (f"{mean_norm:.3f}", f"{epsilon:.2g}", f"{radius:.2g}", f"{dimension:,}", f"{spread:.2g}")
     controls = "".join(
@@ -183,7 +183,7 @@ def _certificate_axes() -> str:
         ]
     middle = (left + right) / 2
     parts.append(
-        f'<text x="{middle:g}" y="{bottom + 29}" text-anchor="middle">ε (l2, in units of a [0, 1] image)</text>'
+        f'<text x="{middle:g}" y="{bottom + 29}" text-anchor="middle">ε₂ (l2, in units of a [0, 1] image)</text>'
     )
     parts.append(f'<path class="chosen" d="M{left} {bottom}V{top}"/>')
     lines = {kind: f'stroke="{COLORS[kind]}" stroke-dasharray="{_DASHES[kind]}"' for kind in CERTIFICATES}
