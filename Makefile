@@ -28,7 +28,7 @@ SNAKEMAKE = $(ALONE) $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS)
 	--quiet host reason --rerun-incomplete --show-failed-logs
 
 .DEFAULT_GOAL := help
-.PHONY: check help env book chapters lessons reference reference-gpu ledger plan zip pdf times zoo lint test test-isa test-order test-book lock clean
+.PHONY: check help env book chapters lessons reference reference-gpu ledger plan launch zip pdf times zoo lint test test-isa test-order test-book lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ check: $(INSTALLED)  ## every claim from what is committed, and random parts mea
 
 plan:  ## from the imports of the package: its picture, book/plan.svg, and the list of its pages in _toc.yml
 	$(PYTHON) book/plan.py
+
+launch: $(INSTALLED)  ## the branch that the book's launch buttons open: this commit, and its chapters as .ipynb
+	$(BIN)/python book/launch.py --profile $(PROFILE)
 
 zip: book  ## the built book to take along: _build/robattr-book.zip
 	$(BIN)/python book/offline.py zip

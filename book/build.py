@@ -16,10 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import launch
 import mending
 import nbformat
 import plan
 import reading
+import yaml
 
 from robattr import _yaml, exercises, lessons
 from robattr._text import markdown
@@ -66,10 +68,12 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "_toc.yml"):
         try:
-            _yaml.read(ROOT / name, name)  # Jupyter Book takes the last of two equal keys without a word
-        except _yaml.YamlError as error:
+            read = _yaml.read(ROOT / name, name)  # Jupyter Book takes the last of two equal keys without a word
+            if name == "_config.yml":
+                read = launch.configured(read)
+        except ValueError as error:
             sys.exit(str(error))
-        shutil.copy(ROOT / name, folder / name)
+        (folder / name).write_text(yaml.safe_dump(read, sort_keys=False), encoding="utf-8")
     if (ROOT / "CONTRIBUTING.md").exists():
         shutil.copy(ROOT / "CONTRIBUTING.md", folder)
     for module in plan.documented(plan.imports(ROOT / "robattr")):

@@ -7,7 +7,7 @@ book itself are drawn by Jupyter Book.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from robattr._files import write_text
 from robattr._text import words
 
-__all__ = ["chapter_page", "html_page", "renderer", "write_page"]
+__all__ = ["chapter_page", "html_page", "pieces", "renderer", "write_page"]
 
 _LOOK = Path(__file__).parent / "alone.css"
 _SCRIPTS = (
@@ -113,19 +113,34 @@ def write_page(executed: Path, title: str, static: Path, output: Path) -> Path:
     return output
 
 
-def _text(source: str) -> str:
-    """MyST of a chapter, whose directives are theorems, proofs and formulas."""
-    source, parts, end = _TARGET.sub("", source), [], 0
+def pieces(source: str) -> Iterator[tuple[str, str, str]]:
+    """The text of a chapter in order: kind, name and content of each directive, and what stands between.
+
+    Args:
+        source: MyST of a chapter, whose directives are theorems, proofs and formulas.
+
+    Yields:
+        ``("theorem", "name", text)`` or, of plain text, ``("", "", text)``; without labels and options.
+    """
+    source, end = _TARGET.sub("", source), 0
     for found in _DIRECTIVE.finditer(source):
-        parts.append(_rendered(source[end : found.start()]))
-        kind, name, content = found[2], found[3], _OPTION.sub("", found[4])
-        if kind == "math":
-            parts.append(f"<p>{convert(content.strip(), display='block')}</p>\n")
-        else:
-            head = f"**{kind.capitalize()}{f' ({name})' if name else ''}.** "
-            parts.append(f'<section class="{kind}">\n{_rendered(head + content.strip())}</section>\n')
+        yield "", "", source[end : found.start()]
+        yield found[2], found[3], _OPTION.sub("", found[4]).strip()
         end = found.end()
-    return "".join(parts) + _rendered(source[end:])
+    yield "", "", source[end:]
+
+
+def _text(source: str) -> str:
+    parts = []
+    for kind, name, content in pieces(source):
+        if kind == "math":
+            parts.append(f"<p>{convert(content, display='block')}</p>\n")
+        elif kind:
+            head = f"**{kind.capitalize()}{f' ({name})' if name else ''}.** "
+            parts.append(f'<section class="{kind}">\n{_rendered(head + content)}</section>\n')
+        else:
+            parts.append(_rendered(content))
+    return "".join(parts)
 
 
 def _rendered(text: str) -> str:
