@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -90,9 +91,12 @@ def test_logits_gradient_and_second_derivative_are_those_of_pytorch(name: str, a
     assert bool(product.any()) == (activation == "softplus")
 
 
-def test_an_attack_climbs_along_the_slope_of_pytorch_and_stays_in_its_ball() -> None:
+@pytest.mark.parametrize(("l2", "epsilon", "step"), [(False, 8 / 255, 1 / 255), (True, 0.2, 0.05)])
+def test_an_attack_climbs_along_the_slope_of_pytorch_and_stays_in_its_ball(
+    l2: bool, epsilon: float, step: float
+) -> None:
     model, x = subject("digits-cnn", "softplus", 10.0)
-    k, epsilon, step = 10, 8 / 255, 1 / 255
+    k = 10
     found = compute(
         "const network = new live.Network(given.network);"
         "const attack = new live.Attack(network, Float64Array.from(given.x), given);"
@@ -102,7 +106,7 @@ def test_an_attack_climbs_along_the_slope_of_pytorch_and_stays_in_its_ball() -> 
         " iterates.push({image: [...image], mass, slope: [...slope]}); attack.advance(); }"
         "return {iterates, label: attack.label, top: [...attack.top], best: attack.best && attack.best.mass,"
         " last: [...attack.now.image]};",
-        network=figures.live_network(model), x=x.flatten().tolist(), k=k, epsilon=epsilon, step=step,
+        network=figures.live_network(model), x=x.flatten().tolist(), k=k, epsilon=epsilon, step=step, l2=l2,
     )  # fmt: skip
     label = int(model(x).argmax())
     reference = attributions.heatmap(attributions.gradient(model, x, label))
@@ -118,10 +122,16 @@ def test_an_attack_climbs_along_the_slope_of_pytorch_and_stays_in_its_ball() -> 
         assert apart(before["slope"], slope) < CLOSE
         moved = torch.tensor(after["image"], dtype=torch.float64).view_as(x)
         # Steps are whole, but where a value leaves the ball or [0, 1].
-        wanted = (image.detach() + step * slope.sign()).clamp(x - epsilon, x + epsilon).clamp(0, 1)
-        clear = slope.abs() > CLOSE * slope.abs().max()
-        assert ((moved - wanted).abs()[clear] < 1e-12).all()
-        assert (moved - x).abs().max() <= epsilon + 1e-15
+        if l2:
+            change = image.detach() + step * slope / slope.norm() - x
+            wanted = (x + change * (epsilon / change.norm()).clamp(max=1)).clamp(0, 1)
+            assert (moved - wanted).abs().max() < CLOSE * step
+            assert float((moved - x).norm()) <= epsilon
+        else:
+            wanted = (image.detach() + step * slope.sign()).clamp(x - epsilon, x + epsilon).clamp(0, 1)
+            clear = slope.abs() > CLOSE * slope.abs().max()
+            assert ((moved - wanted).abs()[clear] < 1e-12).all()
+            assert (moved - x).abs().max() <= epsilon + 1e-15
         masses.append(before["mass"])
     assert found["best"] < masses[0], "the attack does not climb"
 
@@ -162,6 +172,40 @@ def test_what_is_certified_is_no_more_than_the_package_certifies_from_the_same_n
         assert cosine == pytest.approx(np.sqrt(1 - kappa) if kappa < 1 else -1, rel=1e-12)
         best = float(smoothing.certified_cosine_spectral(found["meanNorm"], found["spread"], shift, bound=1.0))
         assert cosine <= max(best, -1) + 1e-9
+
+
+def test_the_cosines_beside_a_certificate_are_those_of_pytorch() -> None:
+    """Of gradients at a picture and at what an attack made of it, and of their means over the same noise."""
+    model, x = subject("digits-cnn", "softplus", 3.0)
+    sigma, choose, samples = 0.1, 4, 12
+    found = compute(
+        "const network = new live.Network(given.network); const x = Float64Array.from(given.x);"
+        "const attack = new live.Attack(network, x, given); for (let i = 0; i < 5; i++) attack.advance();"
+        "const images = [x, attack.now.image];"
+        "const smoothed = images.map((image) => new live.Smoothing(network, image, attack.label, given));"
+        "smoothed.forEach((each) => { while (each.advance()) ; });"
+        "const draw = live.normal(live.uniform(given.seed));"
+        "return {image: [...attack.now.image], label: attack.label,"
+        " plain: live.cosine(attack.gradient, attack.now.gradient),"
+        " smooth: live.cosine(...smoothed.map((s) => s.mean)),"
+        " noise: Array.from({length: x.length * (given.choose + given.samples)}, draw)};",
+        network=figures.live_network(model), x=x.flatten().tolist(), k=10, epsilon=0.5, step=0.2, l2=True,
+        sigma=sigma, choose=choose, samples=samples, alpha=0.05, seed=4,
+    )  # fmt: skip
+    moved = torch.tensor(found["image"], dtype=torch.float64).view_as(x)
+    noise = torch.tensor(found["noise"], dtype=torch.float64).view(-1, *x.shape[1:])
+    assert float((moved - x).norm()) == pytest.approx(0.5, rel=0.05)
+
+    def unit(images: Tensor) -> Tensor:
+        gradients = attributions.gradient(model, images, found["label"]).flatten(1)
+        return gradients / gradients.norm(dim=1, keepdim=True)
+
+    plain = torch.cosine_similarity(unit(x), unit(moved)).item()
+    means = [unit(each + sigma * noise).mean(0, keepdim=True) for each in (x, moved)]
+    smooth = torch.cosine_similarity(*means).item()
+    assert found["plain"] == pytest.approx(plain, abs=CLOSE)
+    assert found["smooth"] == pytest.approx(smooth, abs=CLOSE)
+    assert plain < 1 - 1e-3  # or there would be nothing to compare
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 40])
@@ -250,13 +294,14 @@ def test_names_from_outside_are_text() -> None:
     assert page.count("</script>") == 1
 
 
-def written(folder: Path, *, drawable: bool) -> Path:
+def written(folder: Path, *, drawable: bool, **options: Any) -> Path:
     """A page with an attack on digits, as the book has it."""
     model = models.build("digits-cnn", activation="softplus", beta=10.0, seed=1)
     images = data.load("digits", limit=3).images
+    few = {"choose": 5, "samples": 15} | options
     attack = figures.attack_in_page(
         {"one": model, "other": models.build("digits-cnn", activation="softplus", beta=3.0, seed=2)}, images,
-        class_names="0123456789", label="an attack", k=10, iterations=6, choose=5, samples=15, drawable=drawable,
+        class_names="0123456789", label="an attack", k=10, iterations=6, drawable=drawable, **few,
     )  # fmt: skip
     static = REPOSITORY / "book" / "_static"
     scripts = "".join(
@@ -322,5 +367,41 @@ def test_a_reader_draws_a_digit_with_keys_and_with_a_finger(chromium: Any, tmp_p
     assert paper.evaluate(bright) == 3
     page.locator("[data-do=reset]").click()
     assert paper.evaluate(bright) == 0
+    assert complaints == []
+    page.close()
+
+
+def test_a_reader_sees_the_certificate_below_what_an_attack_leaves(chromium: Any, tmp_path: Path) -> None:
+    """On a phone, by keyboard: attack in a ball of lengths, smooth, and compare."""
+    complaints: list[str] = []
+    options = {
+        "norm": "l2",
+        "epsilons": (0.01, 0.3),
+        "epsilon": 0.3,
+        "step": 0.1,
+        "sigma": 0.6,
+        "choose": 30,
+        "samples": 200,
+    }
+    page = opened(chromium, written(tmp_path, drawable=False, **options), complaints)
+    starts = "word => document.querySelector('.live-values').textContent.startsWith(word)"
+    page.wait_for_function(starts, arg="The network says")
+    assert "an l2 length of at most 0.3." in page.locator(".live-values").text_content()
+    assert page.locator("select[data-name=epsilon] option").all_inner_texts() == ["0.01", "0.3"]
+    for button, word in (("attack", "6 of 6 steps"), ("smooth", "Smoothed over")):
+        page.locator(f"[data-do={button}]").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function(starts, arg=word)
+    said = page.locator(".live-values").text_content()
+    numbers = re.search(
+        r"cosine of ([\d.]+) between the gradients, and of ([\d.]+) between the smoothed ones. .*"
+        r"at least ([\d.]+) between the smoothed ones",
+        said,
+    )
+    assert numbers, said
+    plain, smooth, bound = map(float, numbers.groups())
+    assert 0 < bound <= smooth <= 1
+    assert plain < 1  # the attack did something
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert complaints == []
     page.close()

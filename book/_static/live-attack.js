@@ -13,6 +13,9 @@
     const given = JSON.parse(box.querySelector(":scope > script").textContent);
     const [channels, height, width] = given.shape;
     const pixels = height * width;
+    const { l2 } = given.attack;
+    const unit = l2 ? 1 : 255;
+    const most = () => (l2 ? `an l2 length of at most ${size.value}` : `at most ${size.value}/255 in every value`);
     const colors = decoded(given.colors);
     const bytes = decoded(given.pictures);
     const views = Object.fromEntries([...box.querySelectorAll("canvas")].map((canvas) => [canvas.dataset.view, canvas]));
@@ -63,15 +66,16 @@
       busy(null);
       attack = new Attack(network(), image(), {
         k: given.attack.k,
-        epsilon: Number(size.value) / 255,
-        step: given.attack.step / 255,
+        epsilon: Number(size.value) / unit,
+        step: given.attack.step / unit,
+        l2,
       });
       const top = brightest(attack.map);
       for (const view of ["image", "attacked"]) paintImage(view, attack.image);
       for (const view of ["map", "attacked-map"]) paintMap(view, attack.map, top);
       say(
         `The network says ${predicted(attack.logits)}. The map is the gradient of this class; press Attack to move it ` +
-          `with changes of at most ${size.value}/255 in every value.`,
+          `with changes of ${most()}.`,
       );
     };
 
@@ -81,7 +85,8 @@
       return (
         `${percent(overlap(attack.top, topPixels(found.map, k)))} of the ${k} top pixels are left, the cosine of the two ` +
         `maps is ${cosine(attack.map, found.map).toFixed(2)}, and the center of mass moved ` +
-        `${Math.hypot(a[0] - b[0], a[1] - b[1]).toFixed(1)} pixels.`
+        `${Math.hypot(a[0] - b[0], a[1] - b[1]).toFixed(1)} pixels.` +
+        (l2 ? ` The cosine of the two gradients is ${atLeast(cosine(attack.gradient, found.gradient))}.` : "")
       );
     };
 
@@ -113,6 +118,21 @@
       setTimeout(step);
     };
 
+    // The cosines of the gradients, as found and smoothed, and below them what holds for every change of the length.
+    const promised = (smoothed, found, bound) => {
+      const { sigma, choose, samples, alpha } = given.smoothing;
+      const reached = found
+        ? `The attack left a cosine of ${atLeast(cosine(attack.gradient, found.gradient))} between the gradients, and of ` +
+          `${atLeast(cosine(smoothed[0].mean, smoothed[1].mean))} between the smoothed ones. `
+        : "Attack first, to see how far the smoothed map follows. ";
+      const floor =
+        bound > 0
+          ? `Certified with probability ${percent(1 - alpha)}, whatever the attack within an l2 length of ${size.value}: ` +
+            `at least ${atLeast(bound)} between the smoothed ones.`
+          : `Within an l2 length of ${size.value} nothing is certified with so few samples.`;
+      return `Smoothed over Gaussian noise of sigma ${sigma}, ${samples + choose} samples. ${reached}${floor}`;
+    };
+
     // Of the picture, and of what the attack has found of it, with the same noise.
     const smooth = () => {
       const mine = ++turn;
@@ -129,6 +149,11 @@
         paintMap("map", maps[0], top);
         paintMap("attacked-map", maps[maps.length - 1], top);
         const { meanNorm, spread } = smoothed[0].bounds();
+        if (l2) {
+          say(promised(smoothed, found, spectralCosine(meanNorm, spread, Number(size.value) / sigma)));
+          busy(null);
+          return;
+        }
         const promises = shifts.map((shift) => [shift * sigma, spectralCosine(meanNorm, spread, shift)]);
         const certified = promises
           .filter(([, value]) => value > 0)

@@ -299,16 +299,17 @@
   // --- the attack on the top pixels (Ghorbani et al. 2019), by the network itself ------------------------------------
 
   class Attack {
-    constructor(network, image, { k, epsilon, step }) {
-      Object.assign(this, { network, image, epsilon, step });
+    // With `l2` the ball is one of lengths, else one of single values; so is the step.
+    constructor(network, image, { k, epsilon, step, l2 = false }) {
+      Object.assign(this, { network, image, epsilon, step, l2 });
       this.pixels = network.shape[1] * network.shape[2];
       const { logits, label, gradient } = network.gradient(image);
       Object.assign(this, { label, logits, map: heatmap(gradient, this.pixels) });
       this.top = topPixels(this.map, k);
-      this.now = { image, map: this.map, logits, kept: true, mass: this.mass(this.map) };
+      this.gradient = gradient;
+      this.now = { image, map: this.map, logits, gradient, kept: true, mass: this.mass(this.map) };
       this.best = null; // the iterate with the least mass on the pixels that keeps the prediction
       this.iterations = 0;
-      this.now.gradient = gradient;
     }
 
     mass(map) {
@@ -327,13 +328,21 @@
       return this.network.curvature(image, this.label, direction).product;
     }
 
-    advance() {
-      const slope = this.slope(this.now);
-      const image = this.now.image.map((x, i) => {
-        const clean = this.image[i];
-        const moved = x + this.step * Math.sign(slope[i]);
-        return Math.min(Math.max(moved, clean - this.epsilon, 0), clean + this.epsilon, 1);
+    // One step along the slope, and back into the ball and to [0, 1].
+    moved(slope) {
+      const { image, epsilon, step, l2 } = this;
+      const rate = l2 ? step / (Math.sqrt(dot(slope, slope)) || 1) : step;
+      const change = slope.map((s, i) => this.now.image[i] + rate * (l2 ? s : Math.sign(s)) - image[i]);
+      // A hair inside: what is divided by its own length may be longer by rounding.
+      const factor = l2 ? Math.min(1, ((1 - 1e-12) * epsilon) / Math.sqrt(dot(change, change))) : 1;
+      return image.map((clean, i) => {
+        if (l2) return Math.min(Math.max(clean + factor * change[i], 0), 1);
+        return Math.min(Math.max(clean + change[i], clean - epsilon, 0), clean + epsilon, 1);
       });
+    }
+
+    advance() {
+      const image = this.moved(this.slope(this.now));
       const { logits, gradient } = this.network.gradient(image, this.label);
       const map = heatmap(gradient, this.pixels);
       const kept = largest(logits) === this.label;
@@ -415,7 +424,8 @@
       this.noise = normal(uniform(seed));
       this.pixels = network.shape[1] * network.shape[2];
       this.direction = new Float64Array(image.length);
-      this.map = new Float64Array(this.pixels); // of all samples
+      this.map = new Float64Array(this.pixels); // of all samples, as is
+      this.mean = new Float64Array(image.length); // of the normalized gradients: the estimate of h(x)
       this.rows = [];
       this.done = 0;
     }
@@ -430,11 +440,12 @@
       else this.rows.push(unit);
       const map = heatmap(gradient, this.pixels);
       map.forEach((h, i) => (this.map[i] += h));
+      unit.forEach((u, i) => (this.mean[i] += u / (this.choose + this.samples)));
       this.done += 1;
       return this.done < this.choose + this.samples;
     }
 
-    // H from below and lam from above, each with probability 1 - alpha / 2, from the samples that did not choose.
+    // H from below and Lambda from above, each with probability 1 - alpha / 2, from the samples that did not choose.
     bounds() {
       const { rows, direction, alpha } = this;
       const n = rows.length;

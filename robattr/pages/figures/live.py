@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -98,8 +98,9 @@ def attack_in_page(
     class_names: Sequence[str],
     label: str,
     k: int,
-    epsilons: Sequence[int] = (2, 4, 8, 16),
-    epsilon: int = 8,
+    norm: Literal["linf", "l2"] = "linf",
+    epsilons: Sequence[float] = (2, 4, 8, 16),
+    epsilon: float = 8,
     step: float = 1.0,
     iterations: int = 30,
     sigma: float = 0.1,
@@ -119,19 +120,21 @@ def attack_in_page(
         class_names: of the logits.
         label: what a reader who cannot see the maps is told.
         k: pixels that the attack goes for.
-        epsilons: that can be chosen, in 1/255.
+        norm: of a change. ``l2`` asks of the change that was found what is certified of its length: the cosine of the
+            two gradients, that of the smoothed ones, and the bound below it.
+        epsilons: that can be chosen, in 1/255; of ``l2`` lengths in units of a [0, 1] image.
         epsilon: one of them, to begin with.
-        step: of the attack, in 1/255.
+        step: of the attack, in the same units.
         iterations: of the attack.
         sigma: of the noise that smooths.
         choose: samples that choose the direction.
         samples: that certify.
         alpha: probability that what is certified fails.
-        shifts: l2 lengths in sigma that are certified.
+        shifts: l2 lengths in sigma that are certified, where the norm is not ``l2``.
         drawable: offer an empty picture, too, that the reader draws on.
     """
     if epsilon not in epsilons:
-        raise ValueError(f"epsilon is {epsilon}; accepted are {', '.join(map(str, epsilons))}")
+        raise ValueError(f"epsilon is {epsilon:g}; accepted are {', '.join(f'{each:g}' for each in epsilons)}")
     channels, height, width = images.shape[1:]
     TopK(k).check(len(images), height, width)
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8).numpy()
@@ -144,7 +147,7 @@ def attack_in_page(
         "drawable": drawable,
         "classes": list(class_names),
         "colors": base64.b64encode(colors.tobytes()).decode(),
-        "attack": {"k": k, "step": step, "iterations": iterations},
+        "attack": {"k": k, "step": step, "iterations": iterations, "l2": norm == "l2"},
         "smoothing": {"sigma": sigma, "choose": choose, "samples": samples, "alpha": alpha, "shifts": list(shifts)},
     }
     thumbnails = [
@@ -157,14 +160,15 @@ def attack_in_page(
             '<button type="button" class="live-picture" data-picture="drawn" aria-pressed="false">draw</button>'
         )
     options = "".join(f"<option>{escape(name)}</option>" for name in networks)
+    unit, size = ("/255", "largest change") if norm == "linf" else ("", "ε₂, l2 length")
     sizes = "".join(
-        f'<option value="{each}"{" selected" if each == epsilon else ""}>{each}/255</option>' for each in epsilons
+        f'<option value="{each:g}"{" selected" if each == epsilon else ""}>{each:g}{unit}</option>' for each in epsilons
     )
     return (
         f'<div class="live-attack" role="group" aria-label="{escape(label)}">'
         f'<div class="live-pictures" role="group" aria-label="pictures">{"".join(thumbnails)}</div>'
         f'<div class="live-controls"><label>network <select data-name="network">{options}</select></label>'
-        f'<label>largest change <select data-name="epsilon">{sizes}</select></label>'
+        f'<label>{size} <select data-name="epsilon">{sizes}</select></label>'
         '<button type="button" data-do="attack">Attack</button>'
         '<button type="button" data-do="smooth">Smooth</button>'
         '<button type="button" data-do="reset">Reset</button></div>'
