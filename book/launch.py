@@ -102,8 +102,7 @@ def configured(config: Mapping[str, Any]) -> dict[str, Any]:
         "jupyterhub_url": bool(found),
     }
     buttons = {key: value for key, value in config.get("launch_buttons", {}).items() if works.get(key, True)}
-    shown = {**config.get("html", {}), "use_repository_button": bool(found)}
-    return {**config, "launch_buttons": buttons, "html": shown}
+    return {**config, "launch_buttons": buttons}
 
 
 def opened(chapter: chapters.Chapter, values: Mapping[str, Any], place: str, commit: str) -> Any:

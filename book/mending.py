@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup, NavigableString, Tag
 from fontTools import subset
 from fontTools.ttLib import TTFont
 from PIL import Image
 
-# Of these every page has one, or a page has one for each proof and exercise, and none is linked to.
-REPEATED_IDS = ("exercise-content", "proof", "proof-content", "search-input", "solution-content")
+# Of these every page has one, or a page has one for each theorem and exercise, and none is linked to.
+REPEATED_IDS = ("exercise-content", "proof-content", "search-input", "solution-content")
 LOSSLESS = 60_000
 ICON_CLASS = re.compile(r'<(i|span) class="([^"]*\bfa-[^"]*)"(?=[^>]*></\1>)')
 PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
@@ -34,8 +34,8 @@ def mend(folder: Path) -> None:
             continue
         text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda m: smaller.get(m[0], m[0]), path.read_text(encoding="utf-8"))
         soup = BeautifulSoup(text, "html.parser")
-        for each in (one_head, describe, switch_code, name_landmarks, name_toggles, head_tables, plain_roles,
-                     lists_of_parameters, unique_ids):  # fmt: skip
+        for each in (one_head, describe, switch_code, fold_proofs, name_landmarks, name_toggles, head_tables,
+                     plain_roles, lists_of_parameters, unique_ids):  # fmt: skip
             each(soup)
         texts.append(hide_icons(str(soup)))
         path.write_text(texts[-1], encoding="utf-8")
@@ -111,11 +111,37 @@ def switch_code(soup: BeautifulSoup) -> None:
         if isinstance(summary, Tag):
             summary.decompose()
         details.unwrap()
+    if soup.select_one("div.cell_input"):
+        add_switch(soup, "code")
+
+
+def fold_proofs(soup: BeautifulSoup) -> None:
+    """Who passes over proofs is not stopped by them: each opens by itself, and one switch opens all of a page."""
+    for proof in soup.select('div[class="proof admonition"]'):
+        proven = proof.find_previous_sibling()
+        number = proven.select_one(".admonition-title > .caption-number") if proven is not None else None
+        proof.name = "details"
+        proof.attrs = {"class": "proof-folded"}
+        first = proof.find("p")
+        if isinstance(first, Tag) and isinstance(first.contents[0], NavigableString):
+            first.contents[0].replace_with(first.contents[0].removeprefix("Proof. "))
+        summary = soup.new_tag("summary")
+        summary.string = "Proof" if number is None else f"Proof of {number.get_text(strip=True)}"
+        proof.insert(0, summary)
+    if soup.select_one("details.proof-folded"):
+        add_switch(soup, "proofs")
+
+
+def add_switch(soup: BeautifulSoup, what: str) -> None:
+    """A button in the bar above the page that ``page.js`` knows."""
     buttons = soup.select_one(".article-header-buttons")
-    if buttons is not None and soup.select_one("div.cell_input"):
-        button = soup.new_tag("button", attrs={"type": "button", "class": "btn btn-sm code-switch", "hidden": ""})
-        button.string = "Show code"
-        buttons.insert(0, button)
+    if buttons is None:
+        return
+    switches = buttons.select_one(".page-switches") or soup.new_tag("div", attrs={"class": "page-switches"})
+    button = soup.new_tag("button", attrs={"type": "button", "class": f"btn btn-sm {what}-switch", "hidden": ""})
+    button.string = f"Show {what}"
+    switches.append(button)
+    buttons.insert(0, switches)
 
 
 def name_landmarks(soup: BeautifulSoup) -> None:
@@ -199,7 +225,8 @@ def trim_styles(static: Path, pages: Iterable[str]) -> None:
         return f"{','.join(selectors)}{{{rule[2]}}}" if selectors else ""
 
     for path in [*static.glob("*.css"), *static.glob("styles/*.css")]:
-        style = re.sub(r"([^{}]+)\{([^{}]*)\}", kept, path.read_text(encoding="utf-8"))
+        style = re.sub(r"/\*(?!!).*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)  # they have commas
+        style = re.sub(r"([^{}]+)\{([^{}]*)\}", kept, style)
         path.write_text(re.sub(r"@(?:media|supports)[^{}]*\{\s*\}", "", style), encoding="utf-8")
 
 

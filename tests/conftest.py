@@ -6,6 +6,8 @@ import functools
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import settings
 from reordered import Reordered
 
 from robattr import training
+from robattr.studies import runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE_S = 1800
@@ -111,6 +114,46 @@ def chapters_of(project: Path) -> WriteChapter:
         return path
 
     return write
+
+
+def draw_book(folder: Path, text: str, code: str = "", config: str | None = None) -> Path:
+    """Draw the pages of a book of one chapter, ``notebooks/01_one``, of a cell with text and one with code.
+
+    Args:
+        folder: an empty one.
+        text: of the chapter, in MyST.
+        code: that has been executed and showed nothing.
+        config: in place of the book's ``_config.yml``.
+
+    Returns:
+        the folder of the pages.
+    """
+    import nbformat
+
+    shutil.copytree(REPOSITORY / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "robattr").symlink_to(REPOSITORY / "robattr")
+    (folder / "notebooks").mkdir()
+    (folder / "book" / "references.bib").write_text("")
+    (folder / "book" / "introduction.md").write_text("# A book\n\nOf one chapter.\n")
+    (folder / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/introduction\nchapters:\n- file: notebooks/01_one\n- file: book/status\n"
+    )
+    config = config or (REPOSITORY / "_config.yml").read_text(encoding="utf-8")
+    (folder / "_config.yml").write_text(config, encoding="utf-8")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    if code:
+        notebook.cells.append(nbformat.v4.new_code_cell(code))
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        "papermill": {"end_time": "2026-01-01T00:00:00+00:00", "duration": 1.0, "exception": None},
+        "robattr": {"run": {"profile": "quick", "data": [], **runs.environment(REPOSITORY)}},
+    }
+    nbformat.write(notebook, folder / "01_one.ipynb")
+    command = [sys.executable, "book/build.py", "--profile", "quick", "--output", "html", "01_one.ipynb"]
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "html"
 
 
 class Counter:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,13 +18,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from conftest import REPOSITORY, chapters_of, empty_project
+from conftest import REPOSITORY, chapters_of, draw_book, empty_project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from robattr import _yaml
 from robattr.pages import chapters
-from robattr.studies import runs
 
 sys.path.insert(0, str(REPOSITORY / "book"))
 import launch
@@ -63,7 +61,6 @@ def configured(**places: str) -> dict[str, Any]:
 def test_buttons_are_those_that_lead_somewhere(project: str, left: set[str]) -> None:
     made = launch.configured(configured(project=project, hub="https://hub.some-university.edu"))
     assert {name for name, value in made["launch_buttons"].items() if name.endswith("_url") and value} == left
-    assert made["html"]["use_repository_button"] == bool(project)
 
 
 @pytest.mark.parametrize(
@@ -117,30 +114,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Draws a book of one chapter, whose configuration has these addresses."""
 
     def drawn(**places: str) -> Path:
-        book = tmp_path_factory.mktemp("book")
-        shutil.copytree(REPOSITORY / "book", book / "book", ignore=shutil.ignore_patterns("__pycache__"))
-        (book / "robattr").symlink_to(REPOSITORY / "robattr")
-        (book / "notebooks").mkdir()
-        (book / "book" / "references.bib").write_text("")
-        (book / "book" / "introduction.md").write_text("# A book\n\nOf one chapter.\n")
-        (book / "_toc.yml").write_text(
-            "format: jb-book\nroot: book/introduction\nchapters:\n- file: notebooks/01_one\n- file: book/status\n"
-        )
         text = CONFIG.read_text(encoding="utf-8")
         for key, name in {"url": "project", "jupyterhub_url": "hub"}.items():
             text, count = re.subn(rf"^  {key}: .*", f'  {key}: "{places.get(name, "")}"', text, flags=re.MULTILINE)
             assert count == 1
-        (book / "_config.yml").write_text(text, encoding="utf-8")
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One\n\nA chapter.")])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-        notebook.metadata["papermill"] = {"end_time": "2026-01-01T00:00:00+00:00", "duration": 1.0, "exception": None}
-        run = {"profile": "quick", "data": [], **runs.environment(REPOSITORY)}
-        notebook.metadata["robattr"] = {"run": run}
-        nbformat.write(notebook, book / "01_one.ipynb")
-        command = [sys.executable, "book/build.py", "--profile", "quick", "--output", "html", "01_one.ipynb"]
-        done = subprocess.run(command, cwd=book, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return book / "html"
+        return draw_book(tmp_path_factory.mktemp("book"), "# One\n\nA chapter.", config=text)
 
     return drawn
 
