@@ -6,6 +6,7 @@ A refusal is one line on stderr and exit status 2; a chapter that fails while it
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import importlib.metadata
 import json
@@ -36,7 +37,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _refuse(error: Exception) -> NoReturn:
+def _refuse(error: Exception | str) -> NoReturn:
     click.echo(f"robattr: {' '.join(str(error).split())}", err=True)
     raise SystemExit(2)
 
@@ -48,6 +49,8 @@ def _refusals(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except (FileExistsError, NotADirectoryError) as error:
+            _refuse(f"{error.filename} is a file; a folder is needed there: choose another place")
         except (ValueError, OSError) as error:
             _refuse(error)
         except RuntimeError as error:
@@ -231,6 +234,11 @@ def reference(
     from robattr.training import Compute, TrainingError
 
     loaded = grids.load_grid(grid)
+    if output is not None and output.suffix != ".json":
+        raise ValueError(f"--output is {output}; a record is a .json file, with its numbers in a .jsonl beside it")
+    above = next((each for each in (output or grid).absolute().parents if each.exists()), None)
+    if above is not None and not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
     folder = grid.with_suffix("")
     if run is None:
         table = Table("run", "recorded", "options", title=loaded.description)

@@ -346,7 +346,10 @@ def test_names_from_outside_are_text(chromium: Any, tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Softplus(beta=5), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
     values = {"dataset": f"folder:{tmp_path / 'pictures'}", "images": 6, "k": 20, "samples": 64, "choose": 32}
-    values |= {"model": {"name": f"{tmp_path / '<u>.py'}:brightest", "input_size": 16}, "weights": None}
+    values |= {
+        "model": {"name": f"{tmp_path / '<u>.py'}:brightest", "input_size": 16, "class_names": sorted(HOSTILE)},
+        "weights": None,
+    }
     words = [word for name, value in values.items() for word in ("-p", name, json.dumps(value))]
     executed = tmp_path / "10_photographs.ipynb"
     command = [sys.executable, "-m", "robattr.cli", "run", "10_photographs", *words, "--output", str(executed)]

@@ -24,7 +24,7 @@ from robattr.models import Classifier, ModelError
 from robattr.pages import chapters as book, execution, schemas
 from robattr.studies import fragility, grids, subjects
 from robattr.studies.grids import Network
-from robattr.studies.subjects import load_subject, resolve
+from robattr.studies.subjects import load_subject, names_of, resolve
 from robattr.studies.trainings import Training, step_seconds
 
 CODE = """
@@ -305,6 +305,7 @@ def test_pictures_get_the_classes_of_the_network(code: Path, pictures: str, tmp_
     assert resolve(f"{code}:wrapped", pictures)[1].labels.tolist() == [1, 1, 1, 0, 0, 0]
     # Without names, by the order of the folders and as many.
     model, images = resolve(f"{code}:small", pictures, input_size=16)
+    assert names_of(model, pictures, images) == ("class 0", "class 1")
     assert model.num_classes == 2
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     subject = load_subject(pictures, {"name": f"{code}:small", "input_size": 16})

@@ -40,10 +40,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     os.mkfifo(bad / "pipe/a/x.jpg")
-    for folder in ("empty", "classless/cat", "broken/a", "large/a", "deep/a"):
+    for folder in ("empty", "classless/cat", "broken/a", "large/a", "large2/a", "deep/a"):
         (bad / folder).mkdir(parents=True)
     (bad / "broken/a/1.png").write_bytes(b"no picture")
     Image.new("1", (13_000, 13_000)).save(bad / "large/a/1.png")
+    for number, side in enumerate((16, 13_000)):  # in the first draw of one picture the small one is drawn
+        Image.new("1", (side, side)).save(bad / f"large2/a/{number}.png")
     (bad / "latin.yaml").write_bytes(b"seed: 1 # caf\xe9\n")
     (bad / "nested.yaml").write_text("[" * 5000 + "]" * 5000)
     (bad / "twice.yaml").write_text("seed: 1\nseed: 2\n")
@@ -203,6 +205,9 @@ CHAPTERS = [
     (run("2", "dataset", "folder:bad/pics2"), "n99999999", "no WordNet id of ImageNet's 1,000 classes"),
     (run("2", "dataset", "folder:bad/broken"), "bad/broken/a/1.png cannot be read as an image"),
     (run("2", "dataset", "folder:bad/pipe"), "bad/pipe/a/x.jpg is no regular file"),
+    (run("10", "dataset", "folder:bad/large2", "images", "2"), "13000 x 13000 pixels, where max_pixels is 80,000,000"),
+    (run("10", "dataset", "folder:bad/large2", "images", "3"), "2 images"),
+    (run("10", "k", "1025"), "'k'", "1,024 pixels"),
     (run("2", "dataset", "folder:bad/large"), "13000 x 13000 pixels, where max_pixels is 80,000,000"),
     (run("1", "dataset", "imagenet-100"), "imagenet-100"),
     # Networks and weights.
@@ -282,6 +287,8 @@ GRIDS: dict[str, dict[str, object]] = {
     "other": {"alignment": ALIGNED | {"dataset": "cifar10-samples"}},
     "nodata": {"training": TRAINED | {"dataset": "digit"}},
     "nomodel": {"training": TRAINED | {"model": "digits-mpl"}},
+    "good": {},
+    "novalidation": {"training": {"dataset": "digits", "model": "digits-mlp", "schedule": SCHEDULE}},
     "noimages": {"training": TRAINED | {"images": 5000}},
     "rate": {"training": TRAINED | {"schedule": SCHEDULE | {"learning_rate": float("inf")}}},
     "milestones": {"training": TRAINED | {"schedule": SCHEDULE | {"milestones": [3, 2]}}},
@@ -304,7 +311,10 @@ STUDIES = [
     (("reference", "bad/other.yaml", "cross-entropy-0"), "cifar10-samples", "digits"),
     (("reference", "bad/nodata.yaml"), "digit;"),
     (("reference", "bad/nomodel.yaml", "cross-entropy-0"), "digits-mpl"),
-    (("reference", "bad/noimages.yaml", "cross-entropy-0"), "5050"),
+    (("reference", "bad/noimages.yaml", "cross-entropy-0"), "images is 5000 and validation 50 ", "1297 images"),
+    (("reference", "bad/novalidation.yaml", "cross-entropy-0"), "validation is 5000 ", "1297 images"),
+    (("reference", "bad/good.yaml", "cross-entropy-0", "-o", "x.jsonl"), "x.jsonl", ".json"),
+    (("reference", "bad/good.yaml", "cross-entropy-0", "-o", "bad/words.txt/x.json"), "bad/words.txt", "is a file"),
     (("reference", "bad/rate.yaml"), "learning_rate"),
     (("reference", "bad/milestones.yaml"), "(3, 2)"),
     (("reference", "bad/seed.yaml"), "seed"),

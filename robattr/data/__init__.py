@@ -32,7 +32,7 @@ from robattr.data.cifar10 import (
     CIFAR10_RECORD as CIFAR10_RECORD,
     CIFAR10_SHA256 as CIFAR10_SHA256,
 )
-from robattr.data.loading import Contents, contents, drawn_files, has_own_size, image_shape, load
+from robattr.data.loading import Contents, check_pictures, contents, drawn_files, has_own_size, image_shape, load
 from robattr.data.pictures import foreign_wordnet_ids, wordnet_ids
 from robattr.data.sets import DataError, ImageSet, check_images, check_labels
 from robattr.data.sources import DatasetInfo, available, data_root, fetch, is_streamed
@@ -48,6 +48,7 @@ __all__ = [
     "available",
     "check_images",
     "check_labels",
+    "check_pictures",
     "contents",
     "data_root",
     "drawn_files",

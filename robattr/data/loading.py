@@ -20,6 +20,7 @@ from robattr.data.cifar10 import (
 )
 from robattr.data.pictures import (
     MAX_PIXELS,
+    _begun,
     _classes_of,
     _folder_named,
     _imagenet,
@@ -128,6 +129,21 @@ def drawn_files(name: str, split: str = "test", *, limit: int | None = None, see
         raise DataError(f"{name} has no files of its own; accepted is folder:PATH")
     files = _folder_named(name, split).files
     return [files[i][0] for i in _Draw(name, limit, seed).indices(len(files)).tolist()]
+
+
+def check_pictures(name: str, split: str = "test", *, limit: int | None = None, seed: int = 0) -> None:
+    """Look at the first bytes of the pictures that `load` would take from a folder: their kind, their area, their mode.
+
+    Args:
+        name: ``folder:PATH``.
+        split: See `load`, also for ``limit`` and ``seed``.
+
+    Raises:
+        DataError: see `drawn_files`; or the first picture that `load` would refuse, as far as its beginning says.
+    """
+    for path in drawn_files(name, split, limit=limit, seed=seed):
+        with _begun(path, MAX_PIXELS):
+            pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import dataclasses
 import re
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -76,18 +76,27 @@ def _read_image(path: Path, size: int | None, max_pixels: int = MAX_PIXELS) -> N
 
 def _opened(path: Path, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
     """An image file, decoded, as RGB; ``upright`` as its camera was held, which EXIF says."""
+    with _begun(path, max_pixels, quiet=upright) as image:
+        return _rgb(_turned(image) if upright else image)
+
+
+@contextmanager
+def _begun(path: Path, max_pixels: int, quiet: bool = True) -> Iterator[Image.Image]:
+    """An image file of which the first bytes are read; what is wrong with it, here or within, names the file."""
     try:
         if not path.is_file():
             raise ValueError("it is no regular file")  # reading a pipe waits for who writes
         # Pillow warns of damaged notes and of areas that are refused below. Threads share the filters of warnings: who
         # reads in several lets it speak.
-        with warnings.catch_warnings() if upright else nullcontext():
-            if upright:
+        with warnings.catch_warnings() if quiet else nullcontext():
+            if quiet:
                 warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 if image.width * image.height > max_pixels:
                     raise ValueError(f"{image.width} x {image.height} pixels, where max_pixels is {max_pixels:,}")
-                return _rgb(_turned(image) if upright else image)
+                if image.mode not in _MODES:
+                    raise ValueError(f"mode {image.mode}, where 8 bits a channel are needed")
+                yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({_one_line(error)}); replace or remove it") from error
 
@@ -109,9 +118,10 @@ def _central(rgb: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
     return rgb.crop((left, top, left + size, top + size))
 
 
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
-        raise ValueError(f"mode {image.mode}, where 8 bits a channel are needed")
     # Pillow wants a palette with transparency to go through RGBA.
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 

@@ -124,6 +124,15 @@ class _Asked:
         for each in value if isinstance(value, list) else [value]:
             if there is not None and not (each <= there if need.sign == "<=" else each in there):
                 self.refuse(need.left, words)
+        if need.right.endswith(".images"):
+            self.check_drawn(need.left, self.values[need.right.partition(".")[0]])
+
+    def check_drawn(self, name: str, dataset: str) -> None:
+        """All pictures of a folder that the chapter will draw, as far as their first bytes say."""
+        from robattr import data
+
+        if dataset.startswith("folder:"):
+            data.check_pictures(dataset, limit=self.values[name], seed=self.values.get("seed", 0))
 
     def right(self, name: str) -> tuple[Any, str]:
         """What there is, and how a message says it."""

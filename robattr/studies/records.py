@@ -223,7 +223,9 @@ def read(*paths: Path | str) -> list[Measurement]:
                 except ValidationError as error:
                     first = error.errors(include_url=False, include_input=False)[0]
                     field = ".".join(map(str, first["loc"])) or "line"
-                    raise RecordError(f"{file}, line {number}: {field}: {first['msg']}") from None
+                    raise RecordError(
+                        f"{file}, line {number}: {field}: {first['msg'].removeprefix('Value error, ')}"
+                    ) from None
     if not found:
         raise RecordError(f"no measurements in {', '.join(map(str, paths)) or 'nothing'}; accepted are .jsonl files")
     if len({m.run.partition("/")[0] for m in found}) == 1:  # of all grids nobody uses all: who does says so

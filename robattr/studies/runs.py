@@ -64,7 +64,8 @@ def _files_below(root: Path) -> dict[str, Path]:
 
 def _digest_now(file: Path) -> str:
     stat = file.stat()
-    return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    # A program may set the time of the contents back; that of the change itself it cannot.
+    return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
 
 
 @cache

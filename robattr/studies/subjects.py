@@ -15,7 +15,7 @@ from robattr import data, models
 from robattr.data import ImageSet
 from robattr.models import Classifier
 
-__all__ = ["FIELDS", "Subject", "check_classes", "load_subject", "resolve", "specification", "subject_of"]
+__all__ = ["FIELDS", "Subject", "check_classes", "load_subject", "names_of", "resolve", "specification", "subject_of"]
 
 FIELDS = ("name", "weights", "num_classes", "class_names", "input_size", "mean", "std")
 """Of a network in a mapping; all but the name may be left out."""
@@ -181,6 +181,23 @@ def check_classes(model: Classifier, found: ImageSet) -> None:
             "model that was trained on these classes, give the names of its classes (class_names), or name the folders "
             "of ImageNet's classes by their WordNet ids"
         )
+
+
+def names_of(model: Classifier, dataset: str, found: ImageSet) -> tuple[str, ...]:
+    """What a network's classes are called: by its own names, else by those of the data set, else by number.
+
+    The folders of a reader name what is seen in their pictures, not what another network can say of them.
+
+    Args:
+        model: the classifier.
+        dataset: as :func:`robattr.data.load` takes it.
+        found: its images.
+    """
+    if model.class_names:
+        return model.class_names
+    if dataset.startswith("folder:") or len(found.class_names) != model.num_classes:
+        return tuple(f"class {number}" for number in range(model.num_classes))
+    return found.class_names
 
 
 def subject_of(

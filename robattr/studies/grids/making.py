@@ -155,6 +155,12 @@ def _check_before(kind: Kind, network: Network, config: Any, data_root: Path | s
     training = network.training
     shape = data.image_shape(training.dataset, training.size)
     kind.check(config, shape)
+    there, images = data.contents(training.dataset, "train", root=data_root).images, training.images
+    if training.validation + (images or 1) > there:
+        asked = f"images is {images} and validation" if images else "validation is"
+        raise ValueError(
+            f"{asked} {training.validation} of the training; {training.dataset} (train) has {there} images for both"
+        )
     split = getattr(config, "split", "test")
     found = data.contents(config.dataset, split, root=data_root)
     if found.class_names != data.contents(training.dataset, "train", root=data_root).class_names:
