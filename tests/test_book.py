@@ -305,7 +305,7 @@ def test_a_page_is_printed_as_it_was_left(browser: Any) -> None:
     page.emulate_media(media="print")
     assert page.locator("div.cell_output").first.is_visible()
     assert not page.locator("div.cell_input").first.is_visible()
-    assert not page.locator(".code-switch").is_visible()
+    assert not page.locator(".page-switches").is_visible()
     page.goto((HTML / "book" / "exercises_01_attributions.html").as_uri())
     hints = page.locator("details.sd-dropdown > .sd-summary-content")
     assert hints.count() > 3
