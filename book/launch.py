@@ -116,9 +116,14 @@ def opened(chapter: chapters.Chapter, values: Mapping[str, Any], place: str, com
     """
     notebook = chapters.read_notebook(chapter.path)
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    names = proven(chapter.path.parents[1])
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = plain(cell.source)
+            cell.source = plain(cell.source, names)
+        else:  # what its formatted strings refer to
+            cell.source = re.sub(
+                r"\{(\{(?:prf:)?\w+\})\}(`[^`]+`)", lambda role: plain(role[1] + role[2], names), cell.source
+            )
     if values:
         lines = [f"{name} = {each!r}" for name, each in values.items()]
         source = "\n".join(["# Values of the book, not the defaults above", *lines])
@@ -131,8 +136,25 @@ def opened(chapter: chapters.Chapter, values: Mapping[str, Any], place: str, com
     return notebook
 
 
-def plain(source: str) -> str:
-    """MyST as the Markdown that Jupyter and Colab show: theorems and proofs are paragraphs, references are names."""
+def proven(root: Path) -> dict[str, str]:
+    """Names of the book's theorems, and of what else is proven in it, by label."""
+    found = {}
+    for path in (*root.glob("notebooks/*.md"), *root.glob("book/*.md")):
+        text = path.read_text(encoding="utf-8")
+        found |= {
+            label: name for name, label in re.findall(r"^`{3,}\{prf:\w+\} (.+)\n:label: (\S+)$", text, re.MULTILINE)
+        }
+    return found
+
+
+def plain(source: str, names: Mapping[str, str]) -> str:
+    """MyST as the Markdown that Jupyter and Colab show: theorems and proofs are paragraphs, references are names.
+
+    Args:
+        source: MyST.
+        names: of theorems, by label.
+    """
+    source = re.sub(r"\{prf:ref\}`([\w-]+)`", lambda label: f"*{names.get(label[1], label[1])}*", source)
     parts = []
     for kind, name, content in alone.pieces(source):
         if kind == "math":
