@@ -176,15 +176,34 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     if any(m.values is not None and m.n >= 20 for m in here):
         choices["images"] = ("all", "first half", "second half")
     verdicts: dict[tuple[str, ...], VerdictName] = {}
+    seen: dict[tuple[str | None, ...], Outcome] = {}  # a rank correlation has no top pixels, whatever their number
     rest = {name: options for name, options in choices.items() if name != "threshold"}
     for protocol in itertools.product(*rest.values()):
         option = dict(zip(rest, protocol, strict=True))
-        outcomes = [_outcome(c, claim.evidence, here, quantities, option) for c in claim.comparisons]
+        outcomes = []
+        for comparison in (_chosen(each, quantities, option) for each in claim.comparisons):
+            data = (option.get(name) for name in ("interval", "seeds", "failed attacks", "images"))
+            key = comparison.model_dump_json(), *data
+            if key not in seen:
+                seen[key] = _outcome(comparison, claim.evidence, here, quantities, option)
+            outcomes.append(seen[key])
         for threshold in choices.get("threshold", ("",)):
             states = [_state(o, THRESHOLDS[threshold or "as asked"]) for o in outcomes]
             full = (threshold, *protocol) if threshold else protocol
             verdicts[full] = verdict_of(claim, states)
     return Multiverse(claim, choices, verdicts)
+
+
+def _chosen(comparison: Comparison, quantities: set[str], option: Mapping[str, str]) -> Comparison:
+    """The comparison of the quantities that a protocol chooses."""
+    if (measure := option.get("measure", "as asked")) != "as asked":
+        comparison = _renamed(comparison, lambda q: _in_measure(q, measure))
+    if (epsilon := option.get("epsilon", "as asked")) != "as asked":
+        comparison = _renamed(comparison, lambda q: _at_epsilon(q, epsilon))
+    for name, ends in VARIANTS.items():
+        if (chosen := option.get(name, "as asked")) != "as asked":
+            comparison = _renamed(comparison, partial(_varied, end=ends[chosen], quantities=quantities))
+    return comparison
 
 
 def _outcome(
@@ -194,27 +213,19 @@ def _outcome(
     quantities: set[str],
     option: Mapping[str, str],
 ) -> Outcome:
-    renamed = comparison
-    if (measure := option.get("measure", "as asked")) != "as asked":
-        renamed = _renamed(renamed, lambda q: _in_measure(q, measure))
-    if (epsilon := option.get("epsilon", "as asked")) != "as asked":
-        renamed = _renamed(renamed, lambda q: _at_epsilon(q, epsilon))
-    for name, ends in VARIANTS.items():
-        if (chosen := option.get(name, "as asked")) != "as asked":
-            renamed = _renamed(renamed, partial(_varied, end=ends[chosen], quantities=quantities))
-    named = {renamed.quantity, renamed.baseline, renamed.rank_with, *_successes(renamed, quantities)}
-    kept = [m for m in here if m.quantity in named] if "*" not in renamed.quantity else list(here)
+    named = {comparison.quantity, comparison.baseline, comparison.rank_with, *_successes(comparison, quantities)}
+    kept = [m for m in here if m.quantity in named] if "*" not in comparison.quantity else list(here)
     runs, images = evidence.runs, evidence.images
     if (seeds := option.get("seeds", "all")) != "all":
         kept = [m for m in kept if m.seed is None or f"without {m.seed}" != seeds]
         runs = max(runs - 1, 1)
     if option.get("failed attacks") == "left out":
-        kept, images = _without_failures(renamed, kept, quantities), 3
+        kept, images = _without_failures(comparison, kept, quantities), 3
     if (half := option.get("images", "all")) != "all":
         kept = [_half(m, half == "first half") for m in kept]
         images = max(images // 2, 1)
     how = (INTERVALS | OF_ONE_RUN)[option["interval"]]
-    return outcome_of(renamed, Evidence(runs=runs, images=images), kept, intervals=how)
+    return outcome_of(comparison, Evidence(runs=runs, images=images), kept, intervals=how)
 
 
 def _state(outcome: Outcome, factor: float) -> State:
