@@ -35,7 +35,7 @@ def mend(folder: Path) -> None:
         text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda m: smaller.get(m[0], m[0]), path.read_text(encoding="utf-8"))
         soup = BeautifulSoup(text, "html.parser")
         for each in (one_head, describe, switch_code, fold_proofs, name_landmarks, name_toggles, head_tables,
-                     plain_roles, lists_of_parameters, unique_ids):  # fmt: skip
+                     plain_roles, lists_of_parameters, unique_ids, link_pictures):  # fmt: skip
             each(soup)
         texts.append(hide_icons(str(soup)))
         path.write_text(texts[-1], encoding="utf-8")
@@ -89,6 +89,16 @@ def one_head(soup: BeautifulSoup) -> None:
         script["src"] = script["src"].replace("tex-chtml.js", "startup.js")
     for again in soup.select('meta[name="viewport"]')[1:]:
         again.decompose()
+
+
+def link_pictures(soup: BeautifulSoup) -> None:
+    """Make each figure a link to its picture, which page.js opens enlarged: a phone shows wide ones too small."""
+    for image in soup.select("article img[src*='_images/']"):
+        link = image.find_parent("a")
+        if link is None and image.find_parent("button") is None:
+            link = image.wrap(soup.new_tag("a", href=image["src"]))
+        if link is not None and link.get("href") == image["src"]:
+            link["class"] = [*link.get("class", []), "enlarge"]
 
 
 def describe(soup: BeautifulSoup) -> None:

@@ -228,8 +228,8 @@ def picture(found: Imports) -> str:
             x += size + GAP
     tall = 24 + STEP * len(order)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + across:g} {tall:g}" font-family="sans-serif" '
-        'font-size="12" text-anchor="middle">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + across:g} {tall:g}" width="{left + across:g}" '
+        f'height="{tall:g}" font-family="sans-serif" font-size="12" text-anchor="middle">',
         "<title>The modules of robattr, with an arrow from each to those that import it</title>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#777777"/></marker></defs>',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -138,6 +139,91 @@ def test_a_page_fits_a_phone(browser: Any, name: str, theme: str) -> None:
     assert stumbles(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.evaluate("document.body.scrollWidth") <= PHONE["width"]
+    page.context.close()
+
+
+FIGURES = "article a.enlarge"
+COLUMN = figures.style.COLUMN
+"""Pixels at which a figure's smallest text has nine (tests/test_figures.py)."""
+
+
+def least_text(link: Any, width: float) -> float:
+    """Pixels of the smallest text of a figure that is shown so wide: of a drawing as it says, of a picture at most."""
+    file = HTML / "_images" / Path(unquote(urlsplit(link.evaluate("each => each.href")).path)).name
+    natural = link.locator("img").evaluate("each => each.naturalWidth")
+    if file.suffix != ".svg":
+        return figures.style.LEAST * width / min(natural, COLUMN)
+    text = file.read_text(encoding="utf-8")
+    sizes = [float(size) for size in re.findall(r"font(?:-size|): ?(?:\d+ )?([\d.]+)px", text)]
+    sizes += [float(size) for size in re.findall(r'font-size="([\d.]+)"', text)]
+    assert sizes or "<text" not in text, file.name
+    return min(sizes, default=math.inf) * width / natural
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_of_figures_is_legible_on_a_phone(browser: Any, name: str, theme: str) -> None:
+    """In the page, which scrolls it sideways in its own box, and enlarged."""
+    page = visit(browser, name, PHONE, theme).page
+    for link in page.locator(FIGURES).all():
+        image = link.locator("img")
+        image.evaluate("each => each.decode()")
+        padding = 2 * image.evaluate("each => parseFloat(getComputedStyle(each).paddingLeft)")
+        shown = image.bounding_box()["width"] - padding
+        assert least_text(link, shown) >= figures.style.LEAST - 0.01
+        assert link.bounding_box()["width"] <= PHONE["width"]
+        link.click(position={"x": 20, "y": 20})
+        enlarged = page.locator("dialog.enlarged img")
+        assert least_text(link, enlarged.bounding_box()["width"]) >= figures.style.LEAST - 0.01
+        page.keyboard.press("Escape")
+        enlarged.wait_for(state="hidden")
+    page.context.close()
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_figure_opens_enlarged_and_gives_the_place_back(browser: Any, theme: str, size: dict[str, int]) -> None:
+    page = visit(browser, "notebooks/02_fragile", size, theme).page
+    link = page.locator(FIGURES).nth(1)
+    box = page.locator("dialog.enlarged")
+    focused = "each => each === document.activeElement"
+    page.add_style_tag(content="html { scroll-behavior: auto !important; }")
+    link.focus()
+    place = page.evaluate("scrollY")
+    page.keyboard.press("Enter")
+    assert box.evaluate("each => each.matches(':modal')")
+    assert box.locator("img").get_attribute("alt") == link.locator("img").get_attribute("alt")
+    view = box.locator("div")
+    assert view.evaluate(focused)
+    assert stumbles(page) == []
+    if size is PHONE:
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelector('dialog.enlarged > div').scrollLeft > 0")
+    for _ in range(3):  # the tab key stays inside, or leads out of the page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+    page.keyboard.press("Escape")
+    box.wait_for(state="hidden")
+    assert link.evaluate(focused)
+    assert page.evaluate("scrollY") == place
+    link.click()
+    box.get_by_role("button", name="Close").click()
+    box.wait_for(state="hidden")
+    assert link.evaluate(focused)
+    page.context.close()
+
+
+def test_without_scripts_a_figure_is_a_link_to_its_picture(browser: Any) -> None:
+    context = new_context(browser, java_script_enabled=False, viewport=PHONE)
+    page = context.new_page()
+    page.goto((HTML / "notebooks" / "02_fragile.html").as_uri())
+    page.locator(FIGURES).first.click()
+    page.wait_for_url("**/_images/*")
+    context.close()
+
+
+def test_every_picture_of_a_page_can_be_enlarged(browser: Any, name: str) -> None:
+    page = visit(browser, name, DESK, "light").page
+    assert page.locator("article img[src*='_images/']").count() == page.locator(f"{FIGURES} > img").count()
     page.context.close()
 
 

@@ -1,5 +1,5 @@
-// What every page does: its switches for code and proofs, remembered from page to page, and stops of the tab key at what
-// scrolls.
+// What every page does: its switches for code and proofs, remembered from page to page, stops of the tab key at what
+// scrolls, and figures that open enlarged.
 (() => {
   const root = document.documentElement;
   // The theme complains of a first visit, where nobody has chosen.
@@ -37,6 +37,42 @@
       }
     }
   };
+
+  // A figure is a link to its picture. Here it opens as large as it was drawn, and scrolls where that is too large.
+  let [enlarged, opener] = [null, null];
+  const made = () => {
+    const box = document.createElement("dialog");
+    box.className = "enlarged";
+    box.setAttribute("aria-label", "Enlarged figure");
+    box.innerHTML =
+      '<button type="button">Close</button>' +
+      '<div tabindex="0" role="region" aria-label="Figure; the arrow keys move it" autofocus><img></div>';
+    box.querySelector("button").addEventListener("click", () => box.close());
+    box.addEventListener("click", (event) => event.target === box && box.close());
+    // The theme takes Escape for its side bars, and the browser's own does not get it.
+    box.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      box.close();
+    });
+    box.addEventListener("close", () => opener?.focus({ preventScroll: true }));
+    document.body.append(box);
+    return box;
+  };
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a.enlarge");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    enlarged ??= made();
+    opener = link;
+    const [from, to, view] = [link.querySelector("img"), ...["img", "div"].map((each) => enlarged.querySelector(each))];
+    to.src = link.href;
+    to.alt = from.alt;
+    enlarged.showModal();
+    // A small picture is doubled as far as there is room.
+    to.style.width = `${Math.max(from.naturalWidth, Math.min(2 * from.naturalWidth, view.clientWidth))}px`;
+    view.scrollTo(0, 0);
+  });
 
   document.addEventListener("DOMContentLoaded", () => {
     for (const what in switches) {
