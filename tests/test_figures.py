@@ -52,6 +52,7 @@ from robattr.pages.figures import (
     histories,
     interval_curves,
     interval_text,
+    kept_shares,
     map_grid,
     network_scatter,
     objective_dots,
@@ -545,6 +546,17 @@ def test_curves_of_heatmaps_show_medians_from_where_nothing_moves(of_maps: Recor
             assert (middle[~said] < 0).all()
     assert [line.get_label() for line in top.lines] == ["top 3", "top 20"]
     assert center.get_ylabel() == "center moves at most (px)"
+
+
+def test_shares_are_drawn_for_each_picture_and_in_the_mean() -> None:
+    shares = {name: np.array([[1.0, 0.5], [1.0, i / 10]]) for i, name in enumerate(("a", "b", "c"))}
+    (ax,) = kept_shares([0.0, 0.1], shares, title="t").axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "c"]
+    means = [line for line in ax.lines if line.get_label() in shares]
+    np.testing.assert_allclose([line.get_ydata() for line in means], [[1, 0.25], [1, 0.3], [1, 0.35]])
+    assert len({line.get_color() for line in means}) == 3
+    assert len({str(line._dash_pattern) for line in means}) == 3  # type: ignore[attr-defined]
+    assert len(ax.lines) == 9
 
 
 def test_discs_are_drawn_to_scale_and_those_without_are_counted() -> None:

@@ -357,6 +357,31 @@ def center_discs(centers: Numbers, radii: Numbers, *, size: tuple[int, int], tit
     return closed(figure)
 
 
+def kept_shares(epsilon: Sequence[float], shares: Mapping[str, Numbers], *, title: str) -> Figure:
+    """What several certificates promise of the top pixels, over the length of the change.
+
+    Args:
+        epsilon: [E] l2 lengths.
+        shares: certificate -> [N, E], share of the top pixels of each image; the mean is drawn, thinly each image too.
+        title: the finding, with the pictures, the noise and the probability of failure.
+    """
+    figure, ax = plt.subplots(figsize=(6.8, 4.0), layout="constrained")
+    styles = zip(
+        (COLORS["tight"], COLORS["gaussian"], COLORS["ball"]), ("-", (0, (5, 1.5)), (0, (1, 1.5))), strict=True
+    )
+    for (name, values), (color, dashes) in zip(shares.items(), styles, strict=True):
+        for row in values:
+            ax.plot(epsilon, row, color=color, lw=0.7, alpha=0.5)
+        ax.plot(epsilon, np.mean(values, axis=0), color=color, ls=dashes, lw=2, label=name)
+    ax.set_xlabel("epsilon (l2, in units of a [0, 1] image)")
+    ax.set_ylabel("share of the top pixels")
+    ax.set_ylim(0, 1.02)
+    tidy(ax)
+    ax.legend(frameon=False, fontsize=9)
+    ax.set_title(title, fontsize=11)
+    return closed(figure)
+
+
 def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *, title: str) -> Figure:
     """How far lower confidence bounds on a length lie below its estimate, against the number of samples.
 
