@@ -404,6 +404,34 @@ def test_every_claim_of_the_book_names_a_chapter_and_a_cell_of_it(ledger: list[C
         assert each.untried or (REPOSITORY / "results" / "reference" / f"{each.grid}.yaml").is_file(), each.id
 
 
+def named_alike(claims: list[Claim]) -> list[str]:
+    """Labels that are of several quantities, or of one quantity of the same records twice."""
+    places: dict[str, dict[tuple[Any, ...], set[tuple[str, str, str | None]]]] = {}
+    for claim in claims:
+        for each in claim.comparisons:
+            what = (each.quantity, each.baseline, each.rank_with, each.complement, each.ratio)
+            places.setdefault(each.label, {}).setdefault(what, set()).add((claim.grid, each.of, each.against))
+    return [
+        label
+        for label, quantities in places.items()
+        if label and (len(quantities) > 1 or any(len({p[0] for p in of}) < len(of) for of in quantities.values()))
+    ]
+
+
+def test_one_name_is_one_number(ledger: list[Claim]) -> None:
+    """Two rows of the ledger with one label say the same quantity of different records, which the row names."""
+    assert named_alike(ledger) == []
+    claim = next(each for each in ledger if each.id == "ours-alignment-certificate")
+    (comparison,) = (
+        each for each in claim.comparisons if each.quantity == "certified_epsilon/0.9/gaussian/1" and each.ratio
+    )
+    other = comparison.model_copy(update={"quantity": "certified_epsilon/0.9/gradient/0.1"})
+    more = claim.model_copy(update={"id": "other", "comparisons": (other,)})
+    assert named_alike([*ledger, more]) == [comparison.label]
+    narrower = comparison.model_copy(update={"of": "cifar10-l2+cosine-0"})
+    assert named_alike([*ledger, claim.model_copy(update={"comparisons": (narrower,)})]) == [comparison.label]
+
+
 def test_the_table_of_the_readme_is_that_of_the_records(ledger: list[Claim]) -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     _, _, rest = readme.partition("<!-- robattr ledger --markdown -->\n")
