@@ -10,6 +10,7 @@ import errno
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import sys
 import time
@@ -50,7 +51,9 @@ def _refusals(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (FileExistsError, NotADirectoryError) as error:
-            _refuse(f"{error.filename} is a file; a folder is needed there: choose another place")
+            asked = Path(error.filename)
+            file = next((each for each in (asked, *asked.parents) if each.exists()), asked)
+            _refuse(f"{file} is a file; a folder is needed there: choose another place")
         except (ValueError, OSError) as error:
             _refuse(error)
         except RuntimeError as error:
@@ -60,6 +63,32 @@ def _refusals(command: Callable[P, R]) -> Callable[P, R]:
             _refuse(error)
 
     return wrapped
+
+
+def _check_output(option: str, path: Path, *suffixes: str) -> None:
+    """Whether a file can be written there, asked before the work that it will hold."""
+    if path.is_dir() or (suffixes and path.suffix not in suffixes):
+        named = f" that ends in {' or '.join(suffixes)}" if suffixes else ""
+        raise ValueError(f"{option} is {path}; accepted is a file{named}")
+    above = next(each for each in path.absolute().parents if each.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} is {path}; nothing can be written in {above}: choose another place")
+
+
+def _check_devices(accelerator: str, devices: int, strategy: str) -> None:
+    """Whether Lightning Fabric finds them; here, since the keys of trainings follow what the training's code does."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
+    except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--accelerator is {accelerator}, --devices {devices} and --strategy {strategy}, which cannot be had here: "
+            f"{error} Leave them out for what there is"
+        ) from error
 
 
 def _show(table: Table) -> None:
@@ -126,8 +155,14 @@ def run(
     """
     root, here = book.find_root(), Path.cwd()
     chosen = book.chapter(root, chapter)
-    if html is not None and (html.is_dir() or html.suffix not in (".html", ".htm")):
-        raise ValueError(f"--html is {html}; accepted is a file that ends in .html")
+    if output is not None:
+        _check_output("--output", output, ".ipynb")
+    if html is not None:
+        _check_output("--html", html, ".html", ".htm")
+    if errors is not None:
+        _check_output("--errors", errors)
+    if twice := [name for name, _ in pairs if sum(name == each for each, _ in pairs) > 1]:
+        raise ValueError(f"-p {twice[0]} is given twice; give it once")
     _name_code(code)
     named = {name: given(chosen, name, value) for name, value in pairs}
     values: dict[str, Any] = {}
@@ -211,7 +246,7 @@ def _name_code(code: tuple[Path, ...]) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record; by default beside the grid.")
 @click.option("--root", type=click.Path(path_type=Path), default="runs", help="Folder of the runs.")
 @click.option("--accelerator", default="auto", help="auto, cpu, cuda, ...: what Lightning Fabric takes.")
-@click.option("--devices", default=1, help="How many of them.")
+@click.option("--devices", type=click.IntRange(1), default=1, help="How many of them.")
 @click.option("--strategy", default="auto", help="ddp for several devices.")
 @click.option("--code", type=click.Path(path_type=Path), multiple=True, help=_CODE_HELP)
 @click.option("--workers", type=click.IntRange(1), help="Threads that decode images; by default one a core.")
@@ -234,11 +269,8 @@ def reference(
     from robattr.training import Compute, TrainingError
 
     loaded = grids.load_grid(grid)
-    if output is not None and output.suffix != ".json":
-        raise ValueError(f"--output is {output}; a record is a .json file, with its numbers in a .jsonl beside it")
-    above = next((each for each in (output or grid).absolute().parents if each.exists()), None)
-    if above is not None and not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+    if run is None and output is not None:
+        raise ValueError("--output is for one run; say which")
     folder = grid.with_suffix("")
     if run is None:
         table = Table("run", "recorded", "options", title=loaded.description)
@@ -249,7 +281,10 @@ def reference(
         _show(table)
         return
     path = output or folder / f"{run}.json"
+    _check_output("--output", path, ".json")
     _name_code(code)
+    if (accelerator, devices, strategy) != ("auto", 1, "auto"):
+        _check_devices(accelerator, devices, strategy)
     compute = Compute(
         accelerator=accelerator, devices=devices, strategy=strategy, workers=workers, corrupt="skip" if skip else "stop"
     )
@@ -410,8 +445,10 @@ def check(claim: str | None, minutes: float | None, images: int, seed: int | Non
     """
     from robattr.studies import checking, claims
 
+    if minutes is not None and not math.isfinite(minutes):
+        raise ValueError(f"--rerun is {minutes}; accepted is a number of minutes above 0")
     root = book.find_root()
-    names = [claim] if claim else [each.id for each in claims.load_claims(root / checking.CLAIMS)]
+    names = [claim] if claim is not None else [each.id for each in claims.load_claims(root / checking.CLAIMS)]
     verified: dict[Path, list[checking.Finding]] = {}
     found = [(name, each) for name in names for each in checking.check(root, name, verified=verified)]
     if minutes is not None:
@@ -429,7 +466,7 @@ def check(claim: str | None, minutes: float | None, images: int, seed: int | Non
 @main.command()
 @click.argument("record", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="How many.")
-@click.option("--seed", type=int, default=0, show_default=True, help="That draws them.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="That draws them.")
 @_refusals
 def keep(record: Path, images: int, seed: int) -> None:
     """Attack some images of RECORD again, and keep the changes beside it as PNG, for `robattr check`."""
@@ -460,7 +497,10 @@ def exercises(
     from robattr._files import write_text
 
     chosen = [found.exercise(name)] if name else found.exercises(chapter)
+    if name and chapter:
+        raise ValueError(f"--chapter is for the exercises of a chapter, and {name} is one; give one of the two")
     if output is not None:
+        _check_output("--output", output, ".ipynb")
         output.parent.mkdir(parents=True, exist_ok=True)
         text: str = nbformat.writes(found.notebook(chosen, edition or "student"))  # type: ignore[no-untyped-call]
         write_text(output, text + "\n")

@@ -268,6 +268,15 @@ CHAPTERS = [
     (("run", "2", "--code", "bad/none.py"), "bad/none.py"),
     (("run", "2", "--no-such-option"), "--no-such-option"),
     (("run",), "CHAPTER"),
+    # Where what comes of it cannot be written, or would be written over something else.
+    (("run", "2", "-o", "notebooks/02_fragile.md"), "notebooks/02_fragile.md", ".ipynb"),
+    (("run", "2", "-o", "bad"), "--output is bad", "a file"),
+    (("run", "2", "-o", "x.html", "--html", "x.html"), "--output is x.html", ".ipynb"),
+    (("run", "2", "-o", "bad/words.txt/x.ipynb"), "bad/words.txt is a file"),
+    (("run", "2", "--html", "bad/words.txt/x.html"), "bad/words.txt is a file"),
+    (("run", "2", "--errors", "bad"), "--errors is bad", "a file"),
+    (("run", "2", "--errors", "bad/words.txt/x"), "bad/words.txt is a file"),
+    (run("2", "seed", "1", "seed", "2"), "-p seed is given twice"),
     (("chapters", "99"), "'99'"),
 ]
 
@@ -315,6 +324,21 @@ STUDIES = [
     (("reference", "bad/novalidation.yaml", "cross-entropy-0"), "validation is 5000 ", "1297 images"),
     (("reference", "bad/good.yaml", "cross-entropy-0", "-o", "x.jsonl"), "x.jsonl", ".json"),
     (("reference", "bad/good.yaml", "cross-entropy-0", "-o", "bad/words.txt/x.json"), "bad/words.txt", "is a file"),
+    (("reference", "bad/good.yaml", "-o", "x.json"), "--output is for one run"),
+    (("reference", "bad/words.txt/x.yaml"), "robattr: bad/words.txt is a file"),
+    (("reference", "bad/good.yaml", "cross-entropy-0", "--devices", "-1"), "--devices", "x>=1"),
+    (
+        ("reference", "bad/good.yaml", "cross-entropy-0", "--accelerator", "tpu"),
+        "--accelerator is tpu",
+        "cannot be had",
+    ),
+    (("reference", "bad/good.yaml", "cross-entropy-0", "--strategy", "foo"), "--strategy foo", "cannot be had"),
+    (("check", "--rerun", "nan"), "--rerun is nan", "above 0"),
+    (("check", ""), "no claim ''"),
+    (("keep", "bad/nested.json", "--seed", str(2**70)), str(2**70)),
+    (("exercises", "-o", "x.txt"), "x.txt", ".ipynb"),
+    (("exercises", "-o", "bad"), "--output is bad", "a file"),
+    (("exercises", "ex-linear", "--chapter", "3"), "--chapter", "ex-linear"),
     (("reference", "bad/rate.yaml"), "learning_rate"),
     (("reference", "bad/milestones.yaml"), "(3, 2)"),
     (("reference", "bad/seed.yaml"), "seed"),
@@ -359,6 +383,16 @@ def test_a_bad_request_is_one_line_before_any_work(
 ) -> None:
     words, *said = case
     refused(inside, words, *said)
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "2", "-o", "bad/x.ipynb"), ("reference", "bad/good.yaml", "cross-entropy-0")]
+)
+def test_a_folder_that_may_not_be_written_is_named_before_any_work(
+    inside: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode, **_: not mode & os.W_OK)  # root may write anywhere
+    refused(inside, words, str(inside / "bad"), "nothing can be written", "choose another place")
 
 
 def test_there_are_enough_bad_requests() -> None:
