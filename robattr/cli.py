@@ -54,6 +54,8 @@ def _refusals(command: Callable[P, R]) -> Callable[P, R]:
             asked = Path(error.filename)
             file = next((each for each in (asked, *asked.parents) if each.exists()), asked)
             _refuse(f"{file} is a file; a folder is needed there: choose another place")
+        except IsADirectoryError as error:
+            _refuse(f"{error.filename} is a folder; a file is needed there")
         except (ValueError, OSError) as error:
             _refuse(error)
         except RuntimeError as error:
@@ -533,7 +535,9 @@ def lesson(name: str | None, output: Path | None, force: bool) -> None:
     root = book.find_root()
     if name is not None:
         chosen = found.lesson(root, name)
-        click.echo(found.make(chosen, output or Path(f"{chosen.name}.zip"), root=root, force=force))
+        path = output or Path(f"{chosen.name}.zip")
+        _check_output("--output", path)
+        click.echo(found.make(chosen, path, root=root, force=force))
     elif output is not None or force:
         raise ValueError("-o and --force are for one lesson; say which")
     else:

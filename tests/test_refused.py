@@ -30,7 +30,7 @@ from robattr.pages.needs import check_needs
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project as the repository is, with the records and without what was built, and bad files beside it."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("notebooks", "profiles", "results", "_toc.yml"):
+    for name in ("lessons", "notebooks", "profiles", "results", "_toc.yml"):
         (root / name).symlink_to(REPOSITORY / name)
     bad = root / "bad"
     bad.mkdir()
@@ -372,6 +372,9 @@ STUDIES = [
     (("ledger", "--claims", "bad/list.yaml"), "list.yaml"),
     (("ledger", "--records", "bad/empty"), "bad/empty"),
     (("ledger", "--into", "bad/words.txt"), "words.txt"),
+    (("lesson", "fragility", "-o", "bad/words.txt/x.zip"), "bad/words.txt", "is a file"),
+    (("lesson", "fragility", "-o", "bad"), "--output is bad", "accepted is a file"),
+    (("ledger", "--claims", "bad"), "bad is a folder", "a file is needed"),
     (("data", "fetch", "cifar11"), "cifar11"),
     (("data", "fetch", ""), "''"),
 ]
