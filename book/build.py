@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import base64
 import datetime
+import json
 import re
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ import mending
 import nbformat
 import plan
 import reading
-import yaml
 
 from robattr import _yaml, exercises, lessons
 from robattr._text import markdown
@@ -73,7 +73,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
                 read = launch.configured(read)
         except ValueError as error:
             sys.exit(str(error))
-        (folder / name).write_text(yaml.safe_dump(read, sort_keys=False), encoding="utf-8")
+        (folder / name).write_text(json.dumps(read, indent=1), encoding="utf-8")  # which is YAML, too
     if (ROOT / "CONTRIBUTING.md").exists():
         shutil.copy(ROOT / "CONTRIBUTING.md", folder)
     for module in plan.documented(plan.imports(ROOT / "robattr")):
