@@ -6,7 +6,6 @@ A refusal is one line on stderr and exit status 2; a chapter that fails while it
 from __future__ import annotations
 
 import csv
-import errno
 import functools
 import importlib.metadata
 import json
@@ -74,7 +73,7 @@ def _check_output(option: str, path: Path, *suffixes: str) -> None:
         raise ValueError(f"{option} is {path}; accepted is a file{named}")
     above = next(each for each in path.absolute().parents if each.exists())
     if not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        raise ValueError(f"{above} is a file; a folder is needed there: choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"{option} is {path}; nothing can be written in {above}: choose another place")
 

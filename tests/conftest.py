@@ -116,6 +116,26 @@ def chapters_of(project: Path) -> WriteChapter:
     return write
 
 
+def lay_out_book(folder: Path, chapter: str, config: str | None = None) -> None:
+    """The sources of a book of one chapter, ``notebooks/<chapter>``, without that chapter.
+
+    Args:
+        folder: an empty one, or none.
+        chapter: its name.
+        config: in place of the book's ``_config.yml``.
+    """
+    shutil.copytree(REPOSITORY / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "robattr").symlink_to(REPOSITORY / "robattr")
+    (folder / "notebooks").mkdir()
+    (folder / "book" / "references.bib").write_text("")
+    (folder / "book" / "introduction.md").write_text("# A book\n\nOf one chapter.\n")
+    (folder / "_toc.yml").write_text(
+        f"format: jb-book\nroot: book/introduction\nchapters:\n- file: notebooks/{chapter}\n- file: book/status\n"
+    )
+    config = config or (REPOSITORY / "_config.yml").read_text(encoding="utf-8")
+    (folder / "_config.yml").write_text(config, encoding="utf-8")
+
+
 def draw_book(folder: Path, text: str, code: str = "", config: str | None = None) -> Path:
     """Draw the pages of a book of one chapter, ``notebooks/01_one``, of a cell with text and one with code.
 
@@ -130,16 +150,7 @@ def draw_book(folder: Path, text: str, code: str = "", config: str | None = None
     """
     import nbformat
 
-    shutil.copytree(REPOSITORY / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "robattr").symlink_to(REPOSITORY / "robattr")
-    (folder / "notebooks").mkdir()
-    (folder / "book" / "references.bib").write_text("")
-    (folder / "book" / "introduction.md").write_text("# A book\n\nOf one chapter.\n")
-    (folder / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/introduction\nchapters:\n- file: notebooks/01_one\n- file: book/status\n"
-    )
-    config = config or (REPOSITORY / "_config.yml").read_text(encoding="utf-8")
-    (folder / "_config.yml").write_text(config, encoding="utf-8")
+    lay_out_book(folder, "01_one", config)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
     if code:
         notebook.cells.append(nbformat.v4.new_code_cell(code))

@@ -6,7 +6,6 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ import axe_playwright_python
 import nbformat
 import pytest
 import torch
-from conftest import PATIENCE_S, REPOSITORY
+from conftest import PATIENCE_S, REPOSITORY, lay_out_book
 from fontTools.ttLib import TTFont
 from PIL import Image
 
@@ -447,15 +446,7 @@ def test_names_from_outside_are_text(chromium: Any, tmp_path: Path) -> None:
     notebook.cells = [nbformat.v4.new_markdown_cell("# Names"), *code, *map(shown, moved())]
     nbformat.write(notebook, executed)
     book = tmp_path / "project"
-    shutil.copytree(REPOSITORY / "book", book / "book", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "_config.yml", book)
-    (book / "robattr").symlink_to(REPOSITORY / "robattr")
-    (book / "notebooks").mkdir()
-    (book / "book" / "references.bib").write_text("")
-    (book / "book" / "introduction.md").write_text("# A book\n\nOf one chapter.\n")
-    (book / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/introduction\nchapters:\n- file: notebooks/10_photographs\n- file: book/status\n"
-    )
+    lay_out_book(book, "10_photographs")
     command = [sys.executable, "book/build.py", "--profile", "<b>own</b>", "--output", "html", str(executed)]
     subprocess.run(command, cwd=book, check=True, capture_output=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -302,6 +303,18 @@ def _constant(hook: Any) -> Any:
     """The rule with weights that are constants: as parameters, each has a derivative in an attack, group by group."""
     from zennit.core import BasicHook, ParamMod
 
+    if not isinstance(hook, BasicHook):
+        return hook
+    own = hook.copy()
+    own.param_modifiers = [_constant_weights()(ParamMod.ensure(each)) for each in hook.param_modifiers]
+    return own
+
+
+@cache
+def _constant_weights() -> Any:
+    """The class of zennit's changes of weights, made once: zennit takes long to import where no rule is asked for."""
+    from zennit.core import ParamMod
+
     class Constant(ParamMod):  # type: ignore[misc]
         def __init__(self, given: Any) -> None:
             super().__init__(None)
@@ -313,11 +326,7 @@ def _constant(hook: Any) -> Any:
             with self.given(module) as changed, SecondOrder():
                 yield changed.requires_grad_(False)
 
-    if not isinstance(hook, BasicHook):
-        return hook
-    own = hook.copy()
-    own.param_modifiers = [Constant(ParamMod.ensure(each)) for each in hook.param_modifiers]
-    return own
+    return Constant
 
 
 def _is(module: nn.Module, key: object) -> bool:

@@ -227,6 +227,11 @@ class Record:
         found: dict[str, str] = self.provenance["network"]["weights"]
         return found
 
+    @property
+    def machine(self) -> str:
+        """The processor or the GPU that it was measured on."""
+        return str(self.provenance["cpu" if self.provenance.get("device", "cpu") == "cpu" else "gpu"])
+
     def load_model(self, folder: Path | str) -> Classifier:
         """The network that was measured, in evaluation mode, its parameters constants.
 
