@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from robattr import _files, models, smoothing
-from robattr.attributions import METHODS
+from robattr.attributions import METHODS, integrated_gradients
 from robattr.studies import certification, grids
+from robattr.studies.breaking import AIMS
 from robattr.studies.certification import KIND, Certification
 from robattr.studies.grids import Network, Record
 from robattr.training import Compute
@@ -506,3 +508,41 @@ def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) ->
     for name, values in record.values.items():
         if name.startswith(("round_trip/", "round_trip_radius/")):
             assert values.max() < 1e-6
+
+
+def test_votes_and_attacks_are_recorded() -> None:
+    """What `certify_votes` and `attack_maps` say, number by number, and nothing where nothing is certified."""
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    maps = certification.Heatmaps(
+        methods=("integrated_gradients",), epsilons=(0.01, 0.2), k=(20,), samples=60, choose=20, votes=True, attacked=1,
+        attack_iterations=1, attribution_steps=2,
+    )  # fmt: skip
+    config = SMALL.model_copy(update={"laws": (), "attacked": 0, "images": 2, "heatmaps": maps})
+    values = certification.measure(model, config, device="cpu").values
+    x = models.load_images(model, "digits", limit=2, seed=0).images
+    attribution = partial(integrated_gradients, steps=2)
+    votes = smoothing.certify_votes(
+        model, x, model(x).argmax(1), noise=smoothing.Gaussian(0.1), epsilon=[0.01, 0.2], k=20, samples=60,
+        attribution=attribution,
+    )  # fmt: skip
+    for j, epsilon in enumerate(("0.01", "0.2")):
+        place = f"20/integrated_gradients/0.1/{epsilon}"
+        np.testing.assert_allclose(values[f"votes/overlap/{place}"], votes.overlap[:, j], atol=1e-6)
+        np.testing.assert_array_equal(values[f"votes/stay/{place}"], votes.stays[:, j].flatten(1).sum(1))
+        np.testing.assert_array_equal(values[f"votes/stay_out/{place}"], votes.stays_out[:, j].flatten(1).sum(1))
+    assert (values["votes/stay_out/20/integrated_gradients/0.1/0.01"] > 0).all()
+    # Mass and center of one image at one length, for all five aims.
+    found = {name: v for name, v in values.items() if name.startswith("map_violated/center/")}
+    assert len([name for name in found if "/0.01/" in name]) == len(AIMS)
+    assert all(v.tolist() == [0.0] for v in found.values())
+    assert all(values[name.replace("violated", "used")].shape == v.shape for name, v in found.items())
+
+
+def test_heatmaps_that_cannot_be_attacked() -> None:
+    large = certification.Certification(images=2, laws=(), attacked=0, heatmaps=certification.Heatmaps(attacked=1))
+    with pytest.raises(
+        ValueError, match=r"attacked of heatmaps is 1 and images have 224 x 224 pixels; accepted are up"
+    ):
+        KIND.check(large, (3, 224, 224))
+    with pytest.raises(ValueError, match="attacked of heatmaps is 3; it is at most images, 2"):
+        certification.Certification(images=2, attacked=0, heatmaps=certification.Heatmaps(attacked=3))

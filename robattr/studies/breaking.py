@@ -7,8 +7,8 @@ measured with fresh noise and compared with their bounds. All samples of an imag
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,44 @@ from robattr.attributions import Attribution, frozen, gradient, heatmap
 from robattr.smoothing import Gaussian, HeatmapCertificate, map_bounds
 from robattr.smoothing.sampling import _draws, _moved
 
-__all__ = ["QUANTITIES", "Broken", "break_maps"]
+__all__ = ["AIMS", "QUANTITIES", "Broken", "Points", "attack_maps", "break_maps"]
 
 QUANTITIES = ("cosine", "mass", "center", "top")
 
+AIMS = (*QUANTITIES, "random")
+"""What a perturbation was sought for: one of the quantities, or nothing, a random direction."""
+
 _ERRORS = 5.0  # standard errors of a mean of fresh samples: beyond once in three million times
 _BATCHES = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """One quantity of each image [N] at the perturbations of one aim and length.
+
+    Attributes:
+        quantity: of :data:`QUANTITIES`.
+        aim: of :data:`AIMS`.
+        epsilon: l2 length of the perturbations, in units of a [0, 1] image.
+        said: bool; whether anything is certified.
+        room: distance to the bound, in the unit of the quantity; negative beyond it.
+        error: what measuring leaves open: 5 standard errors for expectations, nothing for what is certified of
+            estimates.
+        used: share of what is certified to be possible that was reached.
+    """
+
+    quantity: str
+    aim: str
+    epsilon: float
+    said: NDArray[np.bool_]
+    room: NDArray[np.float64]
+    error: NDArray[np.float64]
+    used: NDArray[np.float64]
+
+    @property
+    def violated(self) -> NDArray[np.bool_]:
+        """Of the images of which something is certified: whether they are beyond their bound."""
+        return np.asarray((self.room < -self.error)[self.said])
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,48 @@ def break_maps(
     """Attack what :func:`robattr.smoothing.certify_map` has certified, with ``cosine``, for one k.
 
     Args:
+        model, x, labels, found, weaken and others: see :func:`attack_maps`.
+
+    Raises:
+        ValueError: see :func:`attack_maps`.
+    """
+    points, silent, violations = (dict.fromkeys(QUANTITIES, 0) for _ in range(3))
+    margins = {name: float("inf") for name in QUANTITIES}
+    shares: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
+    for one in attack_maps(
+        model, x, labels, found, attribution=attribution, iterations=iterations, restarts=restarts, random=random,
+        attack_samples=attack_samples, weaken=weaken, seed=seed, max_batch=max_batch, progress=progress,
+    ):  # fmt: skip
+        name = one.quantity
+        points[name] += int(one.said.sum())
+        silent[name] += int((~one.said).sum())
+        violations[name] += int(one.violated.sum())
+        margins[name] = min(margins[name], float(one.room[one.said].min(initial=np.inf)))
+        shares[name].append(one.used[one.said])
+    of_all = {name: np.concatenate(each) for name, each in shares.items()}
+    used = {name: float(np.median(each)) if len(each) else float("nan") for name, each in of_all.items()}
+    return Broken(points, silent, violations, margins, used)
+
+
+def attack_maps(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    found: HeatmapCertificate,
+    *,
+    attribution: Attribution = gradient,
+    iterations: int = 15,
+    restarts: int = 2,
+    random: int = 5,
+    attack_samples: int = 32,
+    weaken: float = 1.0,
+    seed: int = 0,
+    max_batch: int = 1024,
+    progress: bool = False,
+) -> Iterator[Points]:
+    """Attack what :func:`robattr.smoothing.certify_map` has certified, with ``cosine``, for one k: point by point.
+
+    Args:
         model: that was certified.
         x: images [N, C, H, W] that were certified. Perturbed ones are not clipped: certificates are about every delta.
         labels: [N], explained.
@@ -102,7 +176,6 @@ def break_maps(
     top = found.top[:, 0].flatten(1).to(x.device)
     judge = _Judge(model, labels, top, found.noise, attribution, found.samples, seed + 1, max_batch)
     before = judge(x)
-    tally: dict[str, list[tuple[Any, ...]]] = {name: [] for name in QUANTITIES}
     bar = tqdm(
         total=len(found.epsilon) * (len(QUANTITIES) * restarts + random),
         desc="break",
@@ -111,10 +184,10 @@ def break_maps(
     with bar:
         for j, epsilon in enumerate(found.epsilon):
             here = {name: bound[..., j] for name, bound in bounds.items()}
-            for aim in (*QUANTITIES * restarts, *[""] * random):
+            for aim in (*QUANTITIES * restarts, *["random"] * random):
                 delta = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
                 delta = _onto(delta, epsilon)
-                if aim:
+                if aim != "random":
                     delta = torch.cat(
                         [
                             _ascent(
@@ -125,17 +198,10 @@ def break_maps(
                             for rows in parts_of(len(x), max(1, max_batch // attack_samples))
                         ]
                     )  # fmt: skip
-                _compare(judge(x + delta), before, top, found, here, tally)
+                compared = _compare(judge(x + delta), before, top, found, here)
+                for quantity, numbers in compared.items():
+                    yield Points(quantity, aim, epsilon, *numbers)
                 bar.update()
-    points, silent, violations, margins, used = {}, {}, {}, {}, {}
-    for name, rows in tally.items():
-        said, room, error, share = (np.concatenate(column) for column in zip(*rows, strict=True))
-        inside = said.astype(bool)
-        points[name], silent[name] = int(inside.sum()), int((~inside).sum())
-        violations[name] = int((room[inside] < -error[inside]).sum())
-        margins[name] = float(room[inside].min(initial=np.inf))
-        used[name] = float(np.median(share[inside])) if inside.any() else float("nan")
-    return Broken(points, silent, violations, margins, used)
 
 
 def _onto(delta: Tensor, epsilon: float) -> Tensor:
@@ -232,10 +298,10 @@ class _Judge:
 
 
 def _compare(
-    after: _Measured, before: _Measured, top: Tensor, found: HeatmapCertificate, bounds: dict[str, NDArray[np.float64]],
-    tally: dict[str, list[tuple[Any, ...]]],
-) -> None:  # fmt: skip
-    """Adds to each quantity, an entry an image: whether something is said, room, what measuring leaves open, share."""
+    after: _Measured, before: _Measured, top: Tensor, found: HeatmapCertificate, bounds: dict[str, NDArray[np.float64]]
+) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:  # fmt: skip
+    """By quantity, an entry an image: whether something is said, room, what measuring leaves open, share."""
+    compared = {}
     lengths = (before.length_squared.clamp_min(1e-12) * after.length_squared.clamp_min(1e-12)).sqrt()
     # Batches of other noise: their products have no bias.
     each = (before.batches * after.batches).sum(2) / lengths[:, None]
@@ -243,16 +309,17 @@ def _compare(
     said = bounds["cosine"] > -1
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.arccos(np.clip(cosine, -1, 1)) / np.arccos(np.clip(bounds["cosine"], -1, 1))
-    tally["cosine"].append((said, cosine - bounds["cosine"], _ERRORS * error, share))
+    compared["cosine"] = (said, cosine - bounds["cosine"], _ERRORS * error, share)
     mass, error = after.mass.cpu().numpy(), after.mass_error.cpu().numpy()
     lower, known = bounds["mass_lower"][:, 0], found.mass[:, 0].numpy()
-    tally["mass"].append((lower > 0, mass - lower, _ERRORS * error, (known - mass) / (known - lower)))
+    compared["mass"] = (lower > 0, mass - lower, _ERRORS * error, (known - mass) / (known - lower))
     moved = torch.linalg.vector_norm(after.center - before.center, dim=1).cpu().numpy()
     error = torch.hypot(after.center_error, before.center_error).cpu().numpy()
     most = bounds["center_shift"]
-    tally["center"].append((np.isfinite(most), most - moved, _ERRORS * error, moved / most))
+    compared["center"] = (np.isfinite(most), most - moved, _ERRORS * error, moved / most)
     k = found.k[0]
     seen = torch.zeros_like(top).scatter_(1, after.unit.topk(k, dim=1).indices, True)
     stay = ((seen & top).sum(1) / k).cpu().numpy()
     least = bounds["intersection_estimates"][:, 0]
-    tally["top"].append((least > 0, stay - least, np.full(len(least), 1e-9), (1 - stay) / np.maximum(1 - least, 1 / k)))
+    compared["top"] = (least > 0, stay - least, np.full(len(least), 1e-9), (1 - stay) / np.maximum(1 - least, 1 / k))
+    return compared

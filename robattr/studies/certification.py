@@ -25,10 +25,12 @@ from tqdm import tqdm
 
 from robattr import attacks, metrics, models, smoothing
 from robattr._files import keep_values, kept_values, locked
-from robattr.attributions import METHODS, gradient, heatmap
+from robattr.attributions import METHODS, Attribution, gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
 from robattr.smoothing.heatmaps import rounded
+from robattr.studies.breaking import attack_maps
+from robattr.studies.fragility import OF_STEPS, bound_method
 from robattr.studies.grids import Kind, Measured, Record, check_sizes
 from robattr.studies.runs import public_name
 from robattr.studies.trainings import Training
@@ -78,6 +80,12 @@ class Heatmaps(BaseModel):
     choose: int = Field(1000, ge=1)
     alpha: float = Field(0.001, gt=0, lt=1)
     detail: int = Field(20, ge=1, description="how much of laws and of orders of pixels is kept")
+    attribution_steps: int | None = Field(
+        None, ge=1, description="integrated gradients, SmoothGrad: points; None for the method's own number"
+    )
+    votes: bool = Field(False, description="certify votes for single pixels too, beside the other certificates")
+    attacked: int = Field(0, ge=0, description="images whose certificates are attacked, all samples in memory")
+    attack_iterations: int = Field(15, ge=1)
 
     @model_validator(mode="after")
     def _known(self) -> Heatmaps:
@@ -88,6 +96,10 @@ class Heatmaps(BaseModel):
         if min(self.k) < 1:
             raise ValueError("k are numbers of pixels >= 1")
         return self
+
+    def method(self, name: str) -> Attribution:
+        """An attribution method with its options bound."""
+        return bound_method(name, self.attribution_steps if name in OF_STEPS else None)
 
 
 class Certification(BaseModel):
@@ -123,6 +135,8 @@ class Certification(BaseModel):
     def _fits(self) -> Certification:
         if self.attacked > self.images:
             raise ValueError(f"attacked is {self.attacked}; it is at most images, {self.images}")
+        if self.heatmaps is not None and self.heatmaps.attacked > self.images:
+            raise ValueError(f"attacked of heatmaps is {self.heatmaps.attacked}; it is at most images, {self.images}")
         if self.attacked and self.attack_radius not in self.radii:
             raise ValueError(f"attack_radius is {self.attack_radius}; accepted is one of radii, {list(self.radii)}")
         if min((*self.radii, *self.epsilons), default=1) <= 0:
@@ -173,7 +187,12 @@ def measure(
     - ``of_map/<statistic>/<method>/<sigma>``: statistics of :class:`robattr.smoothing.HeatmapCertificate`, rounded to 7
       digits to the side that certifies less, numbered where there are several for an image; from them follows
       ``certified/<quantity>/<method>/<sigma>/<epsilon>``, see :func:`certified_of_map`, and
-      ``certified_epsilon/<cosine>/<method>/<sigma>`` of the spectral certificate.
+      ``certified_epsilon/<cosine>/<method>/<sigma>`` of the spectral certificate;
+    - ``votes/<statement>/<k>/<method>/<sigma>/<epsilon>``: what :func:`robattr.smoothing.certify_votes` says:
+      ``overlap``, and the numbers of pixels that ``stay`` and that ``stay_out``;
+    - ``map_violated/<quantity>/<method>/<sigma>/<epsilon>/<aim>``: 1 where an attack on a heatmap went beyond what is
+      certified by more than 5 standard errors, 0 where not, an entry for each attacked image of which something is
+      certified; ``map_used/...``: the share that it reached of what is certified to be possible.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -385,21 +404,8 @@ def _heatmaps(
                     with nullcontext() if path is None else locked(path):
                         row = None if path is None else kept_values(path)
                         if row is None:
-                            found = smoothing.certify_map(
-                                model,
-                                x[i : i + 1],
-                                y[i : i + 1],
-                                noise=Gaussian(sigma),
-                                epsilon=config.epsilons,
-                                k=config.k,
-                                cosine=True,
-                                samples=config.samples,
-                                choose=config.choose,
-                                alpha=config.alpha,
-                                attribution=METHODS[method],
-                                detail=config.detail,
-                                seed=seed,
-                                max_batch=max_batch,
+                            found = _certified_maps(
+                                model, config, method, sigma, seed, x[i : i + 1], y[i : i + 1], max_batch
                             )
                             row = _row(found.statistics)
                             if path is not None:
@@ -419,6 +425,83 @@ def _heatmaps(
                     shift = smoothing.max_shift_spectral(lower, spread, target, bound=1.0)
                     epsilon = sigma * np.minimum(shift, 100.0)
                     values[f"certified_epsilon/{target:g}/{place}"] = _cautious(epsilon, up=False)
+                if config.votes:
+                    values |= _votes(model, config, method, sigma, seed, x, y, folder, max_batch)
+                if config.attacked:
+                    few = slice(config.attacked)
+                    values |= _attack_maps(model, config, method, sigma, seed, x[few], y[few], max_batch, progress)
+    return values
+
+
+def _certified_maps(
+    model: Classifier, config: Heatmaps, method: str, sigma: float, seed: int, x: Tensor, y: Tensor, max_batch: int
+) -> smoothing.HeatmapCertificate:
+    return smoothing.certify_map(
+        model,
+        x,
+        y,
+        noise=Gaussian(sigma),
+        epsilon=config.epsilons,
+        k=config.k,
+        cosine=True,
+        samples=config.samples,
+        choose=config.choose,
+        alpha=config.alpha,
+        attribution=config.method(method),
+        detail=config.detail,
+        seed=seed,
+        max_batch=max_batch,
+    )
+
+
+def _votes(
+    model: Classifier, config: Heatmaps, method: str, sigma: float, seed: int, x: Tensor, y: Tensor,
+    folder: Path | str | None, max_batch: int,
+) -> Values:  # fmt: skip
+    """Votes for single pixels by as many samples as the other certificates have."""
+    values: Values = {}
+    for k in config.k:
+        rows = []
+        for i in range(len(x)):
+            path = None if folder is None else Path(folder) / f"votes-{k}-{method}-{sigma:g}" / f"{i}.json"
+            with nullcontext() if path is None else locked(path):
+                row = None if path is None else kept_values(path)
+                if row is None:
+                    found = smoothing.certify_votes(
+                        model, x[i : i + 1], y[i : i + 1], noise=Gaussian(sigma), epsilon=config.epsilons, k=k,
+                        samples=config.samples, alpha=config.alpha, attribution=config.method(method), seed=seed,
+                        max_batch=max_batch,
+                    )  # fmt: skip
+                    said = {"overlap": found.overlap}
+                    said |= {"stay": found.stays.flatten(2).sum(2), "stay_out": found.stays_out.flatten(2).sum(2)}
+                    row = {
+                        f"{name}/{epsilon:g}": rounded(float(value[0, j]), up=False)
+                        for name, value in said.items()
+                        for j, epsilon in enumerate(config.epsilons)
+                    }
+                    if path is not None:
+                        keep_values(path, row)
+            rows.append(row)
+        for key in rows[0]:
+            name, epsilon = key.split("/")
+            values[f"votes/{name}/{k}/{method}/{sigma:g}/{epsilon}"] = np.array([row[key] for row in rows])
+    return values
+
+
+def _attack_maps(
+    model: Classifier, config: Heatmaps, method: str, sigma: float, seed: int, x: Tensor, y: Tensor, max_batch: int,
+    progress: bool,
+) -> Values:  # fmt: skip
+    found = _certified_maps(model, config, method, sigma, seed, x, y, max_batch)
+    values: Values = {}
+    for one in attack_maps(
+        model, x, y, found, attribution=config.method(method), iterations=config.attack_iterations, restarts=1,
+        random=1, seed=seed + 1, max_batch=max_batch, progress=progress,
+    ):  # fmt: skip
+        if one.said.any():
+            place = f"{one.quantity}/{method}/{sigma:g}/{one.epsilon:g}/{one.aim}"
+            values[f"map_violated/{place}"] = one.violated.astype(np.float64)
+            values[f"map_used/{place}"] = one.used[one.said]
     return values
 
 
@@ -665,6 +748,7 @@ _UNITS = {
     "certified_epsilon": "l2 length in a [0, 1] image",
     "insertion": "probability",
     "violated": "share of points",
+    "map_violated": "share of points",
     "below_quoted": "share of points",
     "quoted_broken": "share of points",
     "smallest_radius": "l2 length in a [0, 1] image",
@@ -675,6 +759,10 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
     kind, *rest = quantity.split("/")
     if kind == "of_map":
         return {"unit": "pixel" if rest[0] == "center" else "square pixel" if rest[0] == "center_spread" else "1"}
+    if kind == "votes":
+        return {"unit": "1", "epsilon": float(rest[-1]), "norm": "l2"}
+    if kind in ("map_violated", "map_used"):
+        return {"unit": _UNITS.get(kind, "1"), "epsilon": float(rest[-2]), "norm": "l2"}
     if kind == "certified":
         unit = "pixel" if rest[0] in ("center", "disc") else "1"
         return {"unit": unit, "epsilon": float(rest[-1]), "norm": "l2"}
@@ -685,7 +773,13 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
 
 
 def _check(config: Certification, shape: tuple[int, int, int]) -> None:
-    check_sizes(shape, fractions=config.fractions, k=() if config.heatmaps is None else config.heatmaps.k)
+    maps = config.heatmaps
+    check_sizes(shape, fractions=config.fractions, k=() if maps is None else maps.k)
+    if maps is not None and maps.attacked and shape[1] * shape[2] > 64 * 64:
+        raise ValueError(
+            f"attacked of heatmaps is {maps.attacked} and images have {shape[1]} x {shape[2]} pixels; accepted are up "
+            "to 64 x 64, since all samples of an image are held at once: set it to 0"
+        )
 
 
 KIND = Kind("certification", Certification, measure, _describe, _check, digits=7)

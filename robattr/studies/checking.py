@@ -406,7 +406,7 @@ def _of_certification(record: Record, model: Classifier, rng: random.Random, dat
         found = smoothing.certify_map(
             model, x[chosen], _predicted(model, x[chosen]), noise=smoothing.Gaussian(sigma), epsilon=maps.epsilons,
             k=maps.k, cosine=True, samples=maps.samples, choose=maps.choose, alpha=maps.alpha,
-            attribution=METHODS[method], detail=maps.detail, seed=config.seed,
+            attribution=maps.method(method), detail=maps.detail, seed=config.seed,
         )  # fmt: skip
         return {f"of_map/{name}/{method}/{sigma:g}": found.statistics[name].double().numpy() for name in statistics}
 

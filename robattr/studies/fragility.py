@@ -47,7 +47,7 @@ AttackName = Literal["top-k", "mass-center", "targeted", "random-sign"]
 ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-sign")
 
 # Methods that take many points for one image.
-_PATHS = ("integrated_gradients", "smoothgrad", "layer_integrated_gradients")
+OF_STEPS = ("integrated_gradients", "smoothgrad", "layer_integrated_gradients")
 _POINTS = 50  # of them, at most, where their own number is left to them
 
 Region = tuple[float, float, float, float]
@@ -159,7 +159,7 @@ class Fragility(BaseModel):
 
     def method(self, name: str) -> Attribution:
         """An attribution method with its options bound."""
-        return bound_method(name, self.attribution_steps if name in _PATHS else None)
+        return bound_method(name, self.attribution_steps if name in OF_STEPS else None)
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region, bool [height, width]; at least one pixel."""
@@ -280,7 +280,7 @@ def _parts(
 
     def starts(combination: _Combination) -> range:
         # A path of points takes the memory of as many images.
-        points = (config.attribution_steps or _POINTS) if combination[0] in _PATHS else 1
+        points = (config.attribution_steps or _POINTS) if combination[0] in OF_STEPS else 1
         return range(0, len(x), max(1, max_batch // points))
 
     def take(combination: _Combination, start: int, wait: bool) -> _Part | None:
