@@ -158,12 +158,12 @@ def contents(text: str, found: Imports) -> str:
 
 # --- the picture -----------------------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT, LANE, GAP, STEP = 108, 28, 10, 18, 62
+WIDTH, HEIGHT, LANE, GAP, STEP = 88, 28, 2, 12, 64
 COLORS = {
     "core": "#0072B2",
     "studies": "#009E73",
     "pages": "#D55E00",
-    "exercises": "#CC79A7",
+    "exercises": "#A04878",
     "lessons": "#8C6D00",
     "cli": "#555555",
 }
@@ -212,20 +212,23 @@ def _reach(graph: Imports, start: str) -> set[str]:
 
 
 def picture(found: Imports) -> str:
-    """The plan as SVG: a band a wing, an arrow from each module to those that import it."""
+    """The plan as SVG: a band a wing, an arrow from each module to those that import it.
+
+    Arrows from one module run together as far as they go the same way.
+    """
     graph = dict(sorted(drawn(found).items()))
     rows = _rows(graph)
     lanes = _lanes(graph, rows)
     order = _ordered(lanes)
-    across = max(sum(WIDTH + GAP if each[1] is None else LANE + GAP for each in row) for row in order) + 2 * GAP
+    sizes = [[LANE if is_lane else WIDTH for _, is_lane in row] for row in order]
+    across = max(sum(row) + GAP * (len(row) + 1) for row in sizes)
     left = 74  # names of the wings
-    place: dict[tuple[str, str | None, int], tuple[float, float]] = {}
-    for level, row in enumerate(order):
-        sizes = [WIDTH if node[1] is None else LANE for node in row]
-        x = left + (across - sum(sizes) - GAP * (len(row) - 1)) / 2
-        for node, size in zip(row, sizes, strict=True):
-            place[(*node, level)] = (x + size / 2, 24 + STEP * level)
-            x += size + GAP
+    place: dict[tuple[int, Node], float] = {}
+    for level, (row, widths) in enumerate(zip(order, sizes, strict=True)):
+        x = left + (across - sum(widths) - GAP * (len(row) - 1)) / 2
+        for node, width in zip(row, widths, strict=True):
+            place[level, node] = x + width / 2
+            x += width + GAP
     tall = 24 + STEP * len(order)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + across:g} {tall:g}" width="{left + across:g}" '
@@ -245,14 +248,14 @@ def picture(found: Imports) -> str:
                 f'<text x="{left / 2 + 4:g}" y="{(top + bottom) / 2 + 4:g}" fill="{COLORS[name]}" font-weight="bold">'
                 f"{name}</text>"
             )
+    for level, row in enumerate(lanes):
+        for (name, is_lane), above in row.items():
+            x, y = place[level, (name, is_lane)], 24 + STEP * level
+            for each in above:
+                start = place[level - 1, each], y - STEP + HEIGHT
+                parts.append(_line(start, (x, y), HEIGHT if is_lane else 0))
     for name in graph:
-        for source in sorted(graph[name]):
-            points = [place[source, None, rows[source]]]
-            points += [place[source, name, level] for level in range(rows[source] + 1, rows[name])]
-            points.append(place[name, None, rows[name]])
-            parts.append(_arrow(points))
-    for name in graph:
-        x, y = place[name, None, rows[name]]
+        x, y = place[rows[name], (name, False)], 24 + STEP * rows[name]
         text = name.partition(".")[2] or name
         parts.append(
             f'<rect x="{x - WIDTH / 2:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="4" fill="#ffffff" '
@@ -275,22 +278,24 @@ def _rows(graph: Imports) -> dict[str, int]:
     return rows
 
 
-Node = tuple[str, str | None]
-"""A module and None, or the lane of an arrow through a row: where it comes from and where it goes."""
+Node = tuple[str, bool]
+"""A module, and whether it is the lane of its arrows through a row rather than its box."""
 
 
 def _lanes(graph: Imports, rows: Mapping[str, int]) -> list[dict[Node, list[Node]]]:
-    """For each row what stands in it, with its neighbors in the row above."""
+    """For each row what stands in it, with what leads there from the row above."""
     found: list[dict[Node, list[Node]]] = [{} for _ in range(max(rows.values()) + 1)]
     for name in sorted(graph):
-        found[rows[name]][name, None] = []
-    for name in sorted(graph):
-        for source in sorted(graph[name]):
-            above: Node = (source, None)
-            for level in range(rows[source] + 1, rows[name]):
-                found[level][source, name] = [above]
-                above = (source, name)
-            found[rows[name]][name, None].append(above)
+        found[rows[name]][name, False] = []
+    for source in sorted(graph):
+        targets = [name for name in sorted(graph) if source in graph[name]]
+        for level in range(rows[source] + 1, max((rows[name] for name in targets), default=0) + 1):
+            above = (source, level > rows[source] + 1)
+            for name in targets:
+                if rows[name] == level:
+                    found[level][name, False].append(above)
+            if any(rows[name] > level for name in targets):
+                found[level][source, True] = [above]
     return found
 
 
@@ -320,19 +325,13 @@ def _ordered(lanes: list[dict[Node, list[Node]]]) -> list[list[Node]]:
     return order
 
 
-def _arrow(points: list[tuple[float, float]]) -> str:
-    """A line from the foot of one box to the head of another, through lanes."""
-    x, y = points[0]
-    path = f"M{x:g} {y + HEIGHT:g}"
-    y += HEIGHT
-    for i, (to_x, to_y) in enumerate(points[1:], 1):
-        half = (y + to_y) / 2
-        path += f"C{x:g} {half:g} {to_x:g} {half:g} {to_x:g} {to_y:g}"
-        x, y = to_x, to_y
-        if i < len(points) - 1:
-            y += HEIGHT
-            path += f"V{y:g}"
-    return f'<path d="{path}" fill="none" stroke="#777777" stroke-width="1.1" marker-end="url(#tip)"/>'
+def _line(start: tuple[float, float], end: tuple[float, float], further: float) -> str:
+    """A line down, and through a row as far as ``further``; with a tip where it ends at a box."""
+    (x, y), (to_x, to_y) = start, end
+    half = (y + to_y) / 2
+    path = f"M{x:g} {y:g}C{x:g} {half:g} {to_x:g} {half:g} {to_x:g} {to_y:g}"
+    tail = f'V{to_y + further:g}"' if further else '" marker-end="url(#tip)"'
+    return f'<path d="{path}{tail} fill="none" stroke="#777777" stroke-width="1.1"/>'
 
 
 if __name__ == "__main__":

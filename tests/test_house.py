@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from conftest import REPOSITORY
 
+from robattr.pages.figures.style import COLUMN, LEAST
+
 
 def load_plan() -> ModuleType:
     """``book/plan.py``, which is in no package."""
@@ -58,6 +60,12 @@ def test_imports_run_one_way() -> None:
 def test_the_picture_is_that_of_the_imports() -> None:
     drawn = plan.picture(plan.imports(REPOSITORY / "robattr"))
     assert plan.PICTURE.read_text(encoding="utf-8") == drawn, "the plan has changed: make plan"
+
+
+def test_the_words_of_the_picture_are_legible_in_a_page() -> None:
+    head = plan.PICTURE.read_text(encoding="utf-8").partition("\n")[0]
+    width, size = (int(text) for text in re.findall(r' (?:width|font-size)="(\d+)"', head))
+    assert size * min(1, COLUMN / width) >= LEAST, f"{width} px: more rows, or narrower ones"
 
 
 def test_the_book_has_a_page_for_each_module() -> None:
