@@ -353,7 +353,7 @@ def test_rescaling_shows_both_criteria_on_logarithmic_axes() -> None:
     l2, cosine = ax.lines
     np.testing.assert_allclose(l2.get_ydata(), [0.01, 1, 100])
     np.testing.assert_allclose(cosine.get_ydata(), [0.2, 0.2, 0.2])
-    assert ax.get_title() == "a finding"
+    assert figure.get_suptitle() == "a finding"
 
 
 def test_the_bound_is_drawn_with_every_point() -> None:
@@ -775,3 +775,29 @@ def test_no_text_is_shown_below_nine_pixels(width: float) -> None:
     assert min(shown.values()) >= 9 - 1e-9
     assert {"text", "a line", "title"} < set(shown)
     assert shown["title"] == pytest.approx(20 * pixels)
+
+
+@pytest.mark.parametrize("width", [3.0, 6.4, 9.2, 16.0])
+@pytest.mark.parametrize("layout", ["constrained", None])
+def test_a_title_is_read_on_a_phone_without_scrolling(width: float, layout: Any) -> None:
+    """There a figure is as wide as in the column and 342 pixels of it are seen, less 20 of margins."""
+    figure, axes = plt.subplots(1, 2, figsize=(width, 6), layout=layout)
+    figure.subplots_adjust(top=0.7) if layout is None else None
+    finding, measured = (
+        "Attacks leave 0.24 of the top pixels and random signs 0.87 of $them$",
+        "(8 photographs, 2 left out)",
+    )
+    closed(figure, f"{finding}\n{measured}")
+    FigureCanvasAgg(figure).draw()
+    (title,) = (text for text in figure.texts if text.get_text() == figure.get_suptitle())
+    assert title.get_text().split() == f"{finding} {measured}".split()
+    assert f"\n{measured.split()[0]}" in title.get_text()
+    box, whole = title.get_window_extent(), figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    shown = min(688 / (100 * width), 1)
+    assert (box.x0 - whole.x0) * shown < 2
+    assert (box.x1 - whole.x0) * shown <= min(322, 100 * width)
+    assert whole.y1 - box.y1 < 15
+    for ax in axes:
+        above = ax.get_tightbbox()
+        assert above is not None
+        assert box.y0 > above.y1

@@ -123,8 +123,7 @@ def fragility_curves(
         ax.minorticks_off()
         ax.set_xlabel("epsilon (1/255)")
     _legend_of_attacks(figure, axes[0][0], attacks)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def _legend_of_attacks(figure: Figure, ax: Axes, attacks: Sequence[str]) -> None:
@@ -199,8 +198,7 @@ def interval_curves(
         )
         tidy(ax)
     axes[0][0].legend(frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def feature_bars(
@@ -234,5 +232,4 @@ def feature_bars(
         ax.set_xlabel("share of the map")
         tidy(ax, "x")
     axes[0][-1].legend(frameon=False, fontsize=9, loc="lower right")
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)

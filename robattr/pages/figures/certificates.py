@@ -76,8 +76,7 @@ def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
         ax.set_ylabel(across)
         ax.set_aspect("equal")
         ax.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def ellipsoid(maps: Tensor, *, title: str, upper: float | None = None) -> Figure:
@@ -129,8 +128,7 @@ def ellipsoid(maps: Tensor, *, title: str, upper: float | None = None) -> Figure
     tidy(right)
     left.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, fontsize=9, loc="lower left")
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 _LEADER = {"arrowstyle": "-", "lw": 0.8}
@@ -205,8 +203,7 @@ def certificate_curves(dimension: int, mean_norms: Sequence[float], *, title: st
     axes[0][0].set_ylabel("certified cosine; p (no unit)")
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def quoted_region(
@@ -244,8 +241,7 @@ def quoted_region(
     ax.set_xlabel("p, share of a ball outside of the other (no unit)")
     ax.set_ylabel("H, length of the smoothed map (units of M)")
     ax.legend(loc="lower right", fontsize=9)
-    ax.set_title(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figure:
@@ -280,8 +276,7 @@ def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figu
     axes[0][0].set_ylabel("cosine of the smoothed gradients")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(records), fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def heatmap_curves(
@@ -325,8 +320,7 @@ def heatmap_curves(
         tidy(ax)
         if len(lines) > 1:
             ax.legend(frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def center_discs(centers: Numbers, radii: Numbers, *, size: tuple[int, int], title: str) -> Figure:
@@ -353,8 +347,7 @@ def center_discs(centers: Numbers, radii: Numbers, *, size: tuple[int, int], tit
     if not said.all():
         note = f"{int((~said).sum())} without a disc"
         ax.text(0.02, 0.02, note, transform=ax.transAxes, fontsize=9)
-    ax.set_title(title, fontsize=10)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def kept_shares(epsilon: Sequence[float], shares: Mapping[str, Numbers], *, title: str) -> Figure:
@@ -378,8 +371,7 @@ def kept_shares(epsilon: Sequence[float], shares: Mapping[str, Numbers], *, titl
     ax.set_ylim(0, 1.02)
     tidy(ax)
     ax.legend(frameon=False, fontsize=9)
-    ax.set_title(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *, title: str) -> Figure:
@@ -399,8 +391,7 @@ def sample_bounds(samples: Sequence[int], gaps: Mapping[str, Sequence[float]], *
     ax.set_ylabel("estimate less lower bound (units of M)")
     tidy(ax)
     ax.legend(frameon=False, fontsize=9)
-    ax.set_title(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def bound_text(value: float, digits: int = 3) -> str:

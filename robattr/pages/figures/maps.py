@@ -56,8 +56,7 @@ def pictures(rows: Sequence[Sequence[Panel]], *, title: str = "", size: float = 
     for i, row in enumerate(rows):
         for ax, panel in zip(axes[i], row, strict=True):
             _draw(ax, panel)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def map_grid(

@@ -90,19 +90,33 @@ LEAST = 9
 """Pixels of the smallest text of a figure as a page shows it."""
 
 
-def closed(figure: Figure) -> Figure:
-    """Out of pyplot's hands, so that a notebook shows a figure once and a loop holds none in memory.
+VIEW = 320
+"""Pixels of a figure that a phone, 390 wide, shows at first: a figure is as large there, and scrolls sideways."""
 
-    Text that a page would show below :data:`LEAST` pixels is made larger: a figure wider than the column is shown
-    smaller. Dollars are dollars, as in names of classes: matplotlib takes text between two of them for a formula.
+
+def closed(figure: Figure, title: str = "") -> Figure:
+    """With its title, and out of pyplot's hands: a notebook shows a figure once, and a loop holds none in memory.
+
+    The title begins at the left edge and has lines of at most :data:`VIEW` pixels. Text that a page would show below
+    :data:`LEAST` pixels is made larger: a figure wider than the column is shown smaller. Dollars are dollars, as in
+    names of classes: matplotlib takes text between two of them for a formula.
+
+    Args:
+        figure: whose axes are drawn.
+        title: the finding, and on a line of its own what it was measured on.
     """
+    pixels = min(COLUMN / (72 * figure.get_figwidth()), 100 / 72)  # of a point, as a page shows it
+    least = LEAST / pixels
+    head = figure.suptitle(title, x=0, ha="left", fontsize=11)
+    if figure.get_layout_engine() is None:  # which else moves it
+        head.set_y(1 - 0.12 / figure.get_figheight())
     ticks = {id(text) for axis in figure.findobj(Axis) for text in axis.findobj(Text) if text is not axis.label}
-    least = LEAST / min(COLUMN / (72 * figure.get_figwidth()), 100 / 72)
     for text in figure.findobj(Text):
         if float(text.get_fontsize()) < least:
             text.set_fontsize(least)
         if id(text) not in ticks:  # of these matplotlib writes some, as powers of 10
             text.set_parse_math(False)
+    _wrap(head, min(VIEW / pixels / 72, figure.get_figwidth()) * figure.dpi)
     for ax in figure.axes:
         # Labels of ticks that matplotlib chooses come only when it draws.
         for axis in (ax.xaxis, ax.yaxis):
@@ -110,3 +124,17 @@ def closed(figure: Figure) -> Figure:
                 axis.set_tick_params(labelsize=least)
     plt.close(figure)
     return figure
+
+
+def _wrap(text: Text, width: float) -> None:
+    """Break lines so that none is wider than so many pixels of its figure, but for a single word."""
+    lines: list[str] = []
+    for part in text.get_text().split("\n"):
+        lines.append("")
+        for word in part.split():
+            text.set_text(f"{lines[-1]} {word}".strip())
+            if lines[-1] and text.get_window_extent().width > width:
+                lines.append(word)
+            else:
+                lines[-1] = text.get_text()
+    text.set_text("\n".join(lines))

@@ -37,8 +37,7 @@ def agreement(names: Sequence[str], values: Mapping[tuple[str, str], Interval], 
     ax.set_yticks(range(1, n), names[1:], fontsize=9)
     ax.spines[:].set_visible(False)
     figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
-    ax.set_title(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def cross_table(
@@ -81,8 +80,7 @@ def cross_table(
     bar.ax.set_ylim(0, 1)
     bar.ax.set_yticklabels(["worst", "best"], fontsize=8)
     bar.set_label("place within the measure", fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def rank_table(names: Sequence[str], values: Mapping[tuple[str, str], tuple[float, int]], *, title: str) -> Figure:
@@ -105,5 +103,4 @@ def rank_table(names: Sequence[str], values: Mapping[tuple[str, str], tuple[floa
     ax.set_yticks(range(1, n), names[1:], fontsize=8)
     ax.spines[:].set_visible(False)
     figure.colorbar(shown, ax=ax, label="Spearman's rank correlation", shrink=0.85)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)

@@ -34,8 +34,7 @@ def rescaling(factors: Sequence[float], l2: Sequence[float], cosine: Sequence[fl
     ax.set_ylabel("criterion, mean over points")
     tidy(ax)
     ax.legend(frameon=False, fontsize=9)
-    ax.set_title(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def bound_scatter(
@@ -74,8 +73,7 @@ def bound_scatter(
         tidy(ax)
     axes[0][0].set_ylabel(vertical)
     axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def network_scatter(
@@ -106,8 +104,7 @@ def network_scatter(
         tidy(ax)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def distributions(values: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) -> Figure:
@@ -140,8 +137,7 @@ def distributions(values: Mapping[str, Mapping[str, Sequence[float]]], *, title:
         ax.set_yticks(range(1, len(names) + 1), names if i == 0 else [""] * len(names), fontsize=9)
         ax.set_xlabel(label, fontsize=9)
         tidy(ax, "x")
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) -> Figure:
@@ -166,8 +162,7 @@ def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) ->
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_xlabel(label, fontsize=9)
         tidy(ax, "x")
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def effects_by_scale(
@@ -200,8 +195,7 @@ def effects_by_scale(
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
     )
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def histories(records: Sequence[Record], *, title: str) -> Figure:
@@ -230,8 +224,7 @@ def histories(records: Sequence[Record], *, title: str) -> Figure:
         tidy(ax)
     axes[2].invert_xaxis()  # as in training, the loss falls to the right
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    return closed(figure)
+    return closed(figure, title)
 
 
 def objective_table(columns: Mapping[str, Mapping[str, Spread]]) -> str:

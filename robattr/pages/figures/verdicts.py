@@ -113,8 +113,7 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("effect past the least that was asked for, in units of that", fontsize=8.5)
     figure.legend(loc="lower center", ncols=4, fontsize=8.5, frameon=False, columnspacing=1.2, handletextpad=0.4)
-    figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
-    return closed(figure)
+    return closed(figure, title)
 
 
 def _draw(ax: Axes, at: Interval, y: float, *, color: str, lw: float = 1.6, **mark: Any) -> None:
@@ -227,5 +226,4 @@ def protocol_bars(found: Sequence[Multiverse], *, title: str) -> Figure:
     ax.set_xlabel("share of protocols, %", fontsize=8.5)
     ax.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False)
-    figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / (total + 1.5), va="top")
-    return closed(figure)
+    return closed(figure, title)
