@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from conftest import REPOSITORY, draw_book
 
 sys.path.insert(0, str(REPOSITORY / "book"))
 import offline
+
+from robattr.pages import alone
 
 TEXT = """\
 # One
@@ -106,6 +109,29 @@ def test_printed_pages_have_the_proofs_and_no_hints(chromium: Any, pages: Path, 
     assert "Nothing is left to show." in text
     assert "Hint" in text
     assert "not for paper" not in text
+
+
+def test_a_page_that_stands_alone_folds_proofs_and_prints_them(chromium: Any, tmp_path: Path) -> None:
+    pypdf = pytest.importorskip("pypdf")
+    text = TEXT.replace("```{dropdown} Hint\nSomething that is not for paper.\n```\n", "")
+    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("secret = 1")]
+    path = tmp_path / "one.html"
+    path.write_text(alone.chapter_page(nbformat.v4.new_notebook(cells=cells), "One", tmp_path), encoding="utf-8")
+    page = chromium.new_page()
+    page.goto(path.as_uri())
+    proofs, ends = page.locator("details.proof-folded"), page.get_by_text("Nothing is left to show.")
+    assert proofs.locator("summary").all_inner_texts() == ["Proof of the theorem (A sum)", "Proof"]
+    assert page.get_by_text("One and one are two.").is_visible()
+    assert not ends.is_visible()
+    page.pdf(path=str(tmp_path / "one.pdf"))
+    sheets = " ".join(" ".join(each.extract_text() for each in pypdf.PdfReader(tmp_path / "one.pdf").pages).split())
+    assert "Nothing is left to show." in sheets
+    assert "Another one, with" in sheets
+    assert "secret" not in sheets
+    assert not ends.is_visible()  # as it was
+    proofs.first.locator("summary").click()
+    assert ends.is_visible()
+    page.close()
 
 
 def test_after_printing_proofs_are_as_they_were(page: Any) -> None:

@@ -22,7 +22,7 @@ from robattr._text import words
 
 __all__ = ["chapter_page", "html_page", "pieces", "renderer", "write_page"]
 
-_LOOK = Path(__file__).parent / "alone.css"
+_LOOK, _PAPER = (Path(__file__).with_suffix(suffix) for suffix in (".css", ".js"))
 _SCRIPTS = (
     "frame-slider.js",
     "certificate-explorer.js",
@@ -69,7 +69,9 @@ def html_page(title: str, body: str, look: str, moves: str = "") -> str:
 
 
 def chapter_page(notebook: Any, title: str, static: Path) -> str:
-    """An executed chapter; code can be opened cell by cell, references are names.
+    """An executed chapter; code and proofs can be opened one by one, references are names.
+
+    On paper proofs are open, and code is where it was opened.
 
     Args:
         notebook: as :func:`robattr.pages.execution.execute` writes it, read by nbformat.
@@ -85,7 +87,7 @@ def chapter_page(notebook: Any, title: str, static: Path) -> str:
     body = f"<main>\n{''.join(parts)}</main>"
     look, *scripts = (_there(static / name) for name in ("book.css", *_SCRIPTS))
     look += _LOOK.read_text(encoding="utf-8")
-    return html_page(title, body, look, "\n".join(scripts))
+    return html_page(title, body, look, "\n".join([*scripts, _PAPER.read_text(encoding="utf-8")]))
 
 
 def _there(path: Path) -> str:
@@ -131,15 +133,22 @@ def pieces(source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _text(source: str) -> str:
-    parts = []
+    parts, proven = [], ""
     for kind, name, content in pieces(source):
+        if not kind and not content.strip():
+            continue
+        named = f"{kind} ({name})" if name else kind
         if kind == "math":
             parts.append(f"<p>{convert(content, display='block')}</p>\n")
+        elif kind == "proof":
+            head = renderer().renderInline(words(f"Proof of the {proven}" if proven else "Proof"))
+            parts.append(f'<details class="proof-folded"><summary>{head}</summary>\n{_rendered(content)}</details>\n')
         elif kind:
-            head = f"**{kind.capitalize()}{f' ({name})' if name else ''}.** "
+            head = f"**{named[0].upper()}{named[1:]}.** "
             parts.append(f'<section class="{kind}">\n{_rendered(head + content)}</section>\n')
         else:
             parts.append(_rendered(content))
+        proven = "" if kind in ("", "math", "proof") else named  # by a proof that follows
     return "".join(parts)
 
 
