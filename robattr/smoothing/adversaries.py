@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
 from robattr.smoothing.certificates import FARTHEST, NONE
 from robattr.smoothing.noise import Ball, Noise, _check_scale
 from robattr.smoothing.spectral import certified_cosine_spectral
+
+Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +127,21 @@ def worst_field_spectral(
     the unit vector w is turned so that h(x + delta) touches the ball around h. Without a bound the cosine is exactly
     that of :func:`certified_cosine_spectral`.
 
-    L is not bounded, and neither is this g. With a bound, g is cut to that length where it is longer. What that
-    costs is in the result: ``mean_norm``, ``spread`` and ``cosine`` are those of the field that is returned.
+    L is not bounded, and neither is this g. With a bound it is a line in L again, cut to that length where longer,
+    with the mean length and the spread that are asked for, and turned to where the cosine is lowest. No certificate
+    that knows mean_norm, spread and bound alone can promise more than that cosine, which is hardly above ours.
 
     Args:
-        mean_norm: H = ||h(x)|| of the field that is not cut.
-        spread: Lambda, of the same.
+        mean_norm: H = ||h(x)||.
+        spread: Lambda.
         dimension: of the points.
         sigma: of the noise.
         epsilon: l2 length of the perturbation, > 0 and at most 6 sigma.
         bound: above mean_norm.
 
     Raises:
-        ValueError: an argument is not what is accepted, or nothing is certified there.
+        ValueError: an argument is not what is accepted, nothing is certified there, or no such field is found, as where
+            the spread is near its largest, ``bound^2 - mean_norm^2``.
     """
     if dimension < 2:
         raise ValueError(f"dimension is {dimension}; the field needs a plane, accepted is >= 2")
@@ -149,33 +154,90 @@ def worst_field_spectral(
     a = epsilon / sigma
     if a > FARTHEST:
         raise ValueError(f"epsilon is {epsilon}, which is {a:g} sigma; accepted is at most {FARTHEST:g} sigma")
-    cosine = float(certified_cosine_spectral(mean_norm, spread, a))
+    cosine = float(certified_cosine_spectral(mean_norm, spread, a, bound=bound))
     if cosine <= NONE:
         raise ValueError(
             f"epsilon is {epsilon}; accepted is one for which a mean length of {mean_norm:g} with a spread of "
             f"{spread:g} certifies something"
         )
-    kappa = float(np.sqrt(np.expm1(a * a)))
-    sine = kappa * np.sqrt(spread) / mean_norm
-    step = np.sqrt(spread) / kappa * np.array([-sine, np.sqrt((1 - sine) * (1 + sine))])  # for L - 1 = 1
-
-    def values(excess: Tensor) -> Tensor:
-        g = excess[:, None] * torch.from_numpy(step).to(excess)
-        g[:, 0] += mean_norm
-        if np.isfinite(bound):
-            g = g * (bound / torch.linalg.vector_norm(g, dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1.0)
-        return g
+    if np.isinf(bound):
+        kappa = float(np.sqrt(np.expm1(a * a)))
+        sine = kappa * np.sqrt(spread) / mean_norm
+        line = np.array([mean_norm, 0.0]), np.sqrt(spread) / kappa * np.array([-sine, np.sqrt((1 - sine) * (1 + sine))])
+    else:
+        scaled, cosine = _lowest_line(mean_norm / bound, spread / bound**2, a)
+        line = bound * scaled[0], bound * scaled[1]
 
     def at(points: Tensor) -> Tensor:
-        excess = torch.expm1(points[:, 0] * (epsilon / sigma**2) - a * a / 2)
-        return torch.cat([values(excess), points.new_zeros(len(points), dimension - 2)], 1)
+        excess = torch.expm1(points[:, 0] * (epsilon / sigma**2) - a * a / 2)  # L - 1
+        first, step = (torch.from_numpy(v).to(excess) for v in line)
+        g = first + excess[:, None] * step
+        if np.isfinite(bound):
+            g = g * (bound / torch.linalg.vector_norm(g, dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1.0)
+        return torch.cat([g, points.new_zeros(len(points), dimension - 2)], 1)
 
-    if np.isinf(bound):
-        return Field(mean_norm, cosine, epsilon, at, bound, spread)
-    # Where |h + excess step| = bound g has a corner; between corners a rule of Gauss and Legendre is exact to rounding.
-    first, second, third = step @ step, mean_norm * step[0], mean_norm**2 - bound**2
-    root = np.sqrt(second**2 - first * third)
-    corners = [e for e in ((-second - root) / first, (-second + root) / first) if e > -1]
+    return Field(mean_norm, cosine, epsilon, at, bound, spread)
+
+
+Line = tuple[Vector, Vector]
+
+
+def _lowest_line(mean_norm: float, spread: float, a: float) -> tuple[Line, float]:
+    """The line first + (L - 1) step, cut to length 1, with that mean length and spread, whose cosine is lowest.
+
+    For each direction of the step three equations give first and the step's length; directions are tried one after the
+    other, each from the one before.
+    """
+
+    def line(unknown: Vector, turn: float) -> Line:
+        return unknown[:2], np.exp(unknown[2]) * np.array([-np.cos(turn), np.sin(turn)])
+
+    def off(unknown: Vector, turn: float) -> Vector:
+        mean, _, largest = _moments_of_line(*line(unknown, turn), a)
+        return np.array([mean[0] - mean_norm, mean[1], (largest - spread) / np.sqrt(spread)])
+
+    def solved(turn: float, start: Vector) -> tuple[float, Vector]:
+        unknown = np.asarray(optimize.root(off, start, args=(turn,), tol=1e-13).x)
+        if not np.abs(off(unknown, turn)).max() < 1e-9:
+            return np.inf, start
+        mean, moved, _ = _moments_of_line(*line(unknown, turn), a)
+        return float(mean @ moved / np.linalg.norm(mean) / np.linalg.norm(moved)), unknown
+
+    def begun(turn: float) -> Vector:
+        """The line through the mean whose spread, once it is cut, is the one that is asked for."""
+        mean = np.array([mean_norm, 0.0])
+        least = np.log(spread / np.expm1(a * a)) / 2
+        return np.array([*mean, optimize.brentq(lambda v: off(np.array([*mean, v]), turn)[2], least - 1, least + 20)])
+
+    best = np.inf, 0.0, np.zeros(3)
+    for turn in np.linspace(0.02, np.pi / 2, 12):
+        try:
+            cosine, unknown = solved(turn, begun(turn))
+        except ValueError:  # no line through the mean has that spread
+            continue
+        best = min(best, (cosine, turn, unknown), key=lambda found: found[0])
+    near = best[1] - 0.15, best[1] + 0.15
+    nearest = optimize.minimize_scalar(
+        lambda turn: min(solved(turn, best[2])[0], 2.0), bounds=near, method="bounded", options={"xatol": 1e-7}
+    )
+    cosine, unknown = solved(float(nearest.x), best[2])
+    turn = float(nearest.x)
+    if cosine > best[0]:
+        cosine, turn, unknown = best
+    if not np.isfinite(cosine):
+        raise ValueError(
+            f"spread is {spread:g} and mean_norm {mean_norm:g} of their bound; no field that is a cut line has both: "
+            "accepted is a smaller spread"
+        )
+    return line(unknown, turn), cosine
+
+
+def _moments_of_line(first: Vector, step: Vector, a: float) -> tuple[Vector, Vector, float]:
+    """Means of the line that is cut to length 1, before and after the shift, and the covariance's top eigenvalue."""
+    # Where the length is 1 the field has a corner; between corners a rule of Gauss and Legendre is exact to rounding.
+    square, middle, rest = step @ step, first @ step, first @ first - 1
+    root = np.sqrt(max(float(middle**2 - square * rest), 0.0))
+    corners = [e for e in ((-middle - root) / square, (-middle + root) / square) if e > -1]
     low, high = -10.0, 10.0 + 2 * a
     kinks = [v for v in ((np.log1p(e) + a * a / 2) / a for e in corners) if low < v < high]
     edges = np.unique([*np.arange(low, high, 0.25), high, *kinks])
@@ -183,12 +245,11 @@ def worst_field_spectral(
     half = np.diff(edges)[:, None] / 2
     t, mass = (edges[:-1, None] + half * (1 + nodes)).ravel(), (half * weights).ravel()
     mass = mass * np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
-    g = values(torch.from_numpy(np.expm1(a * t - a * a / 2))).numpy()
-    h, after = mass @ g, (mass * np.exp(a * t - a * a / 2)) @ g
-    covariance = (g - h).T @ (mass[:, None] * (g - h))
-    cosine = float(h @ after / np.linalg.norm(h) / np.linalg.norm(after))
-    largest = float(np.linalg.eigvalsh(covariance)[-1])
-    return Field(float(np.linalg.norm(h)), cosine, epsilon, at, bound, largest)
+    g = first + np.outer(np.expm1(a * t - a * a / 2), step)
+    g = g / np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1.0)
+    mean, moved = mass @ g, (mass * np.exp(a * t - a * a / 2)) @ g
+    covariance = (g - mean).T @ (mass[:, None] * (g - mean))
+    return mean, moved, float(np.linalg.eigvalsh(covariance)[-1])
 
 
 def _panels(low: float, high: float, near: float, distance: float) -> tuple[np.ndarray, np.ndarray]:
