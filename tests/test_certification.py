@@ -536,6 +536,14 @@ def test_votes_and_attacks_are_recorded() -> None:
     assert len([name for name in found if "/0.01/" in name]) == len(AIMS)
     assert all(v.tolist() == [0.0] for v in found.values())
     assert all(values[name.replace("violated", "used")].shape == v.shape for name, v in found.items())
+    one = Record(KIND, "one", NETWORK, config, 64, values, {})
+    broken = next(name for name in values if name.startswith("map_violated/mass/"))
+    other = replace(one, values={broken: np.array([1.0]), broken.replace("violated", "used"): np.array([3.0])})
+    counted = certification.attacked_maps([one, other])
+    assert counted["center"].points == sum(len(v) for v in found.values())
+    assert counted["center"].violations == 0
+    assert (counted["mass"].violations, counted["mass"].most) == (1, 3.0)
+    assert certification.attacked_maps([]) == {}
 
 
 def test_heatmaps_that_cannot_be_attacked() -> None:

@@ -29,7 +29,7 @@ from robattr.attributions import METHODS, Attribution, gradient, heatmap
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
 from robattr.smoothing.heatmaps import rounded
-from robattr.studies.breaking import attack_maps
+from robattr.studies.breaking import QUANTITIES, attack_maps
 from robattr.studies.fragility import OF_STEPS, bound_method
 from robattr.studies.grids import Kind, Measured, Record, check_sizes
 from robattr.studies.runs import public_name
@@ -43,6 +43,8 @@ __all__ = [
     "Certification",
     "Check",
     "Heatmaps",
+    "MapCheck",
+    "attacked_maps",
     "certified",
     "certified_of_map",
     "check",
@@ -710,6 +712,38 @@ def check(runs: Sequence[Record], *, weaken: float = 1.0) -> Check:
             wrong += int((cosines < bound)[said].sum())
             margin = min(margin, float((cosines - bound)[said].min(initial=np.inf)))
     return Check(points, covered, wrong, margin)
+
+
+@dataclass(frozen=True)
+class MapCheck:
+    """Attacked points of heatmaps, for one quantity.
+
+    Attributes:
+        points: a quantity of an image at a perturbation, where something is certified of it.
+        violations: those beyond what is certified by more than 5 standard errors.
+        used: the median share that was reached of what is certified to be possible.
+        most: the largest such share; above 1 by no more than those errors where nothing is violated.
+    """
+
+    points: int
+    violations: int
+    used: float
+    most: float
+
+
+def attacked_maps(runs: Sequence[Record]) -> dict[str, MapCheck]:
+    """Count the attacked points of heatmaps of records, by quantity of :data:`robattr.studies.breaking.QUANTITIES`."""
+    found: dict[str, MapCheck] = {}
+    for quantity in QUANTITIES:
+        violated, used = (
+            [v for run in runs for name, v in run.values.items() if name.startswith(f"{kind}/{quantity}/")]
+            for kind in ("map_violated", "map_used")
+        )
+        if violated:
+            share = np.concatenate(used)
+            count = int(np.concatenate(violated).sum())
+            found[quantity] = MapCheck(len(share), count, float(np.median(share)), float(share.max()))
+    return found
 
 
 def lowest(record: Record, law: str, epsilon: float) -> NDArray[np.float64]:
