@@ -393,7 +393,8 @@ def test_the_small_forest_has_a_mark_for_each_comparison_on_its_side() -> None:
     root = ElementTree.fromstring(svg)
     space = "{http://www.w3.org/2000/svg}"
     texts = [each.text for each in root.iter(f"{space}text")]
-    assert texts == ["what was asked for", "this book", "1 hold", "1 fail", "0 undecided"]
+    above = ["what was asked for", "short of it: fails", "past it: holds"]
+    assert texts == [*above, "this book", "1 hold", "1 fail", "0 undecided"]
     zero = int(next(root.iter(f"{space}text")).attrib["x"])
     holds = next(root.iter(f"{space}circle"))
     cross = next(each for each in root.iter(f"{space}path") if each.attrib.get("stroke-width") == "3")
@@ -413,6 +414,12 @@ def test_the_first_page_tells_what_decided() -> None:
     failed = next(o for o in verdicts[1].outcomes if o.state is State.FAILS)
     assert claims.effect_text(failed).partition(";")[0] in of_both.splitlines()[3].replace("\\", "")
     assert len(claims.found(good.paper, verdicts, [good.id]).splitlines()) == 3
+    theorem = good.model_copy(update={"kind": "theorem", "id": "theorem"})
+    proved = claims.judge([good, theorem], [*NEW, *OLD])
+    assert claims.found(good.paper, proved, []).startswith(
+        "**Found.** Of 1 claims that were tried by experiment: 1 reproduced. "
+        "Of 1 that are proved or about code: 1 checked."
+    )
     assert claims.found("nobody", verdicts, []).startswith(
         "**Found.** Of 0 claims that were tried by experiment: none."
     )

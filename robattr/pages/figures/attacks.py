@@ -194,7 +194,7 @@ def interval_curves(
         ax.set_xlabel(label)
         ax.set_ylabel(quantity)
         ax.set_ylim(
-            *((-0.02, 1.02) if all(0 <= f.high <= 1 for p in lines.values() for f in p.values()) else (None, None))
+            *((-0.02, 1.02) if all(0 <= f.high <= 1.02 for p in lines.values() for f in p.values()) else (None, None))
         )
         tidy(ax)
     axes[0][0].legend(frameon=False, fontsize=9)

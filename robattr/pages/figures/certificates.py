@@ -110,6 +110,7 @@ def ellipsoid(maps: Tensor, *, title: str, upper: float | None = None) -> Figure
     reach = 1.2 * max(radius, float(np.abs(points).max()))
     left.set_xlim(-reach, reach)
     left.set_ylim(-reach, reach)
+    left.locator_params(nbins=6)
     left.set_aspect("equal")
     left.set_xlabel("along the direction of the largest variance")
     left.set_ylabel("along the second")
@@ -233,14 +234,14 @@ def quoted_region(
         ax.contourf(
             p[0], h[:, 0], state, levels=[level - 0.5, level + 0.5], colors=[color], hatches=[hatch], antialiased=True
         )
-        ax.fill_between([], [], color=color, hatch=hatch, label=name, lw=0)
+        ax.fill_between([], [], facecolor=color, hatch=hatch, edgecolor="black", label=name, lw=0)
     for (name, (x, y)), marker in zip((recorded or {}).items(), "osD^vP", strict=False):
         ax.plot(x, y, marker, ms=4, mfc="none", color="black", lw=0, label=name)
     ax.set_xlim(0, 0.5)
     ax.set_ylim(0, 1)
     ax.set_xlabel("p, share of a ball outside of the other (no unit)")
     ax.set_ylabel("H, length of the smoothed map (units of M)")
-    ax.legend(loc="lower right", fontsize=9)
+    ax.legend(loc="lower right", fontsize=9, framealpha=1)
     return closed(figure, title)
 
 

@@ -129,8 +129,9 @@ def distributions(values: Mapping[str, Mapping[str, Sequence[float]]], *, title:
             box.set_alpha(0.75)
         ax.set_xscale("log")
         low, high = ax.get_xlim()
-        # Within a factor of five there may be no 1, 2 or 5.
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6) if high > 5 * low else MaxNLocator(3))
+        # Within a factor of five there may be no 1, 2 or 5; over many of them there is no room for all.
+        subs = (1, 2, 5) if high < 20 * low else (1, 3)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8) if high > 5 * low else MaxNLocator(3))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.tick_params(axis="x", labelsize=8)

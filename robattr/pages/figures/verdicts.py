@@ -76,8 +76,8 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
         for lines, (_, o) in zip(wrapped, rows, strict=True)
     ]
     total = sum(heights)
-    figure = plt.figure(figsize=(7.2, total + 1.5))
-    bottom, top = 0.85 / (total + 1.5), 1 - 0.65 / (total + 1.5)
+    figure = plt.figure(figsize=(7.2, total + 1.75))
+    bottom, top = 0.85 / (total + 1.75), 1 - 0.9 / (total + 1.75)
     ax = figure.add_axes((0.44, bottom, 0.54, top - bottom))
     y, seen = 0.0, set[str]()
     for lines, height, (_, outcome) in zip(wrapped, heights, rows, strict=True):
@@ -108,6 +108,7 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
     ax.set_ylim(y, 0)
     ax.axvline(0, color="black", lw=1)
     ax.set_xticks([-5, -1, 0, 1, 2, 5, 20], ["-5", "-1", "0", "1", "2", "5", "20"], fontsize=8)
+    ax.tick_params(axis="x", top=True, labeltop=True)  # what is read first is far from the foot
     ax.set_yticks([])
     ax.grid(alpha=0.25, axis="x")
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -176,6 +177,8 @@ def small_forest(verdicts: Sequence[Verdict]) -> str:
         f"<title>{', '.join(f'{counts[s]} {w}' for s, w in words.items())}</title>\n"
         f'<rect width="720" height="{height}" fill="#fff"/>\n'
         f'<text x="{zero}" y="18" text-anchor="middle">what was asked for</text>\n'
+        f'<text x="{zero - 80}" y="18" text-anchor="end">short of it: fails</text>\n'
+        f'<text x="{zero + 80}" y="18">past it: holds</text>\n'
         f'<path d="M{zero} 24V{y}" stroke="#000"/>\n' + "\n".join([*parts, *legend]) + "\n</svg>\n"
     )
 

@@ -117,8 +117,10 @@ def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> s
         raise ValueError(f"no claim {min(unknown)!r} in results/claims.yaml")
     own = [v for v in verdicts if v.claim.paper == paper]
     tried = [v.name for v in own if v.claim.kind == "experiment" and not v.claim.untried]
-    counts = ", ".join(f"{tried.count(name)} {name}" for name in VerdictName if name in tried) or "none"
-    lines = [f"**Found.** Of {len(tried)} claims that were tried by experiment: {counts}. For example:", ""]
+    said = f"**Found.** Of {len(tried)} claims that were tried by experiment: {_counts(tried)}."
+    if proved := [v.name for v in own if v.claim.kind != "experiment"]:
+        said += f" Of {len(proved)} that are proved or about code: {_counts(proved)}."
+    lines = [f"{said} For example:", ""]
     for v in own:
         if v.claim.id not in chosen:
             continue
@@ -131,6 +133,10 @@ def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> s
             line += f" ({markdown(f'{shown[0].comparison.label or shown[0].comparison.quantity}: {effect}')})"
         lines.append(f"{line}.")
     return "\n".join(lines) + "\n"
+
+
+def _counts(names: Sequence[VerdictName]) -> str:
+    return ", ".join(f"{names.count(name)} {name}" for name in VerdictName if name in names) or "none"
 
 
 def details(verdict: Verdict) -> str:
