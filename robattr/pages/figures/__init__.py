@@ -34,7 +34,7 @@ from robattr.pages.figures.certificates import (
 )
 from robattr.pages.figures.live import attack_in_page, live_network
 from robattr.pages.figures.maps import Panel, map_grid, pictures
-from robattr.pages.figures.style import COLORS, METHODS
+from robattr.pages.figures.style import COLORS, MEASURES, METHODS
 from robattr.pages.figures.tables import agreement, cross_table, rank_table
 from robattr.pages.figures.training import (
     bound_scatter,
@@ -53,6 +53,7 @@ from robattr.pages.figures.widgets import certificate_explorer, certificate_tabl
 __all__ = [
     "CERTIFICATES",
     "COLORS",
+    "MEASURES",
     "METHODS",
     "QUANTITIES",
     "AttackCurves",

@@ -74,6 +74,13 @@ METHODS = {
     "gradient_rollout": "rollout by gradient",
 }
 """Attribution methods, as they are written in figures and tables."""
+MEASURES = {
+    "topk_intersection": "top-k intersection",
+    "rank_correlation": "rank correlation",
+    "pearson": "Pearson correlation",
+    "ssim": "SSIM",
+}
+"""Measures of how alike two maps are, as choices of a protocol are written."""
 MAP = "inferno"  # perceptually uniform, and readable without color
 Numbers = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from robattr import smoothing
 from robattr.pages.figures.certificates import CERTIFICATES, certificate_text
 from robattr.pages.figures.maps import ceiling
-from robattr.pages.figures.style import COLORS, MAP
+from robattr.pages.figures.style import COLORS, MAP, MEASURES
 from robattr.studies.claims import Multiverse, VerdictName
 
 
@@ -219,7 +219,10 @@ def protocol_explorer(found: Sequence[Multiverse]) -> str:
         protocols = list(itertools.product(*each.choices.values()))
         claims.append(
             {
-                "choices": [[name, list(options)] for name, options in each.choices.items()],
+                "choices": [
+                    [name, [MEASURES.get(option, option) for option in options]]
+                    for name, options in each.choices.items()
+                ],
                 "verdicts": "".join(letters[str(each.verdicts[p])] for p in protocols),
                 "agreements": "".join(each.agreement(p)[0] for p in protocols),
             }
