@@ -222,7 +222,8 @@ def test_the_explorer_says_what_the_package_computes(chromium: Any, book: list[M
         protocols = list(each.verdicts)
         for chosen in rng.choice(len(protocols), 3, replace=False):
             for i, option in enumerate(protocols[chosen]):
-                page.locator(".explorer-choices select").nth(i).select_option(label=option)
+                label = figures.MEASURES.get(option, option)
+                page.locator(".explorer-choices select").nth(i).select_option(label=label)
             said = page.locator(".explorer-values").inner_text()
             assert said.startswith(f"Under this protocol: {each.verdicts[protocols[chosen]]} ("), said
             assert f"As asked: {each.asked}, as in {round(100 * each.shares['same'] + 1e-9)} % of" in said

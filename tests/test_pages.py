@@ -53,6 +53,16 @@ def test_pages_have_code_and_commands() -> None:
     assert len(GRIDS) > 4
 
 
+def test_the_code_of_a_page_is_no_wider_than_its_column() -> None:
+    """80 characters, beyond which a reader would have to scroll; the README has a page of its own."""
+    said = []
+    for page in {*PAGES, REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("book/contributing/*.md")} - {PAGES[0]}:
+        for language in ("python", "shell"):
+            lines = [line for each in blocks(page, language) for line in each.splitlines()]
+            said += [(page.name, line) for line in lines if len(line) > 80]
+    assert said == []
+
+
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One block after another: later ones use names of earlier ones."""

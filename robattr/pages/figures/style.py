@@ -90,8 +90,8 @@ def tidy(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-COLUMN = 688
-"""Pixels that the text of a page is wide, in a window of 1,280."""
+COLUMN = 656
+"""Pixels that a figure is wide at least, in a window of 1,280: as wide as the text, and in the dark less its margin."""
 
 LEAST = 9
 """Pixels of the smallest text of a figure as a page shows it."""

@@ -86,6 +86,8 @@ def cross_table(
 def rank_table(names: Sequence[str], values: Mapping[tuple[str, str], tuple[float, int]], *, title: str) -> Figure:
     """Rank correlations of every two measures as a heat map; empty where too few objectives have both.
 
+    Where fewer objectives have both than elsewhere, their number stands in the cell.
+
     Args:
         names: of the measures.
         values: for unordered pairs, the correlation and the number of objectives.
@@ -94,10 +96,12 @@ def rank_table(names: Sequence[str], values: Mapping[tuple[str, str], tuple[floa
     n = len(names)
     table = np.full((n, n), np.nan)
     figure, ax = plt.subplots(figsize=(0.62 * n + 2.6, 0.5 * n + 2.0), layout="constrained")
-    for (one, two), (rho, _) in values.items():
+    most = max((count for _, count in values.values()), default=0)
+    for (one, two), (rho, count) in values.items():
         j, i = sorted((names.index(one), names.index(two)))
         table[i, j] = rho
-        ax.text(j, i, f"{rho:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(rho) > 0.65 else "black")
+        text = f"{rho:.2f}" if count == most else f"{rho:.2f}\nof {count}"
+        ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if abs(rho) > 0.65 else "black")
     shown = ax.imshow(table[1:, :-1], cmap="RdBu", vmin=-1, vmax=1, extent=(-0.5, n - 1.5, n - 0.5, 0.5), aspect="auto")
     ax.set_xticks(range(n - 1), names[:-1], rotation=40, ha="right", fontsize=8)
     ax.set_yticks(range(1, n), names[1:], fontsize=8)
