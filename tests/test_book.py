@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import axe_playwright_python
 import nbformat
+import numpy as np
 import pytest
 import torch
 from conftest import PATIENCE_S, REPOSITORY, lay_out_book
@@ -175,6 +176,45 @@ def test_text_of_figures_is_legible_on_a_phone(browser: Any, name: str, theme: s
         assert least_text(link, enlarged.bounding_box()["width"]) >= figures.style.LEAST - 0.01
         page.keyboard.press("Escape")
         enlarged.wait_for(state="hidden")
+    page.context.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_figure_is_legible_and_whole_at_a_desk(browser: Any, name: str, theme: str) -> None:
+    page = visit(browser, name, DESK, theme).page
+    for link in page.locator(FIGURES).all():
+        image = link.locator("img")
+        image.evaluate("each => each.decode()")
+        padding = 2 * image.evaluate("each => parseFloat(getComputedStyle(each).paddingLeft)")
+        assert least_text(link, image.bounding_box()["width"] - padding) >= figures.style.LEAST - 0.01
+        assert link.evaluate("each => each.scrollWidth <= each.clientWidth"), link.get_attribute("href")
+    page.context.close()
+
+
+def first_line(picture: Path) -> tuple[int, int]:
+    """First and last column of the ink of a picture's first line of text."""
+    ink = np.asarray(Image.open(picture).convert("L")) < 128
+    inked = ink.any(1)
+    top = int(inked.argmax())
+    columns = ink[top : top + int((~inked[top:]).argmax())].any(0).nonzero()[0]
+    return int(columns[0]), int(columns[-1])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((REPOSITORY / "notebooks").glob("*.md"))])
+def test_the_finding_of_a_figure_is_read_on_a_phone_without_scrolling(browser: Any, name: str) -> None:
+    """What a figure says stands in its title, which begins at its left edge and ends within the view."""
+    page = visit(browser, f"notebooks/{name}", PHONE, "dark").page
+    links = page.locator(f".cell_output {FIGURES.removeprefix('article ')}").all()
+    assert links
+    for link in links:
+        image = link.locator("img")
+        image.evaluate("each => each.decode()")
+        natural, padding = image.evaluate("each => [each.naturalWidth, parseFloat(getComputedStyle(each).paddingLeft)]")
+        scale = (image.bounding_box()["width"] - 2 * padding) / natural
+        file = HTML / "_images" / Path(unquote(urlsplit(link.evaluate("each => each.href")).path)).name
+        left, right = (padding + scale * column for column in first_line(file))
+        assert left < 30, file.name
+        assert right <= link.evaluate("each => each.clientWidth"), file.name
     page.context.close()
 
 
