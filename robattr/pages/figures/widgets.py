@@ -179,11 +179,11 @@ def _certificate_axes() -> str:
         x = placed(_EPSILONS, power)
         parts += [
             f'<path class="grid" d="M{x} {bottom}V{top}"/>',
-            f'<text x="{x}" y="{bottom + 13}" text-anchor="middle">{10.0**power:g}</text>',
+            f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{10.0**power:g}</text>',
         ]
     middle = (left + right) / 2
     parts.append(
-        f'<text x="{middle:g}" y="{bottom + 29}" text-anchor="middle">ε₂ (l2, in units of a [0, 1] image)</text>'
+        f'<text x="{middle:g}" y="{bottom + 32}" text-anchor="middle">ε₂ (l2, in units of a [0, 1] image)</text>'
     )
     parts.append(f'<path class="chosen" d="M{left} {bottom}V{top}"/>')
     lines = {kind: f'stroke="{COLORS[kind]}" stroke-dasharray="{_DASHES[kind]}"' for kind in CERTIFICATES}
