@@ -71,7 +71,13 @@ def _check_output(option: str, path: Path, *suffixes: str) -> None:
     if path.is_dir() or (suffixes and path.suffix not in suffixes):
         named = f" that ends in {' or '.join(suffixes)}" if suffixes else ""
         raise ValueError(f"{option} is {path}; accepted is a file{named}")
-    above = next(each for each in path.absolute().parents if each.exists())
+    _check_folder(option, path, path.absolute().parent)
+
+
+def _check_folder(option: str, path: Path, folder: Path | None = None) -> None:
+    """Whether files can be written in a folder, which is made where it is not there; by default in ``path`` itself."""
+    folder = (folder or path).absolute()
+    above = next(each for each in (folder, *folder.parents) if each.exists())
     if not above.is_dir():
         raise ValueError(f"{above} is a file; a folder is needed there: choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
@@ -283,6 +289,7 @@ def reference(
         return
     path = output or folder / f"{run}.json"
     _check_output("--output", path, ".json")
+    _check_folder("--root", root)
     _name_code(code)
     if (accelerator, devices, strategy) != ("auto", 1, "auto"):
         _check_devices(accelerator, devices, strategy)
@@ -339,17 +346,23 @@ def audit(
     started = time.monotonic()
     from pydantic import ValidationError
 
+    from robattr.attributions import METHODS
     from robattr.pages import report
     from robattr.studies import audit as study, subjects
     from robattr.studies.grids.measured import said
 
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"--minutes is {minutes:g}; accepted is a number of minutes above 0")
     options: dict[str, Any] = {"minutes": minutes}
     if methods is not None:
         options["methods"] = tuple(name.strip() for name in methods.split(",") if name.strip())
+        if not options["methods"]:
+            raise ValueError(f"--methods is {methods!r}; accepted are some of {', '.join(METHODS)}, or leave it out")
+    _check_folder("--output", output)
     try:
         config = study.Audit(**options)
     except ValidationError as error:
-        raise ValueError(said(error)) from None
+        raise ValueError(f"--{said(error).partition(': ')[2]}") from None
     network, images = subjects.resolve(
         model,
         dataset,
@@ -378,19 +391,30 @@ def audit(
 @main.command()
 @click.option("--claims", "file", type=click.Path(path_type=Path), help="YAML file; by default results/claims.yaml.")
 @click.option("--records", "folder", type=click.Path(path_type=Path), help="By default results/reference.")
-@click.option("--json", "form", flag_value="json", help="Everything, for a program.")
-@click.option("--markdown", "form", flag_value="markdown", help="The table of the README.")
-@click.option("--schema", "form", flag_value="schema", help="The JSON Schema of a record's line.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, for a program.")
+@click.option("--markdown", is_flag=True, help="The table of the README.")
+@click.option("--schema", is_flag=True, help="The JSON Schema of a record's line.")
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="Put that table between a file's markers.")
 @click.option("--register", is_flag=True, help="Keep when each comparison was fixed, by git, and sign what is there.")
 @_refusals
-def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path | None, register: bool) -> None:
+def ledger(
+    file: Path | None,
+    folder: Path | None,
+    as_json: bool,
+    markdown: bool,
+    schema: bool,
+    into: Path | None,
+    register: bool,
+) -> None:
     """Every claim with the verdict that the records give. Status 3 where two records contradict each other."""
     from robattr._files import write_text
     from robattr._text import between_marks
     from robattr.studies import checking, claims, records
 
-    if form == "schema":
+    forms = {"--json": as_json, "--markdown": markdown, "--schema": schema, "--into": into is not None}
+    if len(asked := [option for option, given in forms.items() if given]) > 1:
+        raise ValueError(f"{' and '.join(asked)} are given; give one of them")
+    if schema:
         click.echo(json.dumps(records.schema(), indent=1))
         return
     root = None if file and folder else book.find_root()
@@ -408,9 +432,9 @@ def ledger(file: Path | None, folder: Path | None, form: str | None, into: Path 
     if into is not None:
         page = into.read_text(encoding="utf-8")
         write_text(into, between_marks(page, "robattr ledger --markdown", claims.summary(verdicts), str(into)))
-    elif form == "json":
+    elif as_json:
         click.echo(json.dumps(claims.as_json(verdicts), indent=1))
-    elif form == "markdown":
+    elif markdown:
         click.echo(claims.summary(verdicts), nl=False)
     else:
         table = Table("claim", "verdict", "comparison", "effect, 95 % interval", show_lines=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -940,7 +942,6 @@ def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> 
         ({"x": images - 0.5}, "[0, 1]"),
         ({"x": nan}, "NaN"),
         ({"objective": TopK(1025)}, "1024"),
-        ({"objective": TopK(0)}, "k is 0"),
         ({"objective": Targeted(torch.ones(31, 32))}, "(31, 32)"),
         ({"objective": Targeted(torch.ones(1, 32, 32)), "batch_size": 2}, "(1, 32, 32)"),
         ({"epsilon": -8 / 255}, "epsilon is -0.03"),
@@ -964,6 +965,13 @@ def test_bad_input_is_refused_in_one_line_before_work_starts(images: Tensor) -> 
         attack(lenet().train(), images)
     with pytest.raises(ValueError, match="draws is 0"):
         random_sign(model, images, objective=TopK(5), epsilon=0.1, draws=0)
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 1.0, 2.5, "5", None, np.bool_(True)])
+def test_numbers_of_pixels_that_are_none_are_refused_at_once(k: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^k is {re.escape(repr(k))}; accepted is an integer >= 1, of pixels$"):
+        TopK(k)
+    TopK(np.int64(5)).check(1, 5, 1)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     os.mkfifo(bad / "pipe/a/x.jpg")
-    for folder in ("empty", "classless/cat", "broken/a", "large/a", "large2/a", "deep/a"):
+    for folder in ("empty", "classless/cat", "broken/a", "cut/n01440764", "large/a", "large2/a", "deep/a"):
         (bad / folder).mkdir(parents=True)
     (bad / "broken/a/1.png").write_bytes(b"no picture")
+    for number in range(2):  # in the first draw of one picture the whole one is drawn
+        Image.fromarray(pixels.repeat(20, 0).repeat(20, 1)).save(bad / f"cut/n01440764/{number}.jpg")
+    with (bad / "cut/n01440764/1.jpg").open("r+b") as file:
+        file.truncate(2000)
     Image.new("1", (13_000, 13_000)).save(bad / "large/a/1.png")
     for number, side in enumerate((16, 13_000)):  # in the first draw of one picture the small one is drawn
         Image.new("1", (side, side)).save(bad / f"large2/a/{number}.png")
@@ -204,7 +208,10 @@ CHAPTERS = [
     (run("2", "dataset", "folder:bad/classless"), "bad/classless/cat has no images"),
     (run("2", "dataset", "folder:bad/pics2"), "n99999999", "no WordNet id of ImageNet's 1,000 classes"),
     (run("2", "dataset", "folder:bad/broken"), "bad/broken/a/1.png cannot be read as an image"),
-    (run("2", "dataset", "folder:bad/pipe"), "bad/pipe/a/x.jpg is no regular file"),
+    (run("2", "dataset", "folder:bad/cut"), "cut/n01440764/1.jpg cannot be read as an image (image file is truncated"),
+    (run("2", "dataset", "folder:bad/cut", "images", "2"), "cut/n01440764/1.jpg cannot be read as an image"),
+    (run("2", "dataset", "folder:bad/cut", "images", "1", "k", "0"), "'k' cannot be 0"),
+    (run("2", "dataset", "folder:bad/pipe"), "bad/pipe/a/x.jpg cannot be read as an image (it is no regular"),
     (run("10", "dataset", "folder:bad/large2", "images", "2"), "13000 x 13000 pixels, where max_pixels is 80,000,000"),
     (run("10", "dataset", "folder:bad/large2", "images", "3"), "2 images"),
     (run("10", "k", "1025"), "'k'", "1,024 pixels"),
@@ -358,9 +365,16 @@ STUDIES = [
     (("reference", "results/reference/certificates.yaml", "none"), "'none'"),
     (("audit", "--model", "resnet5O", "--data", "digits"), "resnet5O"),
     (("audit", "--model", "digits-mlp", "--data", "digit", "-o", "out"), "digit"),
-    (("audit", "--model", "digits-mlp", "--data", "digits", "--minutes", "nan", "-o", "out"), "minutes"),
-    (("audit", "--model", "digits-mlp", "--data", "digits", "--minutes", "0", "-o", "out"), "minutes"),
-    (("audit", "--model", "digits-mlp", "--data", "digits", "--methods", "lime", "-o", "out"), "lime"),
+    (
+        ("audit", "--model", "digits-mlp", "--data", "digits", "--minutes", "nan", "-o", "out"),
+        "--minutes is nan; accepted",
+    ),
+    (("audit", "--model", "digits-mlp", "--data", "digits", "--minutes", "0", "-o", "out"), "--minutes is 0; accepted"),
+    (("audit", "--model", "digits-mlp", "--data", "digits", "--minutes", "-1", "-o", "out"), "--minutes is -1;"),
+    (("audit", "--model", "digits-mlp", "--data", "digits", "--methods", "lime"), "--methods has 'lime'; accepted"),
+    (("audit", "--model", "digits-mlp", "--data", "digits", "--methods", ""), "--methods is ''; accepted are", "lrp"),
+    (("audit", "--model", "digits-mlp", "--data", "digits", "--methods", " ,"), "--methods is ' ,'; accepted are"),
+    (("audit", "--model", "digits-mlp", "--data", "digits", "-o", "bad/words.txt/x"), "bad/words.txt is a file"),
     (("audit", "--model", "digits-mlp", "--data", "digits", "--split", "val", "-o", "out"), "'val'"),
     (("audit", "--model", "efficientnet-lite0", "--data", "folder:bad/none", "-o", "out"), "bad/none"),
     (("audit", "--model", "lenet", "--data", "folder:bad/broken", "-o", "out"), "bad/broken"),
@@ -372,6 +386,9 @@ STUDIES = [
     (("ledger", "--claims", "bad/list.yaml"), "list.yaml"),
     (("ledger", "--records", "bad/empty"), "bad/empty"),
     (("ledger", "--into", "bad/words.txt"), "words.txt"),
+    (("ledger", "--json", "--markdown"), "--json and --markdown are given; give one of them"),
+    (("ledger", "--schema", "--json"), "--json and --schema are given"),
+    (("ledger", "--json", "--into", "bad/words.txt"), "--json and --into are given"),
     (("lesson", "fragility", "-o", "bad/words.txt/x.zip"), "bad/words.txt", "is a file"),
     (("lesson", "fragility", "-o", "bad"), "--output is bad", "accepted is a file"),
     (("ledger", "--claims", "bad"), "bad is a folder", "a file is needed"),
@@ -389,13 +406,24 @@ def test_a_bad_request_is_one_line_before_any_work(
 
 
 @pytest.mark.parametrize(
-    "words", [("run", "2", "-o", "bad/x.ipynb"), ("reference", "bad/good.yaml", "cross-entropy-0")]
+    "words",
+    [
+        ("run", "2", "-o", "bad/x.ipynb"),
+        ("reference", "bad/good.yaml", "cross-entropy-0"),
+        ("reference", "bad/good.yaml", "cross-entropy-0", "-o", "x.json", "--root", "bad/runs/below"),
+        ("audit", "--model", "digits-mlp", "--data", "digits", "-o", "bad/report"),
+    ],
 )
 def test_a_folder_that_may_not_be_written_is_named_before_any_work(
     inside: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode, **_: not mode & os.W_OK)  # root may write anywhere
-    refused(inside, words, str(inside / "bad"), "nothing can be written", "choose another place")
+    bad = inside / "bad"
+
+    def access(path: Path, mode: int, **_: object) -> bool:  # root may write anywhere
+        return not (mode & os.W_OK and bad in (path, *path.parents))
+
+    monkeypatch.setattr("os.access", access)
+    refused(inside, words, str(bad), "nothing can be written", "choose another place")
 
 
 def test_there_are_enough_bad_requests() -> None:

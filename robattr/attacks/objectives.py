@@ -30,13 +30,21 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class TopK:
-    """Take the mass from the k pixels that were largest: D = - sum of the heatmap over them."""
+    """Take the mass from the k pixels that were largest: D = - sum of the heatmap over them.
+
+    Raises:
+        ValueError: k is no integer >= 1.
+    """
 
     k: int = 1000
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, (int, np.integer)) or isinstance(self.k, bool) or self.k < 1:
+            raise ValueError(f"k is {self.k!r}; accepted is an integer >= 1, of pixels")
+
     def check(self, n: int, height: int, width: int) -> None:
         pixels = height * width
-        if not isinstance(self.k, (int, np.integer)) or not 1 <= self.k <= pixels:
+        if self.k > pixels:
             raise ValueError(f"k is {self.k}; the map has {pixels} pixels and k is an integer between 1 and that")
 
     def prepare(self, reference: Tensor, rows: slice) -> Score:

@@ -116,6 +116,9 @@ class _Asked:
             return
         value = self.values[need.left]
         if value is None:
+            counts = [self.values[each.left] for each in self.chapter.needs if each.right == need.right]
+            if need.right.endswith(".images") and not any(counts):
+                self.check_drawn(need.left, self.values[need.right.partition(".")[0]])
             return
         if need.sign == "fits":
             self.check_fits(need.left, need.right)
@@ -128,7 +131,7 @@ class _Asked:
             self.check_drawn(need.left, self.values[need.right.partition(".")[0]])
 
     def check_drawn(self, name: str, dataset: str) -> None:
-        """All pictures of a folder that the chapter will draw, as far as their first bytes say."""
+        """All pictures of a folder that the chapter will draw."""
         from robattr import data
 
         if dataset.startswith("folder:"):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,8 @@ from robattr.studies.grids.measured import Network, said
 from robattr.studies.trainings import Training
 
 __all__ = ["Grid", "Trainings", "load_grid"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Grid(BaseModel):
@@ -53,7 +55,7 @@ class Grid(BaseModel):
             for pattern, change in self.but.items():
                 if fnmatchcase(name, pattern):
                     fields |= change
-            yield name, self.kind.config.model_validate(fields)
+            yield name, _read(self.kind.config, fields)
 
     def configuration(self, run: str) -> list[dict[str, Any]]:
         """All that a run's record depends on, as JSON."""
@@ -86,7 +88,7 @@ class Trainings(BaseModel):
             for name, training in trained.items():
                 if self.objectives is None or training.objective in self.objectives:
                     fields = training.model_dump() | change
-                    yield f"{prefix}-{name}".lstrip("-"), Training.model_validate(fields)
+                    yield f"{prefix}-{name}".lstrip("-"), _read(Training, fields)
 
 
 class _Crossed(BaseModel):
@@ -109,7 +111,7 @@ class _Crossed(BaseModel):
         for seed in self.seeds:
             for objective, options in self.objectives.items():
                 fields = self.training | {"objective": objective, "options": options or {}, "seed": seed}
-                found[f"{objective}-{seed}"] = Network(training=Training.model_validate(fields))
+                found[f"{objective}-{seed}"] = Network(training=_read(Training, fields))
         return found
 
 
@@ -148,9 +150,9 @@ def _grid(content: Any, path: Path, within: tuple[Path, ...]) -> Grid:
     fields: dict[str, Any] = {"kind": kind_named(named[0]), "measurement": _mapping(content, named[0])}
     networks: list[dict[str, Any]] = []
     if crossed := {key: content[key] for key in _Crossed.model_fields if key in content}:
-        networks.append(_Crossed.model_validate(crossed).networks())
+        networks.append(_read(_Crossed, crossed).networks())
     if (chosen := content.get("trainings")) is not None:
-        chosen = Trainings.model_validate({"of": chosen} if isinstance(chosen, str) else chosen)
+        chosen = _read(Trainings, {"of": chosen} if isinstance(chosen, str) else chosen)
         trained = dict(chosen.runs(_loaded(path.with_name(f"{chosen.of}.yaml"), within)))
         networks.append({name: Network(training=each) for name, each in trained.items()})
         if not chosen.changed:
@@ -161,9 +163,31 @@ def _grid(content: Any, path: Path, within: tuple[Path, ...]) -> Grid:
         if twice := some.keys() & joined.keys():
             raise ValueError(f"networks has {', '.join(sorted(twice))} twice; give one of them another name")
         joined |= some
-    return Grid.model_validate(
-        {key: content[key] for key in ("description", "but") if key in content} | fields | {"networks": joined}
+    return _read(
+        Grid, {key: content[key] for key in ("description", "but") if key in content} | fields | {"networks": joined}
     )
+
+
+def _read(model: type[_Model], content: Any) -> _Model:
+    """What a file says, as a model; true and false are no numbers, though Python counts them as 1 and 0."""
+    found = model.model_validate(content)
+    for place, value in _counted(content, found, ""):
+        raise ValueError(f"{place} is {str(value).lower()}; accepted is a number")
+    return found
+
+
+def _counted(content: Any, found: Any, place: str) -> Iterator[tuple[str, bool]]:
+    """Where a file says true or false and a number was read."""
+    if isinstance(content, bool):
+        if isinstance(found, (int, float)) and not isinstance(found, bool):
+            yield place, content
+    elif isinstance(content, dict):
+        for key, each in content.items():
+            there = getattr(found, key, None) if isinstance(found, BaseModel) else found[key]
+            yield from _counted(each, there, f"{place}.{key}".lstrip("."))
+    elif isinstance(content, list):
+        for number, (each, there) in enumerate(zip(content, found, strict=True)):
+            yield from _counted(each, there, f"{place}[{number}]")
 
 
 def _mapping(content: dict[str, Any], key: str) -> dict[str, Any]:

@@ -364,8 +364,8 @@ def said(error: Exception) -> str:
     """An error in one line; of several fields that are wrong, the first."""
     if isinstance(error, ValidationError):
         first, *rest = error.errors(include_url=False, include_input=False)
-        place = ".".join(map(str, first["loc"])) or "it"
-        return f"{place}: {first['msg'].removeprefix('Value error, ')}" + (f", and {len(rest)} more" if rest else "")
+        message, place = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
+        return (f"{place}: {message}" if place else message) + (f", and {len(rest)} more" if rest else "")
     if isinstance(error, KeyError):
         return f"there is no {error}"
     return " ".join(str(error).split())
