@@ -116,7 +116,7 @@ def opened(chapter: chapters.Chapter, values: Mapping[str, Any], place: str, com
     """
     notebook = chapters.read_notebook(chapter.path)
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    names = proven(chapter.path.parents[1])
+    names = alone.proven(chapter.path.parents[1])
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = plain(cell.source, names)
@@ -136,17 +136,6 @@ def opened(chapter: chapters.Chapter, values: Mapping[str, Any], place: str, com
     return notebook
 
 
-def proven(root: Path) -> dict[str, str]:
-    """Names of the book's theorems, and of what else is proven in it, by label."""
-    found = {}
-    for path in (*root.glob("notebooks/*.md"), *root.glob("book/*.md")):
-        text = path.read_text(encoding="utf-8")
-        found |= {
-            label: name for name, label in re.findall(r"^`{3,}\{prf:\w+\} (.+)\n:label: (\S+)$", text, re.MULTILINE)
-        }
-    return found
-
-
 def plain(source: str, names: Mapping[str, str]) -> str:
     """MyST as the Markdown that Jupyter and Colab show: theorems and proofs are paragraphs, references are names.
 
@@ -154,7 +143,6 @@ def plain(source: str, names: Mapping[str, str]) -> str:
         source: MyST.
         names: of theorems, by label.
     """
-    source = re.sub(r"\{prf:ref\}`([\w-]+)`", lambda label: f"*{names.get(label[1], label[1])}*", source)
     parts = []
     for kind, name, content in alone.pieces(source):
         if kind == "math":
@@ -163,7 +151,7 @@ def plain(source: str, names: Mapping[str, str]) -> str:
             parts.append(f"**{kind.capitalize()}{f' ({name})' if name else ''}.** {content}\n")
         else:
             parts.append(content)
-    return re.sub(r"\]\((\d\d_\w+|\w+)\.md(?=[)#])", r"](\1.ipynb", words("".join(parts)))
+    return re.sub(r"\]\((\d\d_\w+|\w+)\.md(?=[)#])", r"](\1.ipynb", words("".join(parts), names))
 
 
 def branch(root: Path, name: str, place: str, profile: str) -> str:

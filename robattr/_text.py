@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _ROLE = re.compile(r"\{(?:prf:)?(ref|doc|cite|numref|term)(?::\w+)?\}`(?:([^`<]*?)\s*<)?([^`>]*)>?`")
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|$~&])")
@@ -32,14 +33,19 @@ def between_marks(text: str, command: str, made: str, name: str) -> str:
     return head + start + made + end + tail
 
 
-def words(text: str) -> str:
-    """References of the book as words: where a page has links, other places have names.
+def words(text: str, names: Mapping[str, str] | None = None) -> str:
+    """References of the book as words: where a page has links, other places have names, and papers their year.
 
     Args:
         text: in MyST.
+        names: of what is referred to, by its label; a label that has none stands for itself.
     """
 
     def named(found: re.Match[str]) -> str:
+        if found[1] == "cite" and (years := re.findall(r"\d{4}", found[3])):
+            return ", ".join(years)
+        if names and found[3] in names and not found[2]:
+            return f"*{names[found[3]]}*"
         return found[2] or (found[3] if found[1] == "term" else f"`{found[3].rpartition('/')[2]}`")
 
     return _ROLE.sub(named, text)

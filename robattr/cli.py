@@ -210,7 +210,7 @@ def run(
     if html is not None:
         from robattr.pages import alone
 
-        click.echo(alone.write_page(done, chosen.title, root / "book" / "_static", html))
+        click.echo(alone.write_page(done, chosen.title, root, html))
 
 
 def _from_file(

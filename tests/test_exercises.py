@@ -1221,6 +1221,13 @@ def test_references_become_words_outside_of_the_book() -> None:
     assert exercise("ex-linear").solution not in plain(exercise("ex-linear"))
 
 
+def test_an_exercise_in_a_terminal_says_what_its_code_starts_with() -> None:
+    for each in exercises():
+        shown = plain(each)
+        assert (SETUP in shown) == (each.kind != "pencil"), each.id
+        assert f"from robattr.exercises import check{'' if each.kind == 'pencil' else ', trained'}\n" in shown
+
+
 def test_the_book_has_a_page_for_each_chapter_with_exercises() -> None:
     contents = (REPOSITORY / "_toc.yml").read_text(encoding="utf-8")
     shown = re.findall(r"- file: book/exercises_(\w+)\n", contents)

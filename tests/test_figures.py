@@ -58,6 +58,7 @@ from robattr.pages.figures import (
     objective_dots,
     objective_table,
     pictures,
+    population,
     quoted_region,
     rank_table,
     rescaling,
@@ -145,6 +146,13 @@ def test_the_table_counts_every_image() -> None:
     assert len(names) == len(cells) == 6
     assert cells[:3] == ["top-k", "8", "2 of 5"]
     assert cells[-1] == "1.00 [1.00, 1.00]"
+
+
+def test_a_population_is_said_by_what_the_reader_knows() -> None:
+    assert population("folder:/home/me/my_pets", 2, 1) == (
+        r"Started from 2 images of the folder my\_pets; 1 left out because the prediction was wrong; 1 remains."
+    )
+    assert population("digits", 1, 0).startswith("Started from 1 image of `digits`; 0 left out")
 
 
 def test_interval_text() -> None:

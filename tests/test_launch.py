@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from robattr import _yaml
-from robattr.pages import chapters
+from robattr.pages import alone, chapters
 
 sys.path.insert(0, str(REPOSITORY / "book"))
 import launch
@@ -256,7 +256,7 @@ def test_every_chapter_can_be_opened(name: str) -> None:
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     # What only MyST understands would be shown as it is.
     assert re.findall(r"\{[a-z:]+\}`|^(?:```|:::)\{.*|^\([\w-]+\)=$", text, re.MULTILINE) == []
-    assert not set(launch.proven(REPOSITORY)) & set(re.findall(r"[\w-]+", text)), "labels are no names"
+    assert not set(alone.proven(REPOSITORY)) & set(re.findall(r"[\w-]+", text)), "labels are no names"
     assert not any("}}`" in cell.source for cell in notebook.cells), "nor are references in what a cell says"
     for cell in notebook.cells:
         if cell.cell_type == "code" and not cell.source.startswith("%"):

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from click.testing import CliRunner
 from conftest import REPOSITORY
 from PIL import Image
@@ -120,3 +122,49 @@ def test_chapters_of_trained_networks_take_a_folder_of_the_same_classes(name: st
     ) as error:
         check_needs(chapter, given, REPOSITORY)
     assert "\n" not in str(error.value)
+
+
+def test_a_page_that_stands_alone_names_papers_theorems_and_parameters(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "notation.md").write_text("```{prf:proposition} Two are one\n:label: prop-two\n```\n")
+    code = nbformat.v4.new_code_cell
+    shown = nbformat.v4.new_output("display_data", {"text/markdown": "As {prf:ref}`prop-two` says."})
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell(
+            "Ng and Li {cite}`ng2019two,li2020one` by {prf:ref}`prop-two`, {prf:ref}`it <prop-two>`, "
+            "{prf:ref}`prop-x`.\n\n"
+            "Top-k\n: the largest"
+        ),
+        code("a = 1", metadata={"tags": ["parameters"]}),
+        code("a = 2", metadata={"tags": ["injected-parameters"]}),
+        code("b = a", outputs=[shown]),
+    ])  # fmt: skip
+    page = BeautifulSoup(alone.chapter_page(notebook, "One", tmp_path), "html.parser")
+    assert page.p.text == "Ng and Li 2019, 2020 by Two are one, it, prop-x."
+    assert (page.dt.text, page.dd.text.strip()) == ("Top-k", "the largest")
+    assert [each.text for each in page("summary")] == ["Parameters", "Parameters of this run", "Code"]
+    assert page("p")[-1].text == "As Two are one says."
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_that_stands_alone_can_be_read_in_both_themes(chromium: Any, tmp_path: Path, scheme: str) -> None:
+    button = '<div class="live-attack"><button>Attack</button></div>'
+    output = nbformat.v4.new_output("display_data", {"text/html": button})
+    text = nbformat.v4.new_markdown_cell("# One\n\nA `name` and [a link](https://example.org).")
+    notebook = nbformat.v4.new_notebook(cells=[text, nbformat.v4.new_code_cell("secret = 1", outputs=[output])])
+    path = tmp_path / "one.html"
+    path.write_text(alone.chapter_page(notebook, "One", REPOSITORY), encoding="utf-8")
+    page = chromium.new_page(color_scheme=scheme)
+    page.goto(path.as_uri())
+    look = "e => { const s = getComputedStyle(e); return [s.color, s.backgroundColor, s.borderTopWidth]; }"
+
+    def light(color: str) -> float:
+        return sum(map(int, re.findall(r"\d+", color)[:3])) / 765
+
+    ground = light(page.locator("body").evaluate(look)[1])
+    assert (ground > 0.9) if scheme == "light" else (ground < 0.2)
+    for each in ("h1", "p", "a", "summary", "button", "code >> nth=0"):
+        assert abs(light(page.locator(each).first.evaluate(look)[0]) - ground) > 0.4, each
+    assert page.locator("button").evaluate(look)[2] == "1px"
+    page.close()

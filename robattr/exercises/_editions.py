@@ -68,7 +68,8 @@ def plain(exercise: Exercise, *, solution: bool = False) -> str:
     """
     parts = [f"{exercise.title} ({exercise.id}; {exercise.kind}, {_minutes(exercise)})", _question(exercise)]
     parts += [f"Hint {number}. {hint}" for number, hint in enumerate(exercise.hints, 1)]
-    parts.append(f'check("{exercise.id}", answer), where answer is\n{JUDGES[exercise.id].form}')
+    start = "from robattr.exercises import check\n" if exercise.kind == "pencil" else SETUP
+    parts.append(f'{start}\ncheck("{exercise.id}", answer)\n\nwhere answer is\n{JUDGES[exercise.id].form}')
     if solution:
         code = _MARKS.sub("", exercise.answer)
         parts += ["Solution.", code.rstrip(), exercise.solution]

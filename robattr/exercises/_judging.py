@@ -159,14 +159,21 @@ def _number(answer: object) -> float | str:
     if answer is None or answer is ...:
         return "there is no answer yet"
     if isinstance(answer, (bool, Sequence, Mapping, set)) or callable(answer):
-        return f"a {type(answer).__name__} is no number; wanted is one such as 0.25"
+        return f"{_kind(answer)} is no number; wanted is one such as 0.25"
     value = float(answer)  # type: ignore[arg-type]
     return value if math.isfinite(value) else f"{value} is not finite; is something divided by zero?"
 
 
+def _kind(answer: object) -> str:
+    name = type(answer).__name__
+    return f"a{'n' * (name[0].lower() in 'aeiou')} {name}"
+
+
 def _row(answer: object) -> list[float] | str:
     if isinstance(answer, (str, bytes, Mapping, set)) or not hasattr(answer, "__iter__"):
-        return "there is no answer yet" if answer in (None, ...) else f"a {type(answer).__name__} is no row of numbers"
+        if answer in (None, ...):
+            return "there is no answer yet"
+        return f"{_kind(answer)} is no row of numbers"
     items = answer.flatten().tolist() if isinstance(answer, torch.Tensor) else list(answer)
     if len(items) == 1 and hasattr(items[0], "__iter__") and not isinstance(items[0], str):
         return _row(items[0])
@@ -250,7 +257,7 @@ def choices(right: str, words: Mapping[str, str], *, word: str = "yes") -> Judge
         elif isinstance(answer, (Sequence, set, frozenset)):
             found = {_key(each) for each in answer}
         else:
-            return _wrong(f"a {type(answer).__name__} is no choice; wanted are some of {', '.join(words)}, as in 'ab'")
+            return _wrong(f"{_kind(answer)} is no choice; wanted are some of {', '.join(words)}, as in 'ab'")
         for each in sorted(found - set(words)):
             return _wrong(_unknown(each, list(words)))
         for each in words:
@@ -267,9 +274,9 @@ def _key(answer: object) -> str:
     return str(answer).strip().strip("().'\"").lower()
 
 
-def _unknown(got: str, options: list[str]) -> str:
+def _unknown(got: str, options: list[str], kind: str = "option") -> str:
     near = get_close_matches(got, options, 1)
-    return f"{got!r} is no option; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(options)}")
+    return f"{got!r} is no {kind}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(options)}")
 
 
 # --- parts, functions, things ----------------------------------------------------------------------------------------
@@ -284,7 +291,7 @@ def parts(**judges: Judge) -> Judge:
             return _wrong(f"there is no answer yet; wanted is {form}" if answer in (None, ...) else f"wanted is {form}")
         for name in answer:
             if name not in judges:
-                return _wrong(f"part {_unknown(str(name), list(judges))}")
+                return _wrong(_unknown(str(name), list(judges), "part"))
         for name, each in judges.items():
             if name not in answer:
                 return _wrong(f"{name} is missing; wanted is {form}")
@@ -332,7 +339,7 @@ def function(
 
     def judge(answer: object) -> Verdict:
         if not callable(answer):
-            return _wrong(f"wanted is a function, {signature}; this is a {type(answer).__name__}")
+            return _wrong(f"wanted is a function, {signature}; this is {_kind(answer)}")
         first = ""
         results = []
         for arguments in calls():

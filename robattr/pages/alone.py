@@ -15,12 +15,13 @@ from typing import Any
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from mdit_py_plugins.container import container_plugin
+from mdit_py_plugins.deflist import deflist_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from robattr._files import write_text
 from robattr._text import words
 
-__all__ = ["chapter_page", "html_page", "pieces", "renderer", "write_page"]
+__all__ = ["chapter_page", "html_page", "pieces", "proven", "renderer", "write_page"]
 
 _LOOK, _PAPER = (Path(__file__).with_suffix(suffix) for suffix in (".css", ".js"))
 _SCRIPTS = (
@@ -30,6 +31,7 @@ _SCRIPTS = (
     "live-network.js",
     "live-attack.js",
 )
+_PARAMETERS = {"parameters": "Parameters", "injected-parameters": "Parameters of this run"}
 _DIRECTIVE = re.compile(r"^```\{(prf:)?(\w+)\} ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OPTION = re.compile(r"\A(?::[\w-]+:.*\n)+")
 _PAGE = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)[^)]*\)")
@@ -41,14 +43,14 @@ def _math(text: str, options: Mapping[str, Any]) -> str:
 
 
 def renderer(*, html: bool = False) -> MarkdownIt:
-    """Markdown to HTML, with tables and formulas.
+    """Markdown to HTML, with tables, lists of definitions and formulas.
 
     Args:
         html: let HTML through; of texts that we wrote, in which what comes from outside is escaped.
     """
     made = MarkdownIt("commonmark", {"html": html}).enable("table")
     dollarmath_plugin(made, renderer=_math)
-    return made.use(container_plugin, "notes")
+    return made.use(deflist_plugin).use(container_plugin, "notes")
 
 
 def html_page(title: str, body: str, look: str, moves: str = "") -> str:
@@ -68,7 +70,7 @@ def html_page(title: str, body: str, look: str, moves: str = "") -> str:
     )
 
 
-def chapter_page(notebook: Any, title: str, static: Path) -> str:
+def chapter_page(notebook: Any, title: str, root: Path) -> str:
     """An executed chapter; code and proofs can be opened one by one, references are names.
 
     On paper proofs are open, and code is where it was opened.
@@ -76,14 +78,15 @@ def chapter_page(notebook: Any, title: str, static: Path) -> str:
     Args:
         notebook: as :func:`robattr.pages.execution.execute` writes it, read by nbformat.
         title: of the chapter.
-        static: the folder with the scripts and the style of the book's figures.
+        root: the project's folder, with the scripts and the style of the book's figures and the names of its theorems.
     """
+    names, static = proven(root), root / "book" / "_static"
     parts = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            parts.append(_text(cell.source))
+            parts.append(_text(words(cell.source, names)))
         elif cell.cell_type == "code":
-            parts.append(_code(cell))
+            parts.append(_code(cell, names))
     body = f"<main>\n{''.join(parts)}</main>"
     look, *scripts = (_there(static / name) for name in ("book.css", *_SCRIPTS))
     look += _LOOK.read_text(encoding="utf-8")
@@ -95,13 +98,24 @@ def _there(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def write_page(executed: Path, title: str, static: Path, output: Path) -> Path:
+def proven(root: Path) -> dict[str, str]:
+    """Names of the book's theorems, and of what else is proven in it, by label."""
+    found: dict[str, str] = {}
+    for path in (*root.glob("notebooks/*.md"), *root.glob("book/*.md")):
+        text = path.read_text(encoding="utf-8")
+        found |= {
+            label: name for name, label in re.findall(r"^`{3,}\{prf:\w+\} (.+)\n:label: (\S+)$", text, re.MULTILINE)
+        }
+    return found
+
+
+def write_page(executed: Path, title: str, root: Path, output: Path) -> Path:
     """Write :func:`chapter_page` of an executed notebook, whole.
 
     Args:
         executed: the notebook.
         title: of the chapter.
-        static: see :func:`chapter_page`.
+        root: see :func:`chapter_page`.
         output: the HTML file, replaced where there is one.
 
     Returns:
@@ -111,7 +125,7 @@ def write_page(executed: Path, title: str, static: Path, output: Path) -> Path:
 
     notebook = nbformat.read(executed, 4)  # type: ignore[no-untyped-call]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, chapter_page(notebook, title, static))
+    write_text(output, chapter_page(notebook, title, root))
     return output
 
 
@@ -157,24 +171,24 @@ def _rendered(text: str) -> str:
     return str(renderer(html=True).render(_PAGE.sub(r"\1", words(text))))
 
 
-def _code(cell: Any) -> str:
+def _code(cell: Any, names: Mapping[str, str]) -> str:
     tags = cell.metadata.get("tags", [])
     if "remove-cell" in tags:
         return ""
-    what = "Parameters" if {"parameters", "injected-parameters"} & set(tags) else "Code"
+    what = next((_PARAMETERS[tag] for tag in tags if tag in _PARAMETERS), "Code")
     code = f"<details><summary>{what}</summary><pre><code>{escape(cell.source)}</code></pre></details>\n"
-    shown = "".join(_output(output, cell) for output in cell.outputs)
+    shown = "".join(_output(output, cell, names) for output in cell.outputs)
     return ("" if "remove-input" in tags else code) + ("" if "remove-output" in tags else shown)
 
 
-def _output(output: Any, cell: Any) -> str:
+def _output(output: Any, cell: Any, names: Mapping[str, str]) -> str:
     """The richest form of what a cell showed."""
     if output.output_type == "stream":
         return f"<pre>{escape(output.text)}</pre>\n"
     data = output.get("data", {})
     look = cell.metadata.get("mystnb", {})
     caption = look.get("figure", {}).get("caption", "")
-    below = f"<figcaption>{renderer().renderInline(words(caption))}</figcaption>" if caption else ""
+    below = f"<figcaption>{renderer().renderInline(words(caption, names))}</figcaption>" if caption else ""
     for kind in ("image/png", "image/webp", "image/svg+xml"):
         if kind in data:
             alt = escape(look.get("image", {}).get("alt", ""), quote=True)
@@ -185,5 +199,5 @@ def _output(output: Any, cell: Any) -> str:
     if "text/html" in data:
         return f"<figure>{data['text/html']}{below}</figure>\n"
     if "text/markdown" in data:
-        return _text(data["text/markdown"])
+        return _text(words(data["text/markdown"], names))
     return f"<pre>{escape(data['text/plain'])}</pre>\n" if "text/plain" in data else ""

@@ -14,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from robattr._text import markdown
 from robattr.pages.figures.style import COLORS, MARKERS, METHODS, closed, tidy
 from robattr.studies.fragility import Attacked
 from robattr.studies.intervals import Interval, interval
+from robattr.studies.runs import public_name
 
 QUANTITIES = {
     "topk_intersection": "top-{k} intersection (fraction)",
@@ -152,9 +154,12 @@ def fragility_table(results: Sequence[Attacked]) -> str:
 
 def population(dataset: str, started: int, wrong: int) -> str:
     """One sentence: how many images of a data set there were, and how many were left out and why."""
+    kind, _, folder = public_name(dataset).partition(":")
+    whose = f"the folder {markdown(folder)}" if folder else f"`{kind}`"
+    left = started - wrong
     return (
-        f"Started from {started} images of `{dataset.partition(':')[0]}`; {wrong} left out because the prediction was "
-        f"wrong; {started - wrong} remain."
+        f"Started from {started} image{'s' * (started != 1)} of {whose}; {wrong} left out because the prediction was "
+        f"wrong; {left} remain{'s' * (left == 1)}."
     )
 
 
