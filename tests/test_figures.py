@@ -809,3 +809,12 @@ def test_a_title_is_read_on_a_phone_without_scrolling(width: float, layout: Any)
         above = ax.get_tightbbox()
         assert above is not None
         assert box.y0 > above.y1
+
+
+def test_further_lines_of_a_title_take_no_room_from_the_axes() -> None:
+    heights = []
+    for words in (2, 60):
+        figure = sample_bounds([10, 100], {"betting": [0.4, 0.04]}, title="so many words " * words)
+        FigureCanvasAgg(figure).draw()
+        heights.append(figure.axes[0].get_window_extent().height / figure.dpi)
+    assert heights[1] >= heights[0] - 0.25  # inches, of which a line has a fifth

@@ -110,7 +110,7 @@ def ellipsoid(maps: Tensor, *, title: str, upper: float | None = None) -> Figure
     reach = 1.2 * max(radius, float(np.abs(points).max()))
     left.set_xlim(-reach, reach)
     left.set_ylim(-reach, reach)
-    left.locator_params(nbins=6)
+    left.locator_params(nbins=4)
     left.set_aspect("equal")
     left.set_xlabel("along the direction of the largest variance")
     left.set_ylabel("along the second")

@@ -104,9 +104,9 @@ VIEW = 320
 def closed(figure: Figure, title: str = "") -> Figure:
     """With its title, and out of pyplot's hands: a notebook shows a figure once, and a loop holds none in memory.
 
-    The title begins at the left edge and has lines of at most :data:`VIEW` pixels. Text that a page would show below
-    :data:`LEAST` pixels is made larger: a figure wider than the column is shown smaller. Dollars are dollars, as in
-    names of classes: matplotlib takes text between two of them for a formula.
+    The title begins at the left edge and has lines of at most :data:`VIEW` pixels; for more than two the figure grows.
+    Text that a page would show below :data:`LEAST` pixels is made larger: a figure wider than the column is shown
+    smaller. Dollars are dollars, as in names of classes: matplotlib takes text between two of them for a formula.
 
     Args:
         figure: whose axes are drawn.
@@ -124,6 +124,9 @@ def closed(figure: Figure, title: str = "") -> Figure:
         if id(text) not in ticks:  # of these matplotlib writes some, as powers of 10
             text.set_parse_math(False)
     _wrap(head, min(VIEW / pixels / 72, figure.get_figwidth()) * figure.dpi)
+    if figure.get_layout_engine() is not None:  # which would take the room of further lines from the axes
+        further = max(head.get_text().count("\n") - 1, 0)
+        figure.set_figheight(figure.get_figheight() + further * 1.2 * float(head.get_fontsize()) / 72)
     for ax in figure.axes:
         # Labels of ticks that matplotlib chooses come only when it draws.
         for axis in (ax.xaxis, ax.yaxis):
