@@ -375,7 +375,7 @@ def test_ctrl_c_keeps_what_is_there(tmp_path: Path) -> None:
     assert found.description["stopped"] == "interrupted"
     assert found.get("gradient/top-k/8/success") is not None
     assert found.get("gradient/mass-center/8/success") is None
-    assert "It was interrupted" in report.render(found)
+    assert "It was interrupted before all was measured that was planned" in report.render(found)
     assert all(re.match(r"\d+:\d\d left", line) for line in said)
 
 
@@ -384,7 +384,8 @@ def test_a_clock_that_is_over_at_once_leaves_a_page(tmp_path: Path) -> None:
     found = audit.audit(model, pictures(model), config(0.05), tmp_path, now=Ticking(1.0))
     assert found.description["stopped"] == "time"
     page = report.render(found)
-    assert "The time was over" in page
+    assert "The time was over before anything was measured" in page
+    assert "that was planned" not in page
 
 
 @pytest.mark.parametrize("other", ["model", "data", "minutes", "methods"])

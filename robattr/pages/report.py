@@ -46,8 +46,8 @@ p, li { max-width: 46rem; }
 .word { font-weight: 700; }
 .bad { color: var(--bad); } .good { color: var(--good); }
 .soft, caption, figcaption { color: var(--soft); font-size: .9rem; }
-caption { text-align: left; padding: .3rem 0; }
-.wide { overflow-x: auto; }
+caption { text-align: left; padding: .3rem 0; position: sticky; left: 0; max-width: calc(100vw - 2rem); }
+.wide, figure { overflow-x: auto; } .wide code { overflow-wrap: normal; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; white-space: nowrap; }
@@ -57,7 +57,7 @@ figure { margin: 1rem 0; }
 .pictures img { width: 100%; display: block; image-rendering: auto; }
 .pictures img.small { image-rendering: pixelated; }
 @media (max-width: 40rem) { .pictures { grid-template-columns: repeat(2, 1fr); } }
-svg { width: 100%; height: auto; max-width: 46rem; display: block; }
+svg { width: 100%; height: auto; min-width: 34rem; max-width: 46rem; display: block; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } svg .noise { fill: var(--noise); } svg .worst { fill: var(--worst); }
 svg .chance { fill: none; stroke: var(--soft); stroke-width: 2; } svg .range { stroke-width: 3; }
@@ -188,12 +188,16 @@ def _findings(numbers: _Numbers) -> str:
         )
     if audited.description["stopped"] is not None:
         why = {"time": "The time was over", "interrupted": "It was interrupted"}[audited.description["stopped"]]
-        notes.append(f"{why} before all was measured that was planned; the same command goes on.")
+        measured = "all was measured that was planned" if found else "anything was measured"
+        notes.append(f"{why} before {measured}; the same command goes on.")
     for question, lead in (("attack", "Under attack"), ("network", "With the weights in other places")):
-        said = [f"{_named(each.method)} {_word(each)}" for each in found if each.question == question]
+        said = [
+            f"{_named(each.method)} {'is ' if question == 'network' or each.word == 'open' else ''}{_word(each)}"
+            for each in found
+            if each.question == question
+        ]
         if said:
-            is_ = "is" if question == "network" else ""
-            notes.append(f"{lead}: {'; '.join(_joined(each, is_) for each in said)}.")
+            notes.append(f"{lead}: {'; '.join(said)}.")
     blocks = []
     for method in audited.description["config"]["methods"]:
         items = [f"<li>{_sentence(numbers, each)}</li>" for each in found if each.method == method]
@@ -209,10 +213,6 @@ def _findings(numbers: _Numbers) -> str:
         + "\n".join(blocks)
         + "\n</div>"
     )
-
-
-def _joined(said: str, between: str) -> str:
-    return said.replace(" <span", f" {between} <span", 1) if between else said
 
 
 def _images(numbers: _Numbers, quantity: str, minus: str | None = None) -> str:
@@ -311,19 +311,20 @@ def _left_out(numbers: _Numbers) -> str:
         return "<h2>What was left out</h2><p>The time did not suffice for predictions.</p>"
     unreadable = audited.description["unreadable"]
     rows = [
-        f"<li>{numbers.one('correct', 'n', _whole)} images were drawn from "
-        f"<code>{escape(audited.description['provenance']['dataset']['name'])}</code>; "
-        f"{numbers.one('correct', 'sum', _whole)} are classified as they are labelled.</li>",
-        f"<li>{numbers.one('left_out/misclassified', 'sum', _whole)} are left out because they are not: a map of a "
-        "wrong prediction explains a mistake.</li>",
-        f"<li>{numbers.one('left_out/unreadable', 'sum', _whole)} files could not be read"
-        + (f": <code>{escape(', '.join(unreadable))}</code>" if unreadable else "")
+        f"<li>Images drawn from <code>{escape(audited.description['provenance']['dataset']['name'])}</code>: "
+        f"{numbers.one('correct', 'n', _whole)}; classified as they are labelled: "
+        f"{numbers.one('correct', 'sum', _whole)}.</li>",
+        f"<li>Left out because they are not: {numbers.one('left_out/misclassified', 'sum', _whole)}"
+        + ("" if audited.description.get("explained") == "all" else "; a map of a wrong prediction explains a mistake")
+        + ".</li>",
+        f"<li>Files that could not be read: {numbers.one('left_out/unreadable', 'sum', _whole)}"
+        + (f", <code>{escape(', '.join(unreadable))}</code>" if unreadable else "")
         + ".</li>",
     ]
     if audited.description["plan"] is not None:
         rows.append(
-            f"<li>The minutes sufficed for {numbers.setting('plan', 'images')} images, and for the sanity checks of "
-            f"{numbers.setting('plan', 'sanity_images')} of them.</li>"
+            f"<li>Images that the minutes sufficed for: {numbers.setting('plan', 'images')}; with sanity checks: "
+            f"{numbers.setting('plan', 'sanity_images')}.</li>"
         )
     for name, why in audited.description["attack_refused"].items():
         rows.append(f"<li><code>{escape(name)}</code> was refused: <code>{escape(why)}</code></li>")
@@ -571,14 +572,14 @@ def _curve(numbers: _Numbers, method: str, stages: Sequence[Sequence[str]]) -> s
     path = "M" + " L".join(place(i, value) for i, value in enumerate(values))
     said = ", ".join(_two(value) for value in values)
     return (
-        f'<svg viewBox="0 0 720 104" role="img" aria-label="Rank correlation of maps by {_named(method)} with the '
+        f'<div class="wide"><svg viewBox="0 0 720 104" role="img" aria-label="Rank correlation of maps by {_named(method)} with the '
         f'former ones, from no layer randomized to all: {said}">'
         f'<text x="178" y="54" text-anchor="end">{_named(method)}</text>'
         f'<line class="axis" x1="{left}" y1="{top}" x2="{right}" y2="{top}"/>'
         f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>'
         f'<text x="{left - 4}" y="{top + 6}" text-anchor="end">{_constant_svg("1")}</text>'
         f'<text x="{left - 4}" y="{bottom + 4}" text-anchor="end">{_constant_svg("0")}</text>'
-        f'<path class="curve" d="{path}"/></svg>'
+        f'<path class="curve" d="{path}"/></svg></div>'
     )
 
 
@@ -664,7 +665,7 @@ def _how(numbers: _Numbers) -> str:
         "weights": (numbers.audited.lines[0].weights_sha256 or "") if numbers.audited.lines else "",
         "images": provenance["dataset"]["sha256"],
         "made of": provenance["dataset"].get("prepared", ""),
-        "machine": f"{provenance['cpu']}, {provenance['threads']} threads",
+        "machine": f"{provenance['cpu']}, {provenance['threads']} thread{'s' * (provenance['threads'] != 1)}",
         "software": ", ".join(f"{k} {v}" for k, v in provenance["versions"].items()),
         "commit": provenance["commit"],
         "date": provenance["date"],
