@@ -573,8 +573,8 @@ def _curve(numbers: _Numbers, method: str, stages: Sequence[Sequence[str]]) -> s
     said = ", ".join(_two(value) for value in values)
     return (
         '<div class="wide"><svg viewBox="0 0 720 104" role="img" '
-        f'aria-label="Rank correlation of maps by {_named(method)} with the former ones, from no layer randomized to all: '
-        f'{said}">'
+        f'aria-label="Rank correlation of maps by {_named(method)} with the former ones, from no layer randomized '
+        f'to all: {said}">'
         f'<text x="178" y="54" text-anchor="end">{_named(method)}</text>'
         f'<line class="axis" x1="{left}" y1="{top}" x2="{right}" y2="{top}"/>'
         f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>'
