@@ -109,7 +109,7 @@ def main() -> None:
     """Explanations that hold still and those that don't: the chapters of the book, and their data."""
 
 
-@main.command()
+@main.command(short_help="List the chapters, or the parameters of one.")
 @click.argument("name", required=False)
 @_refusals
 def chapters(name: str | None) -> None:
@@ -129,7 +129,7 @@ def chapters(name: str | None) -> None:
     _show(table)
 
 
-@main.command()
+@main.command(short_help="Execute a chapter, with values of your own.")
 @click.argument("chapter")
 @click.option("-p", "--parameter", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A value, in YAML.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="YAML file that maps names to values.")
@@ -247,7 +247,7 @@ def _name_code(code: tuple[Path, ...]) -> None:
         os.environ[NAMED] = os.pathsep.join(str(path.resolve()) for path in code)
 
 
-@main.command()
+@main.command(short_help="List the runs of a grid, or make one.")
 @click.argument("grid", type=click.Path(path_type=Path))
 @click.argument("run", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record; by default beside the grid.")
@@ -304,7 +304,7 @@ def reference(
     click.echo(path)
 
 
-@main.command()
+@main.command(short_help="How far a network's attribution maps can be trusted.")
 @click.option(
     "--model", required=True, help="A network: its name, or path/to/module.py:function, which runs that file."
 )
@@ -388,7 +388,7 @@ def audit(
         raise SystemExit(130)
 
 
-@main.command()
+@main.command(short_help="Every claim with its verdict.")
 @click.option("--claims", "file", type=click.Path(path_type=Path), help="YAML file; by default results/claims.yaml.")
 @click.option("--records", "folder", type=click.Path(path_type=Path), help="By default results/reference.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, for a program.")
@@ -440,7 +440,7 @@ def ledger(
         table = Table("claim", "verdict", "comparison", "effect, 95 % interval", show_lines=True)
         for verdict in verdicts:
             table.add_row(
-                verdict.claim.sentence,
+                f"{verdict.claim.sentence}\n[dim]{verdict.claim.id}[/dim]",
                 f"[bold]{verdict.name}[/bold]" + (f": {verdict.claim.untried}" if verdict.claim.untried else ""),
                 "\n".join(o.comparison.label for o in verdict.outcomes),
                 "\n".join(f"{o.state}: {claims.effect_text(o)}".replace("[", r"\[") for o in verdict.outcomes),
@@ -453,7 +453,7 @@ def ledger(
         raise SystemExit(3)
 
 
-@main.command()
+@main.command(short_help="Check claims from what is committed.")
 @click.argument("claim", required=False)
 @click.option(
     "--rerun", "minutes", type=click.FloatRange(min=0, min_open=True), help="Run random parts again, so long."
@@ -463,6 +463,8 @@ def ledger(
 @_refusals
 def check(claim: str | None, minutes: float | None, images: int, seed: int | None) -> None:
     """Check CLAIM, or all, from what is committed: thresholds, verdict, records, weights, kept images.
+
+    CLAIM is what `robattr ledger` has below the sentence of a claim, such as ghorbani-maps-change.
 
     In seconds, without training; what needs data that are not here is skipped by name. With --rerun MINUTES random
     parts of its studies are measured again for that long, and compared with the records. Status 3 where something
@@ -488,7 +490,7 @@ def check(claim: str | None, minutes: float | None, images: int, seed: int | Non
         raise SystemExit(3)
 
 
-@main.command()
+@main.command(short_help="Keep attacked images beside a record.")
 @click.argument("record", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="That draws them.")
@@ -500,7 +502,7 @@ def keep(record: Path, images: int, seed: int) -> None:
     click.echo(kept.keep(record, images=images, seed=seed))
 
 
-@main.command()
+@main.command(short_help="List exercises, show one, write a notebook of them.")
 @click.argument("name", required=False)
 @click.option("--chapter", help="Of one chapter only: its name or number.")
 @click.option("--solution", is_flag=True, help="Show an answer to exercise NAME, and why it is right.")
@@ -543,7 +545,7 @@ def exercises(
         _show(table)
 
 
-@main.command()
+@main.command(short_help="List the lessons, or write one as a zip.")
 @click.argument("name", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The zip; by default NAME.zip here.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
@@ -571,7 +573,7 @@ def lesson(name: str | None, output: Path | None, force: bool) -> None:
         _show(table)
 
 
-@main.group(invoke_without_command=True)
+@main.group(invoke_without_command=True, short_help="List the data sets.")
 @click.pass_context
 def data(context: click.Context) -> None:
     """List the data sets: which there are, and which of them are here."""

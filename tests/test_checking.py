@@ -234,6 +234,8 @@ def test_signed_other_weights_are_not_those_of_the_record(root: Path) -> None:
 def test_a_claim_that_is_not_there_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="there is no claim 'larger'; there are small"):
         check(root, "larger")
+    with pytest.raises(ValueError, match="there is no claim 'smal'; did you mean 'small'"):
+        check(root, "smal")
     (root / checking.SIGNED).unlink()
     with pytest.raises(ValueError, match="make ledger writes it"):
         check(root, "small")

@@ -590,6 +590,7 @@ def test_the_command_prints_every_form(tmp_path: Path) -> None:
     done = call(*places)
     assert done.exit_code == 0, done.output
     assert "New is better." in done.stdout
+    assert re.search(r"│ a-claim +│", done.stdout)
     assert "holds: +0.0" in done.stdout
     assert call(*places, "--markdown").stdout == claims.summary(
         claims.judge(claims.load_claims(file), records.read(folder))

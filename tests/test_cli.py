@@ -40,6 +40,12 @@ def refused(result: Result) -> str:
     return result.stderr
 
 
+def test_the_first_help_says_each_command_whole() -> None:
+    shown = CliRunner().invoke(cli.main, ["--help"], terminal_width=80).output
+    assert set(re.findall(r"^  (\w+)  +\S", shown, re.MULTILINE)) >= cli.main.commands.keys()
+    assert "..." not in shown.partition("Commands:")[2]
+
+
 def test_version() -> None:
     assert call("--version").output == f"robattr, version {robattr.__version__}\n"
 

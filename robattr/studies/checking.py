@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def check(
         raise ValueError(f"{SIGNED} cannot be read ({error}); make ledger writes it") from None
     asked = {claim.id: claim for claim in claims.load_claims(root / CLAIMS)}
     if name not in asked:
-        raise ValueError(f"there is no claim {name!r}; there are {', '.join(asked)}")
+        near = get_close_matches(name, asked, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(asked)}"
+        raise ValueError(f"there is no claim {name!r}; {known}")
     claim, noted = asked[name], signed["claims"].get(name)
     if noted is None:
         return [Finding("what the claim asks for", "differs", "it was never signed: make ledger")]
