@@ -344,6 +344,9 @@ def audit(
     torchvision.transforms.Normalize, say so with --mean and --std, a number a channel.
     """
     started = time.monotonic()
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"--minutes is {minutes:g}; accepted is a number of minutes above 0")
+    _check_folder("--output", output)
     from pydantic import ValidationError
 
     from robattr.attributions import METHODS
@@ -351,14 +354,11 @@ def audit(
     from robattr.studies import audit as study, subjects
     from robattr.studies.grids.measured import said
 
-    if not 0 < minutes < math.inf:
-        raise ValueError(f"--minutes is {minutes:g}; accepted is a number of minutes above 0")
     options: dict[str, Any] = {"minutes": minutes}
     if methods is not None:
         options["methods"] = tuple(name.strip() for name in methods.split(",") if name.strip())
         if not options["methods"]:
             raise ValueError(f"--methods is {methods!r}; accepted are some of {', '.join(METHODS)}, or leave it out")
-    _check_folder("--output", output)
     try:
         config = study.Audit(**options)
     except ValidationError as error:

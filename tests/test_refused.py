@@ -35,7 +35,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad = root / "bad"
     bad.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
-    for file in ("pics/cat/1.png", "pics/dog/2.png", "pics2/n01440764/1.png", "pics2/n99999999/2.png", "pipe/a/1.png"):
+    for file in (
+        "named/Goldfish/1.png",
+        "named/great_white_shark/1.png",
+        "pics/cat/1.png",
+        "pics/dog/2.png",
+        "pics2/n01440764/1.png",
+        "pics2/n99999999/2.png",
+        "pipe/a/1.png",
+    ):
         path = bad / file
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -200,6 +208,7 @@ CHAPTERS = [
     (run("9", "dataset", "folder:bad/pics"), "bad/pics'", "2 classes", "airplane"),
     (run("6", "dataset", "folder:bad/pics"), "bad/pics'", "2 classes"),
     (run("2", "dataset", "folder:bad/pics"), "bad/pics has 2 classes and efficientnet-lite0 has 1000"),
+    (run("2", "dataset", "folder:bad/named"), "(Goldfish is n01443537, great_white_shark is n01484850)"),
     (run("2", "dataset", "folder:bad/pics #2"), "'folder:bad/pics #2'", "an existing folder"),
     (run("2", "dataset", "folder:bad/none"), "'folder:bad/none'", "an existing folder"),
     (run("2", "dataset", "folder:"), "'folder:'"),

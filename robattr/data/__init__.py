@@ -33,7 +33,7 @@ from robattr.data.cifar10 import (
     CIFAR10_SHA256 as CIFAR10_SHA256,
 )
 from robattr.data.loading import Contents, check_pictures, contents, drawn_files, has_own_size, image_shape, load
-from robattr.data.pictures import foreign_wordnet_ids, wordnet_ids
+from robattr.data.pictures import foreign_wordnet_ids, wordnet_ids, wordnet_ids_of
 from robattr.data.sets import DataError, ImageSet, check_images, check_labels
 from robattr.data.sources import DatasetInfo, available, data_root, fetch, is_streamed
 from robattr.data.streams import Corrupt, ImageStream, listing_digest, stream
@@ -61,4 +61,5 @@ __all__ = [
     "load",
     "stream",
     "wordnet_ids",
+    "wordnet_ids_of",
 ]

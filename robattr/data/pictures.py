@@ -47,6 +47,12 @@ def foreign_wordnet_ids(class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in class_names if name not in known)
 
 
+def wordnet_ids_of(class_names: Sequence[str]) -> dict[str, str]:
+    """The WordNet id of each name that is that of one of ImageNet's classes, in whatever case."""
+    ids = {name.lower(): wnid for wnid, name in zip(*_imagenet(), strict=True)}
+    return {name: ids[spelled] for name in class_names if (spelled := name.lower().replace("_", " ")) in ids}
+
+
 def wordnet_ids(found: ImageSet) -> tuple[str, ...] | None:
     """The WordNet ids of a set's classes, where these are the 1,000 of ImageNet; None otherwise."""
     ids, names = _imagenet()

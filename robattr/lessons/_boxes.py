@@ -44,7 +44,7 @@ Python 3.11 or newer. In the folder `students`:
     .venv/bin/pip install ./{wheel} jupyterlab
 
 On Windows it is `.venv\\Scripts\\pip`. PyTorch's build for processors is enough, and on Linux a tenth of the size of
-the one with GPU libraries: install that one first.
+the one with GPU libraries: install that one first, with the command that pytorch.org shows for CPU.
 
 ## In the lesson, without a network
 

@@ -176,10 +176,11 @@ def check_classes(model: Classifier, found: ImageSet) -> None:
                 f"{found.name} has the folder {foreign[0]!r}, which is no WordNet id of ImageNet's 1,000 classes; "
                 f"{model.name} has {model.num_classes} classes: rename the folder, or take it away"
             )
+        known = [f"{name} is {wnid}" for name, wnid in data.wordnet_ids_of(found.class_names).items()]
         raise ValueError(
             f"{found.name} has {len(found.class_names)} classes and {model.name} has {model.num_classes}; choose a "
             "model that was trained on these classes, give the names of its classes (class_names), or name the folders "
-            "of ImageNet's classes by their WordNet ids"
+            "of ImageNet's classes by their WordNet ids" + (f" ({', '.join(known[:10])})" if known else "")
         )
 
 
