@@ -35,7 +35,7 @@ def mend(folder: Path) -> None:
         text = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda m: smaller.get(m[0], m[0]), path.read_text(encoding="utf-8"))
         soup = BeautifulSoup(text, "html.parser")
         for each in (one_head, describe, switch_code, fold_proofs, name_landmarks, name_toggles, head_tables,
-                     plain_roles, lists_of_parameters, unique_ids, link_pictures):  # fmt: skip
+                     break_names, plain_roles, lists_of_parameters, unique_ids, link_pictures):  # fmt: skip
             each(soup)
         texts.append(hide_icons(str(soup)))
         path.write_text(texts[-1], encoding="utf-8")
@@ -125,6 +125,16 @@ def switch_code(soup: BeautifulSoup) -> None:
         add_switch(soup, "code")
 
 
+def break_names(soup: BeautifulSoup) -> None:
+    """Long names in narrow tables break where a reader expects it: behind a point, a slash, a colon, an underscore."""
+    for name in soup.select(":is(table.promises, #where-is table) code .pre"):
+        first, *rest = re.split(r"(?<=[./:_])(?=[^./:_])", name.get_text())
+        name.string = first
+        for part in rest:
+            name.append(soup.new_tag("wbr"))
+            name.append(part)
+
+
 def fold_proofs(soup: BeautifulSoup) -> None:
     """Who passes over proofs is not stopped by them: each opens by itself, and one switch opens all of a page."""
     for proof in soup.select('div[class="proof admonition"]'):
@@ -210,8 +220,9 @@ def words(soup: BeautifulSoup) -> str:
     article = soup.select_one("article")
     if article is None:
         return ""
-    for each in article.select("script, style, .headerlink, .cell_input, div.highlight, svg"):
+    for each in article.select("script, style, .headerlink, .cell_input, div.highlight, svg, wbr"):
         each.decompose()
+    article.smooth()  # a name that could break is one word
     return re.sub(r"\s+", " ", html.unescape(article.get_text(" ")).replace("\\(", "").replace("\\)", "")).strip()
 
 

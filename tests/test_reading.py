@@ -10,11 +10,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from conftest import REPOSITORY
 
 from robattr.pages import chapters
 
 sys.path.insert(0, str(REPOSITORY / "book"))
+import mending
 import reading
 
 GLOSSARY = REPOSITORY / "book" / "glossary.md"
@@ -162,3 +164,15 @@ def test_every_chapter_has_a_finding_and_its_figure(name: str) -> None:
     said, drawn = sorted(cells, key=lambda cell: "name: fig-" in cell)
     assert "display(Markdown(" in said
     assert "name: fig-" in drawn
+
+
+def test_long_names_in_tables_break_where_one_expects_it_and_are_found_whole() -> None:
+    name = '<code><span class="pre">tests/test_a.py::test_b</span></code>'
+    soup = BeautifulSoup(
+        f"<article><table class='promises'><td>{name}</td></table><p>{name}</p></article>", "html.parser"
+    )
+    mending.break_names(soup)
+    in_table, in_text = soup.select(".pre")
+    assert str(in_table.decode_contents()).split("<wbr/>") == ["tests/", "test_", "a.", "py::", "test_", "b"]
+    assert in_text.decode_contents() == "tests/test_a.py::test_b"
+    assert mending.words(soup) == "tests/test_a.py::test_b tests/test_a.py::test_b"
