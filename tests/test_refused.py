@@ -435,6 +435,11 @@ def test_a_folder_that_may_not_be_written_is_named_before_any_work(
     refused(inside, words, str(bad), "nothing can be written", "choose another place")
 
 
+def test_what_is_wrong_with_a_model_is_not_said_of_the_pictures(inside: Path) -> None:
+    words = run("1", "dataset", "folder:bad/named", "model", "bad/none.py:make")
+    assert "dataset" not in refused(inside, words, "bad/none.py")
+
+
 def test_there_are_enough_bad_requests() -> None:
     assert len({case[0] for case in [*CHAPTERS, *STUDIES]}) == len([*CHAPTERS, *STUDIES]) >= 120
 

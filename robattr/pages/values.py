@@ -128,7 +128,11 @@ def check_network(
             found = resolve(values["model"], values["dataset"], weights=weights, images=1, labelled=labelled, **smooth)
         except (ValueError, ModelError) as error:
             # What does not fit is said of weights, though somebody changed the pictures for which the network is made.
-            if "dataset" not in given or str(values["dataset"]).removeprefix("folder:") in str(error):
+            if (
+                "dataset" not in given
+                or "model" in given
+                or str(values["dataset"]).removeprefix("folder:") in str(error)
+            ):
                 raise
             raise type(error)(f"dataset is {values['dataset']}: {error}") from None
     return found
