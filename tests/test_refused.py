@@ -21,9 +21,10 @@ from conftest import PATIENCE_S, REPOSITORY
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from robattr import cli, training
+from robattr import cli, models, training
 from robattr.pages import chapters as book, execution
 from robattr.pages.needs import check_needs
+from robattr.studies import subjects
 
 
 @pytest.fixture(scope="module")
@@ -435,9 +436,13 @@ def test_a_folder_that_may_not_be_written_is_named_before_any_work(
     refused(inside, words, str(bad), "nothing can be written", "choose another place")
 
 
-def test_what_is_wrong_with_a_model_is_not_said_of_the_pictures(inside: Path) -> None:
-    words = run("1", "dataset", "folder:bad/named", "model", "bad/none.py:make")
-    assert "dataset" not in refused(inside, words, "bad/none.py")
+def test_what_is_wrong_with_a_model_is_not_said_of_the_pictures(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*given: object, **options: object) -> None:
+        raise models.ModelError("the weights could not be downloaded")
+
+    monkeypatch.setattr(subjects, "resolve", offline)
+    words = run("1", "dataset", "folder:bad/named", "model", "resnet50")
+    assert refused(inside, words) == "robattr: the weights could not be downloaded"
 
 
 def test_there_are_enough_bad_requests() -> None:
