@@ -176,10 +176,15 @@ def effects_by_scale(
         scales: how each scale is written, from the smallest to the largest.
         title: the finding.
     """
+    rows = 1 if len(scales) <= 3 else 2  # names of many scales have no room in four panels beside each other
+    columns = -(-len(effects) // rows)
     figure, axes = plt.subplots(
-        1, len(effects), figsize=(2.55 * len(effects), 3.6), squeeze=False, layout="constrained"
-    )
-    for ax, (label, by_rival) in zip(axes[0], effects.items(), strict=True):
+        rows, columns, figsize=((2.55 if rows == 1 else 3.7) * columns, 3.0 * rows + 0.6), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax in axes.flat[len(effects) :]:
+        ax.set_visible(False)
+    for ax, (label, by_rival) in zip(axes.flat, effects.items(), strict=False):
         for j, (rival, found) in enumerate(by_rival.items()):
             places = [(i, found[name]) for i, name in enumerate(scales)]
             points = [(i + 0.16 * (j - (len(by_rival) - 1) / 2), each) for i, each in places if each is not None]
@@ -192,7 +197,8 @@ def effects_by_scale(
         ax.set_xlim(-0.5, len(scales) - 0.5)
         ax.set_title(label, fontsize=10)
         tidy(ax, "y")
-    axes[0][0].set_ylabel("l2+cosine less the rival")
+    for row in axes:
+        row[0].set_ylabel("l2+cosine less the rival")
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
     )
