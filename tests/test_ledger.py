@@ -184,6 +184,11 @@ def test_a_name_that_is_spelled_wrong_is_refused_with_the_nearest() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             claims.check_claims([claim(STEADIER.model_copy(update=changes))], measurements, [])
+    # What is measured of one run only may come with it.
+    half = claim(STEADIER.model_copy(update={"of": "later", "quantity": "later/rps"}))
+    claims.check_claims([half], measurements, [], asked_for=lambda _: ["later"])
+    with pytest.raises(ValueError, match="no run 'later'"):
+        claims.check_claims([half], measurements, [], asked_for=lambda _: ["later-0"])
     with pytest.raises(ValueError, match="there is no grid 'grid'; the nearest is 'gird'"):
         claims.check_claims([claim(STEADIER)], [], ["gird", "another"])
 

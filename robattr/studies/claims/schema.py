@@ -154,17 +154,21 @@ def check_claims(
             if grid not in known:
                 raise ValueError(f"claim {claim.id}: there is no grid {grid!r}{_nearest(grid, known)}")
         for c in claim.comparisons:
-            for name, there in (
-                *((q, quantities.get(claim.grid, set())) for q in (c.quantity, c.baseline, c.rank_with)),
-                *((r, runs.get(claim.grid, set())) for r in (c.of, c.against)),
-            ):
-                if name is not None and there and not any(fnmatchcase(each, name) for each in there):
-                    what = "run" if name in (c.of, c.against) else "quantity"
-                    if what == "run" and any(fnmatchcase(each, name) for each in asked_for(claim.grid)):
-                        continue  # a grid that is half made
+            there = runs.get(claim.grid, set())
+            named = [name for name in (c.of, c.against) if name is not None and there]
+            absent = [name for name in named if not any(fnmatchcase(each, name) for each in there)]
+            for name in absent:
+                if not any(fnmatchcase(each, name) for each in asked_for(claim.grid)):
                     raise ValueError(
-                        f"claim {claim.id}: {claim.grid} has no {what} {name!r}{_nearest(name, sorted(there))}"
+                        f"claim {claim.id}: {claim.grid} has no run {name!r}{_nearest(name, sorted(there))}"
                     )
+            if absent:
+                continue  # a grid that is half made: what is missing may come with these runs
+            there = quantities.get(claim.grid, set())
+            for quantity in (c.quantity, c.baseline, c.rank_with):
+                if quantity is not None and there and not any(fnmatchcase(each, quantity) for each in there):
+                    close = _nearest(quantity, sorted(there))
+                    raise ValueError(f"claim {claim.id}: {claim.grid} has no quantity {quantity!r}{close}")
 
 
 def _nearest(name: str, names: list[str]) -> str:
