@@ -9,9 +9,10 @@ from typing import Any
 
 import nbformat
 
-# What holds no prose: code, directives, roles, formulas, links, headings, tables, labels, HTML, and terms of lists.
+# What holds no prose: receipts, code, directives, roles, formulas, links, headings, tables, labels, HTML, and terms of lists.
 NO_PROSE = re.compile(
-    r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[ ]*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)"
+    r"<details class=.receipt.>.*?</details>"
+    r"|^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[ ]*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)"
     r"|^[#|][^\n]*$|^\([\w-]+\)=$|<[^>]+>",
     re.MULTILINE | re.DOTALL,
 )

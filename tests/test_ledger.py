@@ -423,7 +423,7 @@ def test_the_first_page_tells_what_decided() -> None:
     proved = claims.judge([good, theorem], [*NEW, *OLD])
     assert claims.found(good.paper, proved, []).startswith(
         "**Found.** Of 1 claims that were tried by experiment: 1 reproduced. "
-        "Of 1 that is proved or about code: 1 checked."
+        "Of 1 that is about theorems or code: 1 checked."
     )
     assert claims.found("nobody", verdicts, []).startswith(
         "**Found.** Of 0 claims that were tried by experiment: none."

@@ -116,6 +116,8 @@ def test_first_uses_lead_to_the_glossary() -> None:
     assert second.startswith("| RPS |")
     assert "; {term}`Adv-Insertion <Adv-Insertion>` before" in second
     assert "before {term}`Insertion <Insertion>`" in second
+    receipt = '<details class="receipt">heatmap: `results`</details>'
+    assert reading.link_terms([receipt, "a heatmap"], ["heatmap"]) == [receipt, "a {term}`heatmap <heatmap>`"]
     assert reading.link_terms(["two heatmaps"], ["heatmap"]) == ["two {term}`heatmaps <heatmap>`"]
     assert reading.link_terms(["```{math}\nheatmap\n```\n\n    heatmap"], ["logit"]) == [
         "```{math}\nheatmap\n```\n\n    heatmap"

@@ -58,11 +58,16 @@
     };
     const busy = (running) => {
       buttons.attack.textContent = running === "attack" ? "Stop" : "Attack";
-      buttons.smooth.disabled = running === "smooth";
+      // Not disabled: the keyboard would lose its place.
+      buttons.smooth.setAttribute("aria-disabled", String(running === "smooth"));
     };
+
+    // Whether the maps that are seen are smoothed ones: an attack starts from the plain one.
+    let blurred = false;
 
     const start = () => {
       turn += 1;
+      blurred = false;
       busy(null);
       attack = new Attack(network(), image(), {
         k: given.attack.k,
@@ -96,7 +101,7 @@
         busy(null);
         return;
       }
-      if (attack.iterations > 0) start();
+      if (attack.iterations > 0 || blurred) start();
       const mine = ++turn;
       busy("attack");
       const top = brightest(attack.map);
@@ -124,7 +129,9 @@
       const reached = found
         ? `The attack left a cosine of ${atLeast(cosine(attack.gradient, found.gradient))} between the gradients, and of ` +
           `${atLeast(cosine(smoothed[0].mean, smoothed[1].mean))} between the smoothed ones. `
-        : "Attack first, to see how far the smoothed map follows. ";
+        : attack.iterations > 0
+          ? "No step of the attack kept the prediction: both maps are of the picture as it was. "
+          : "Attack first, to see how far the smoothed map follows. ";
       const floor =
         bound > 0
           ? `Certified with probability ${percent(1 - alpha)}, whatever the attack within an l2 length of ${size.value}: ` +
@@ -135,6 +142,7 @@
 
     // Of the picture, and of what the attack has found of it, with the same noise.
     const smooth = () => {
+      if (buttons.smooth.getAttribute("aria-disabled") === "true") return;
       const mine = ++turn;
       busy("smooth");
       const { sigma, choose, samples, alpha, shifts } = given.smoothing;
@@ -148,6 +156,7 @@
         const top = brightest(maps[0]);
         paintMap("map", maps[0], top);
         paintMap("attacked-map", maps[maps.length - 1], top);
+        blurred = true;
         const { meanNorm, spread } = smoothed[0].bounds();
         if (l2) {
           say(promised(smoothed, found, spectralCosine(meanNorm, spread, Number(size.value) / sigma)));

@@ -287,7 +287,7 @@ def _cosine_to(reference: Tensor, model: nn.Module, attribution: Attribution, x:
 def _into_l2_ball(clean: Tensor, delta: Tensor, epsilon: float, clip: bool) -> tuple[Tensor, Tensor]:
     """Float64 deltas inside the ball and, with ``clip``, inside [0, 1]; and the images there, *exactly* within epsilon.
 
-    Images are rounded towards the clean ones, so that none of their values is further away than delta says.
+    Images are rounded toward the clean ones, so that none of their values is further away than delta says.
     """
     wide = clean.double()
     norm = torch.linalg.vector_norm(delta.flatten(1), dim=1)

@@ -253,8 +253,8 @@ def searches(
     """The attacks of this package that work in an l-infinity ball, by name, the ones that find most first.
 
     - ``top-k``, ``mass-center``: :func:`iterative_attack` from the clean image; ``top-k-2``, ... from random starts;
-    - ``targeted``: the same towards the corner, a sixteenth of the map, where each clean map has least;
-    - ``manipulation``: :func:`manipulate` towards a frame of 5/32 of the shorter side; not for maps below 7 pixels;
+    - ``targeted``: the same toward the corner, a sixteenth of the map, where each clean map has least;
+    - ``manipulation``: :func:`manipulate` toward a frame of 5/32 of the shorter side; not for maps below 7 pixels;
     - ``random-sign``: :func:`random_sign`, the best of ``draws``.
 
     Images on a grid of 1/255 stay on it where epsilon and step are whole multiples of it, but for ``manipulation``.

@@ -119,7 +119,9 @@ def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> s
     tried = [v.name for v in own if v.claim.kind == "experiment" and not v.claim.untried]
     said = f"**Found.** Of {len(tried)} claims that were tried by experiment: {_counts(tried)}."
     if proved := [v.name for v in own if v.claim.kind != "experiment"]:
-        said += f" Of {len(proved)} that {'is' if len(proved) == 1 else 'are'} proved or about code: {_counts(proved)}."
+        said += (
+            f" Of {len(proved)} that {'is' if len(proved) == 1 else 'are'} about theorems or code: {_counts(proved)}."
+        )
     lines = [f"{said} For example:", ""]
     for v in own:
         if v.claim.id not in chosen:
