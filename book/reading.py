@@ -9,10 +9,11 @@ from typing import Any
 
 import nbformat
 
-# What holds no prose: receipts, code, directives, roles, formulas, links, headings, tables, labels, HTML, and terms of lists.
+# What holds no prose: receipts, code, directives, roles, formulas, links, headings, tables, labels, HTML.
 NO_PROSE = re.compile(
     r"<details class=.receipt.>.*?</details>"
-    r"|^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[ ]*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)"
+    r"|^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[ ]*$|\{[\w:-]+\}`[^`]*`"
+    r"|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)"
     r"|^[#|][^\n]*$|^\([\w-]+\)=$|<[^>]+>",
     re.MULTILINE | re.DOTALL,
 )
