@@ -835,7 +835,7 @@ def test_another_file_of_code_is_another_audit(folder: Path) -> None:
         (("--mean", "0.5", "--std", "1"), "mean is [0.5]; mine.py:build takes 3 numbers"),
         (("--mean", "0,0,0", "--std", "1,0,1"), "takes 3 numbers above 0"),
         (("--methods", "grad"), "methods has 'grad'; accepted are gradient"),
-        (("--minutes", "-1"), "minutes: Input should be greater than 0"),
+        (("--minutes", "-1"), "--minutes is -1; accepted is a number of minutes above 0"),
         (("--data", "folder:nowhere"), "there is no such folder"),
         (("--model", "efficientnet"), "efficientnet"),
     ],

@@ -228,7 +228,7 @@ def test_the_corner_with_least_of_a_map() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"k": 0}, "k is 0; the map has 1024 pixels"),
+        ({"k": 0}, "k is 0; accepted is an integer >= 1"),
         ({"levels": 0}, "levels is 0; accepted is a number of steps >= 1"),
         ({"reference": torch.ones(1, 2, 2)}, r"reference has shape \(1, 2, 2\)"),
         ({"epsilon": 2.0}, "epsilon is 2.0"),

@@ -1036,7 +1036,7 @@ def test_a_judge_of_choices_names_one_that_is_missing_or_too_many() -> None:
 def test_parts_are_named() -> None:
     judge = parts(first=number(1), second=thing("anything", lambda answer: "", word="yes"))
     assert judge({"first": 1, "second": 2})
-    assert judge({"first": 1, "secnd": 2}).word == "part 'secnd' is no option; did you mean 'second'?"
+    assert judge({"first": 1, "secnd": 2}).word == "'secnd' is no part; did you mean 'second'?"
     assert judge({"first": 1}).word.startswith("second is missing")
 
 

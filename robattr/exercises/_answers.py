@@ -97,7 +97,7 @@ def _two_flat(answer: Any) -> str:
     maps = []
     for name in ("a", "b"):
         if not isinstance(answer, Mapping) or name not in answer:
-            return f'{name} is missing; wanted is {{"a": ten numbers, "b": ten numbers}}'
+            return f"{name} is missing; wanted is {{'a': ten numbers, 'b': ten numbers}}"
         value = torch.as_tensor(answer[name], dtype=torch.float64).flatten()
         if len(value) != 10:
             return f"{name} has {len(value)} values; wanted are ten"
@@ -625,7 +625,7 @@ JUDGES: dict[str, Judge] = {
         ),
     ),
     "ex-flat": thing(
-        '{"a": ten numbers, "b": ten numbers}',
+        "{'a': ten numbers, 'b': ten numbers}",
         _two_flat,
         word="a threshold makes much of little where values are nearly equal",
     ),
