@@ -16,7 +16,7 @@ import torch
 
 from robattr import models
 from robattr.smoothing import Gaussian, certify_map
-from robattr.studies.breaking import break_maps
+from robattr.studies.breaking import Broken, attack_maps
 
 
 def main() -> None:
@@ -36,10 +36,10 @@ def main() -> None:
         model, x, labels, noise=Gaussian(0.2), epsilon=[0.05, 0.1, 0.2, 0.3], k=20, cosine=True,
         samples=options.samples, choose=300, seed=options.seed, max_batch=1024,
     )  # fmt: skip
-    broken = break_maps(
+    broken = Broken.count(attack_maps(
         model, x, labels, found, restarts=options.restarts, random=options.random, weaken=options.weaken,
         seed=options.seed + 1, progress=True,
-    )  # fmt: skip
+    ))  # fmt: skip
     print(f"{'quantity':10s} {'points':>7s} {'silent':>7s} {'broken':>7s} {'margin':>9s} {'used':>6s}")
     for name, points in broken.points.items():
         print(

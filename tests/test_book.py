@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,16 +161,21 @@ def least_text(link: Any, width: float) -> float:
     return min(sizes, default=math.inf) * width / natural
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_of_figures_is_legible_on_a_phone(browser: Any, name: str, theme: str) -> None:
-    """In the page, which scrolls it sideways in its own box, and enlarged."""
-    page = visit(browser, name, PHONE, theme).page
+def legible(page: Any) -> Iterator[Any]:
+    """The figures of a page, each once its text was seen to be large enough in the page."""
     for link in page.locator(FIGURES).all():
         image = link.locator("img")
         image.evaluate("each => each.decode()")
         padding = 2 * image.evaluate("each => parseFloat(getComputedStyle(each).paddingLeft)")
-        shown = image.bounding_box()["width"] - padding
-        assert least_text(link, shown) >= figures.style.LEAST - 0.01
+        assert least_text(link, image.bounding_box()["width"] - padding) >= figures.style.LEAST - 0.01
+        yield link
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_of_figures_is_legible_on_a_phone(browser: Any, name: str, theme: str) -> None:
+    """In the page, which scrolls it sideways in its own box, and enlarged."""
+    page = visit(browser, name, PHONE, theme).page
+    for link in legible(page):
         assert link.bounding_box()["width"] <= PHONE["width"]
         link.click(position={"x": 20, "y": 20})
         enlarged = page.locator("dialog.enlarged img")
@@ -182,11 +188,7 @@ def test_text_of_figures_is_legible_on_a_phone(browser: Any, name: str, theme: s
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_figure_is_legible_and_whole_at_a_desk(browser: Any, name: str, theme: str) -> None:
     page = visit(browser, name, DESK, theme).page
-    for link in page.locator(FIGURES).all():
-        image = link.locator("img")
-        image.evaluate("each => each.decode()")
-        padding = 2 * image.evaluate("each => parseFloat(getComputedStyle(each).paddingLeft)")
-        assert least_text(link, image.bounding_box()["width"] - padding) >= figures.style.LEAST - 0.01
+    for link in legible(page):
         assert link.evaluate("each => each.scrollWidth <= each.clientWidth"), link.get_attribute("href")
     page.context.close()
 

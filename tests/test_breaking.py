@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robattr import models
 from robattr.attributions import Attribution
 from robattr.smoothing import Gaussian, HeatmapCertificate, certify_map
-from robattr.studies.breaking import QUANTITIES, break_maps
+from robattr.studies.breaking import QUANTITIES, Broken, attack_maps
 
 SIDE, SIGMA = 6, 0.5
 
@@ -62,8 +62,10 @@ def test_a_planted_direction(weaken: float) -> None:
     """Bounds hold, and those of a smaller perturbation, as of a spread that is too small, are caught."""
     model, x, found = certified(0.25)
     labels = torch.zeros(2, dtype=torch.int64)
-    broken = break_maps(
-        model, x, labels, found, attribution=planted, iterations=10, restarts=1, random=1, weaken=weaken, seed=1
+    broken = Broken.count(
+        attack_maps(
+            model, x, labels, found, attribution=planted, iterations=10, restarts=1, random=1, weaken=weaken, seed=1
+        )
     )
     assert sum(broken.points.values()) + sum(broken.silent.values()) == len(QUANTITIES) * 5 * 2
     if weaken == 1:
@@ -82,7 +84,9 @@ def test_a_spread_that_is_halved_is_caught(share: float) -> None:
     model, x, found = certified(0.3, 20_000, slowly)
     found.statistics["center_spread"] *= share
     labels = torch.zeros(2, dtype=torch.int64)
-    broken = break_maps(model, x, labels, found, attribution=slowly, iterations=10, restarts=1, random=0, seed=1)
+    broken = Broken.count(
+        attack_maps(model, x, labels, found, attribution=slowly, iterations=10, restarts=1, random=0, seed=1)
+    )
     assert broken.points["center"] == 2 * 4
     assert (broken.violations["center"] > 0) == (share < 1)
 
@@ -94,11 +98,11 @@ def test_a_network() -> None:
     found = certify_map(
         model, x, labels, noise=Gaussian(0.2), epsilon=[0.05, 0.2], k=20, cosine=True, samples=300, choose=100
     )
-    broken = break_maps(model, x, labels, found, iterations=3, restarts=1, random=1)
+    broken = Broken.count(attack_maps(model, x, labels, found, iterations=3, restarts=1, random=1))
     assert sum(broken.points.values()) + sum(broken.silent.values()) == 2 * 2 * 5 * 4
     assert broken.points["cosine"] == 20
     assert sum(broken.violations.values()) == 0
-    same = break_maps(model, x, labels, found, iterations=3, restarts=1, random=1)
+    same = Broken.count(attack_maps(model, x, labels, found, iterations=3, restarts=1, random=1))
     assert same == broken
 
 
@@ -106,9 +110,9 @@ def test_what_is_refused() -> None:
     model, x, found = certified(0.1)
     labels = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"weaken is 0\.0; accepted"):
-        break_maps(model, x, labels, found, weaken=0.0)
+        Broken.count(attack_maps(model, x, labels, found, weaken=0.0))
     without = certify_map(
         model, x, 0, noise=Gaussian(SIGMA), epsilon=0.1, k=2, samples=10, choose=5, attribution=planted
     )
     with pytest.raises(ValueError, match="found has no cosine"):
-        break_maps(model, x, labels, without)
+        Broken.count(attack_maps(model, x, labels, without))

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from numpy.typing import NDArray
 from scipy import optimize, special
 from torch import Tensor, nn
 
 from robattr.smoothing import (
     Ball,
+    Field,
     Gaussian,
     Maps,
     certified_cosine,
@@ -223,18 +225,23 @@ def test_best_of_all_certificates() -> None:
 FIELDS = [(0.5, 0.02, 1.0), (0.791, 0.0244, 0.5), (0.144, 0.0026, 1.0), (0.3, 0.001, 2.0), (5.0, 4.0, 1.0)]
 
 
+def integrated(field: Field, a: float, dimension: int) -> tuple[NDArray[np.float64], ...]:
+    """Means before and after the shift, and the covariance, by the trapezoidal rule along the one direction on which g
+    depends, in steps of at most 0.0015 sigma, where sigma is 0.1."""
+    t = np.linspace(-12, 12 + 2 * a, 20_001)
+    mass = np.exp(-t * t / 2) * (t[1] - t[0]) / math.sqrt(2 * math.pi)
+    points = torch.zeros(len(t), dimension, dtype=torch.float64)
+    points[:, 0] = torch.from_numpy(0.1 * t)
+    g = field(points).numpy()
+    mean, after = mass @ g, (mass * np.exp(a * t - a * a / 2)) @ g
+    return mean, after, (g - mean).T @ (mass[:, None] * (g - mean))
+
+
 @pytest.mark.parametrize(("h", "lam", "a"), FIELDS)
 def test_adversary_attains_the_certificate(h: float, lam: float, a: float) -> None:
     field = worst_field_spectral(h, lam, 2, 0.1, 0.1 * a)
     assert (field.mean_norm, field.spread, field.bound) == (h, lam, np.inf)
-    # Means by integration, along the one direction on which g depends.
-    t = np.linspace(-12, 12 + 2 * a, 20_001)
-    mass = np.exp(-t * t / 2) * (t[1] - t[0]) / math.sqrt(2 * math.pi)
-    points = torch.zeros(len(t), 2, dtype=torch.float64)
-    points[:, 0] = torch.from_numpy(0.1 * t)
-    g = field(points).numpy()
-    mean, after = mass @ g, (mass * np.exp(a * t - a * a / 2)) @ g
-    covariance = (g - mean).T @ (mass[:, None] * (g - mean))
+    mean, after, covariance = integrated(field, a, 2)
     assert np.linalg.norm(mean) == pytest.approx(h, rel=1e-11)
     assert np.linalg.eigvalsh(covariance) == pytest.approx([0, lam], abs=1e-9 * lam)
     cosine = mean @ after / np.linalg.norm(mean) / np.linalg.norm(after)
@@ -257,14 +264,7 @@ def test_adversary_that_is_cut_to_its_bound(h: float, lam: float, a: float) -> N
     certified = float(certified_cosine_spectral(h, lam, a, bound=1.0))
     assert certified - 1e-9 <= field.cosine <= certified + 0.005
     assert field.cosine < certified_cosine_spectral(h, lam / 2, a, bound=1.0) - 0.001
-    # The trapezoidal rule, with corners of g inside steps of 0.0015.
-    t = np.linspace(-12, 12 + 2 * a, 20_001)
-    mass = np.exp(-t * t / 2) * (t[1] - t[0]) / math.sqrt(2 * math.pi)
-    line = torch.zeros(len(t), 3, dtype=torch.float64)
-    line[:, 0] = torch.from_numpy(0.1 * t)
-    values = field(line).numpy()
-    before, moved = mass @ values, (mass * np.exp(a * t - a * a / 2)) @ values
-    covariance = (values - before).T @ (mass[:, None] * (values - before))
+    before, moved, covariance = integrated(field, a, 3)  # g has corners inside of steps
     assert np.linalg.norm(before) == pytest.approx(h, abs=1e-5)
     assert np.linalg.eigvalsh(covariance)[-1] == pytest.approx(lam, abs=1e-5)
     assert before @ moved / np.linalg.norm(before) / np.linalg.norm(moved) == pytest.approx(field.cosine, abs=1e-5)

@@ -185,8 +185,8 @@ Line = tuple[Vector, Vector]
 def _lowest_line(mean_norm: float, spread: float, a: float) -> tuple[Line, float]:
     """The line first + (L - 1) step, cut to length 1, with that mean length and spread, whose cosine is lowest.
 
-    For each direction of the step three equations give first and the step's length; directions are tried one after the
-    other, each from the one before.
+    For each direction of the step three equations give first and the step's length; twelve directions are tried, then
+    those around the best one.
     """
 
     def line(unknown: Vector, turn: float) -> Line:
@@ -209,26 +209,24 @@ def _lowest_line(mean_norm: float, spread: float, a: float) -> tuple[Line, float
         least = np.log(spread / np.expm1(a * a)) / 2
         return np.array([*mean, optimize.brentq(lambda v: off(np.array([*mean, v]), turn)[2], least - 1, least + 20)])
 
-    best = np.inf, 0.0, np.zeros(3)
+    found = []
     for turn in np.linspace(0.02, np.pi / 2, 12):
         try:
-            cosine, unknown = solved(turn, begun(turn))
+            found.append((*solved(turn, begun(turn)), turn))
         except ValueError:  # no line through the mean has that spread
             continue
-        best = min(best, (cosine, turn, unknown), key=lambda found: found[0])
-    near = best[1] - 0.15, best[1] + 0.15
-    nearest = optimize.minimize_scalar(
-        lambda turn: min(solved(turn, best[2])[0], 2.0), bounds=near, method="bounded", options={"xatol": 1e-7}
-    )
-    cosine, unknown = solved(float(nearest.x), best[2])
-    turn = float(nearest.x)
-    if cosine > best[0]:
-        cosine, turn, unknown = best
+    cosine, start, middle = min(found, key=lambda each: each[0], default=(np.inf, np.zeros(3), 0.0))
     if not np.isfinite(cosine):
         raise ValueError(
             f"spread is {spread:g} and mean_norm {mean_norm:g} of their bound; no field that is a cut line has both: "
             "accepted is a smaller spread"
         )
+    near = optimize.minimize_scalar(
+        lambda turn: min(solved(turn, start)[0], 2.0), bounds=(middle - 0.15, middle + 0.15), method="bounded",
+        options={"xatol": 1e-7},
+    )  # fmt: skip
+    nearest = float(near.x)
+    cosine, unknown, turn = min((cosine, start, middle), (*solved(nearest, start), nearest), key=lambda each: each[0])
     return line(unknown, turn), cosine
 
 

@@ -7,7 +7,7 @@ measured with fresh noise and compared with their bounds. All samples of an imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from robattr.attributions import Attribution, frozen, gradient, heatmap
 from robattr.smoothing import Gaussian, HeatmapCertificate, map_bounds
 from robattr.smoothing.sampling import _draws, _moved
 
-__all__ = ["AIMS", "QUANTITIES", "Broken", "Points", "attack_maps", "break_maps"]
+__all__ = ["AIMS", "QUANTITIES", "Broken", "Points", "attack_maps"]
 
 QUANTITIES = ("cosine", "mass", "center", "top")
 
@@ -82,47 +82,22 @@ class Broken:
     margins: dict[str, float]
     used: dict[str, float]
 
-
-def break_maps(
-    model: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    found: HeatmapCertificate,
-    *,
-    attribution: Attribution = gradient,
-    iterations: int = 15,
-    restarts: int = 2,
-    random: int = 5,
-    attack_samples: int = 32,
-    weaken: float = 1.0,
-    seed: int = 0,
-    max_batch: int = 1024,
-    progress: bool = False,
-) -> Broken:
-    """Attack what :func:`robattr.smoothing.certify_map` has certified, with ``cosine``, for one k.
-
-    Args:
-        model, x, labels, found, weaken and others: see :func:`attack_maps`.
-
-    Raises:
-        ValueError: see :func:`attack_maps`.
-    """
-    points, silent, violations = (dict.fromkeys(QUANTITIES, 0) for _ in range(3))
-    margins = {name: float("inf") for name in QUANTITIES}
-    shares: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
-    for one in attack_maps(
-        model, x, labels, found, attribution=attribution, iterations=iterations, restarts=restarts, random=random,
-        attack_samples=attack_samples, weaken=weaken, seed=seed, max_batch=max_batch, progress=progress,
-    ):  # fmt: skip
-        name = one.quantity
-        points[name] += int(one.said.sum())
-        silent[name] += int((~one.said).sum())
-        violations[name] += int(one.violated.sum())
-        margins[name] = min(margins[name], float(one.room[one.said].min(initial=np.inf)))
-        shares[name].append(one.used[one.said])
-    of_all = {name: np.concatenate(each) for name, each in shares.items()}
-    used = {name: float(np.median(each)) if len(each) else float("nan") for name, each in of_all.items()}
-    return Broken(points, silent, violations, margins, used)
+    @classmethod
+    def count(cls, attacked: Iterable[Points]) -> Broken:
+        """Count what :func:`attack_maps` reached."""
+        points, silent, violations = (dict.fromkeys(QUANTITIES, 0) for _ in range(3))
+        margins = dict.fromkeys(QUANTITIES, float("inf"))
+        shares: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
+        for one in attacked:
+            name = one.quantity
+            points[name] += int(one.said.sum())
+            silent[name] += int((~one.said).sum())
+            violations[name] += int(one.violated.sum())
+            margins[name] = min(margins[name], float(one.room[one.said].min(initial=np.inf)))
+            shares[name].append(one.used[one.said])
+        of_all = {name: np.concatenate(each) for name, each in shares.items()}
+        used = {name: float(np.median(each)) if len(each) else float("nan") for name, each in of_all.items()}
+        return cls(points, silent, violations, margins, used)
 
 
 def attack_maps(

@@ -9,7 +9,7 @@ becomes one JSON record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,7 @@ __all__ = [
     "MapCheck",
     "attacked_maps",
     "certified",
+    "certified_maps",
     "certified_of_map",
     "check",
     "derived",
@@ -402,17 +403,8 @@ def _heatmaps(
                 place = f"{method}/{sigma:g}"
                 rows = []
                 for i in range(len(x)):
-                    path = None if folder is None else Path(folder) / f"heatmaps-{method}-{sigma:g}" / f"{i}.json"
-                    with nullcontext() if path is None else locked(path):
-                        row = None if path is None else kept_values(path)
-                        if row is None:
-                            found = _certified_maps(
-                                model, config, method, sigma, seed, x[i : i + 1], y[i : i + 1], max_batch
-                            )
-                            row = _row(found.statistics)
-                            if path is not None:
-                                keep_values(path, row)
-                    rows.append(row)
+                    make = partial(_map_row, model, config, method, sigma, seed, x[i : i + 1], y[i : i + 1], max_batch)
+                    rows.append(_kept(folder, f"heatmaps-{method}-{sigma:g}", i, make))
                     bar.update()
                 values |= {f"of_map/{name}/{place}": np.array([row[name] for row in rows]) for name in rows[0]}
                 size = (int(x.shape[2]), int(x.shape[3]))
@@ -435,9 +427,27 @@ def _heatmaps(
     return values
 
 
-def _certified_maps(
+def _kept(folder: Path | str | None, name: str, image: int, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was kept of an image in a folder; made, and kept, where nothing was. One process at a time."""
+    if folder is None:
+        return make()
+    path = Path(folder) / name / f"{image}.json"
+    with locked(path):
+        row = kept_values(path)
+        if row is None:
+            row = make()
+            keep_values(path, row)
+    return row
+
+
+def _map_row(*arguments: Any) -> dict[str, float]:
+    return _row(certified_maps(*arguments).statistics)
+
+
+def certified_maps(
     model: Classifier, config: Heatmaps, method: str, sigma: float, seed: int, x: Tensor, y: Tensor, max_batch: int
 ) -> smoothing.HeatmapCertificate:
+    """The certificates of heatmaps of images x [N, C, H, W] with explained classes y [N], as ``config`` asks for."""
     return smoothing.certify_map(
         model,
         x,
@@ -463,38 +473,36 @@ def _votes(
     """Votes for single pixels by as many samples as the other certificates have."""
     values: Values = {}
     for k in config.k:
-        rows = []
-        for i in range(len(x)):
-            path = None if folder is None else Path(folder) / f"votes-{k}-{method}-{sigma:g}" / f"{i}.json"
-            with nullcontext() if path is None else locked(path):
-                row = None if path is None else kept_values(path)
-                if row is None:
-                    found = smoothing.certify_votes(
-                        model, x[i : i + 1], y[i : i + 1], noise=Gaussian(sigma), epsilon=config.epsilons, k=k,
-                        samples=config.samples, alpha=config.alpha, attribution=config.method(method), seed=seed,
-                        max_batch=max_batch,
-                    )  # fmt: skip
-                    said = {"overlap": found.overlap}
-                    said |= {"stay": found.stays.flatten(2).sum(2), "stay_out": found.stays_out.flatten(2).sum(2)}
-                    row = {
-                        f"{name}/{epsilon:g}": rounded(float(value[0, j]), up=False)
-                        for name, value in said.items()
-                        for j, epsilon in enumerate(config.epsilons)
-                    }
-                    if path is not None:
-                        keep_values(path, row)
-            rows.append(row)
+        votes = partial(
+            smoothing.certify_votes, model, noise=Gaussian(sigma), epsilon=config.epsilons, k=k, samples=config.samples,
+            alpha=config.alpha, attribution=config.method(method), seed=seed, max_batch=max_batch,
+        )  # fmt: skip
+        rows = [
+            _kept(folder, f"votes-{k}-{method}-{sigma:g}", i, partial(_votes_row, votes, x[i : i + 1], y[i : i + 1]))
+            for i in range(len(x))
+        ]
         for key in rows[0]:
             name, epsilon = key.split("/")
             values[f"votes/{name}/{k}/{method}/{sigma:g}/{epsilon}"] = np.array([row[key] for row in rows])
     return values
 
 
+def _votes_row(votes: Callable[..., smoothing.VoteCertificate], x: Tensor, y: Tensor) -> dict[str, float]:
+    found = votes(x, y)
+    said = {"overlap": found.overlap}
+    said |= {"stay": found.stays.flatten(2).sum(2), "stay_out": found.stays_out.flatten(2).sum(2)}
+    return {
+        f"{name}/{epsilon:g}": rounded(float(value[0, j]), up=False)
+        for name, value in said.items()
+        for j, epsilon in enumerate(found.epsilon)
+    }
+
+
 def _attack_maps(
     model: Classifier, config: Heatmaps, method: str, sigma: float, seed: int, x: Tensor, y: Tensor, max_batch: int,
     progress: bool,
 ) -> Values:  # fmt: skip
-    found = _certified_maps(model, config, method, sigma, seed, x, y, max_batch)
+    found = certified_maps(model, config, method, sigma, seed, x, y, max_batch)
     values: Values = {}
     for one in attack_maps(
         model, x, y, found, attribution=config.method(method), iterations=config.attack_iterations, restarts=1,

@@ -406,11 +406,9 @@ def _of_certification(record: Record, model: Classifier, rng: random.Random, dat
     statistics = ("direction_norm", "direction_norm_lower", "direction_spread_upper")
 
     def of_maps(chosen: list[int]) -> dict[str, NDArray[np.float64]]:
-        found = smoothing.certify_map(
-            model, x[chosen], _predicted(model, x[chosen]), noise=smoothing.Gaussian(sigma), epsilon=maps.epsilons,
-            k=maps.k, cosine=True, samples=maps.samples, choose=maps.choose, alpha=maps.alpha,
-            attribution=maps.method(method), detail=maps.detail, seed=config.seed,
-        )  # fmt: skip
+        found = certification.certified_maps(
+            model, maps, method, sigma, config.seed, x[chosen], _predicted(model, x[chosen]), max_batch=128
+        )
         return {f"of_map/{name}/{method}/{sigma:g}": found.statistics[name].double().numpy() for name in statistics}
 
     return of_maps, [f"of_map/{name}/{method}/{sigma:g}" for name in statistics], len(x)
