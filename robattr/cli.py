@@ -437,7 +437,7 @@ def ledger(
     elif markdown:
         click.echo(claims.summary(verdicts), nl=False)
     else:
-        table = Table("claim", "verdict", "comparison", "effect, 95 % interval", show_lines=True)
+        table = Table("claim", "verdict", "comparison", "effect, 95% interval", show_lines=True)
         for verdict in verdicts:
             table.add_row(
                 f"{verdict.claim.sentence}\n[dim]{verdict.claim.id}[/dim]",

@@ -245,7 +245,7 @@ def test_any_attribution_can_be_attacked(name: str, images: Tensor) -> None:
 def test_photographs_lose_their_map_and_keep_their_class() -> None:
     """The claim of Ghorbani et al. 2019 on every correctly classified photograph, at epsilon = 8/255.
 
-    The top-k attack leaves at most 0.05 of the top 1000 pixels on average, random signs at least 0.10, with 95 %
+    The top-k attack leaves at most 0.05 of the top 1000 pixels on average, random signs at least 0.10, with 95%
     intervals that do not overlap.
     """
     photographs = data.load("imagenet-samples")

@@ -625,7 +625,7 @@ def test_equals_captum(ours: object, theirs: str, options: dict[str, object], im
     """In float64, and with every ReLU and window further from its kink, all along the path, than rounding reaches."""
     model, images = lenet().double(), images.double()
     if theirs == "DeepLift":
-        # Captum 0.9 is not complete through max-pooling (its sum misses f(x) - f(b) here by up to 90 %); ours is, and
+        # Captum 0.9 is not complete through max-pooling (its sum misses f(x) - f(b) here by up to 90%); ours is, and
         # is tested to be. Everything else about the two must agree.
         for pool in ("pool1", "pool2"):
             setattr(model.network, pool, nn.AvgPool2d(2))

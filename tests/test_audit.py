@@ -574,7 +574,7 @@ def test_the_network_stands_among_those_that_can_be_compared(done: Audited, tmp_
     assert peer.value == pytest.approx(0.3)
     page = report.render(done, found)
     assert "toys test" in page
-    assert "30 %" in page
+    assert "30%" in page
 
 
 @pytest.mark.parametrize("changed", [{"k": 3}, {"epsilons": [4.0]}, {"attributions": ["lrp"]}])
@@ -681,7 +681,7 @@ def test_every_setting_of_the_page_is_one_of_the_description(done: Audited, page
 
 def test_no_other_number_is_on_the_page(page: Page) -> None:
     """What is left are names, words with a digit in them, and the few constants that the package defines."""
-    constants = {"95 %", "255", "0 %", "50 %", "100 %", "0", "1", f"{audit.ENOUGH}", f"{100 * (1 - audit.ALPHA):g} %"}
+    constants = {"95%", "255", "0%", "50%", "100%", "0", "1", f"{audit.ENOUGH}", f"{100 * (1 - audit.ALPHA):g}%"}
     for text, around in page.texts:
         classes = {attrs.get("class") for _, attrs in around}
         tags = {tag for tag, _ in around}

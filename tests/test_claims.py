@@ -344,7 +344,7 @@ def test_one_run_has_the_interval_of_its_images() -> None:
 
 
 def test_shares_have_exact_intervals() -> None:
-    # Of n successes in n: the lower end is the p at which p^n is 2.5 %.
+    # Of n successes in n: the lower end is the p at which p^n is 2.5%.
     for table in (np.ones((1, 12)), np.ones((3, 12))):
         found = two_way_interval(table, shares=True)
         assert (found.mean, found.high, found.n) == (1.0, 1.0, table.size)
@@ -382,7 +382,7 @@ def test_an_interval_needs_several_finite_numbers(table: Any) -> None:
     ],
 )
 def test_intervals_cover(runs: int, images: int, over_runs: float, over_images: float, noise: float) -> None:
-    """95 % nominal, and 92 to 98 % asked for; the share of 1,500 draws has a standard error of half a point."""
+    """95% nominal, and 92 to 98% asked for; the share of 1,500 draws has a standard error of half a point."""
     rng = np.random.default_rng(5)
     draws, inside = 1500, 0
     for _ in range(draws):

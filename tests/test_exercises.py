@@ -789,7 +789,7 @@ CASES: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
             ({"images": 0.005477}, "not 3000"),
             ({"both": 0.04413}, "not the sum"),
             ({"remains": 0.01135}, "stays as it was"),
-            ({"add": "a"}, "3 %"),
+            ({"add": "a"}, "3%"),
         ],
     ),
     "ex-bootstrap": (
@@ -877,7 +877,7 @@ CASES: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
             ({"any": 0.05}, "of one"),
             ({"any": 0.3585}, "none does"),
             ({"positive": 0.6415}, "either side"),
-            ({"positive": 0.3208}, "2.5 %"),
+            ({"positive": 0.3208}, "2.5%"),
             ({"corrected": 0.0025}, "add up"),
         ],
     ),

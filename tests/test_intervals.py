@@ -12,7 +12,7 @@ from robattr.studies.intervals import interval
 
 
 def test_intervals_cover_at_their_level() -> None:
-    """Coverage of the 95 % interval of the mean for 18 skewed values: 500 draws, within 92 to 98 %."""
+    """Coverage of the 95% interval of the mean for 18 skewed values: 500 draws, within 92 to 98%."""
     rng = np.random.default_rng(0)
     covered = 0
     for draw in range(500):

@@ -226,7 +226,7 @@ def test_the_explorer_says_what_the_package_computes(chromium: Any, book: list[M
                 page.locator(".explorer-choices select").nth(i).select_option(label=label)
             said = page.locator(".explorer-values").inner_text()
             assert said.startswith(f"Under this protocol: {each.verdicts[protocols[chosen]]} ("), said
-            assert f"As asked: {each.asked}, as in {round(100 * each.shares['same'] + 1e-9)} % of" in said
+            assert f"As asked: {each.asked}, as in {round(100 * each.shares['same'] + 1e-9)}% of" in said
     # By keyboard alone: every list is a stop of the tab key.
     stops = page.locator(".protocol-explorer select")
     stops.first.focus()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -81,6 +82,16 @@ def test_spelling_is_american() -> None:
     assert [(name, match[0]) for name, text in prose() for match in BRITISH.finditer(text)] == []
 
 
+def test_a_percent_sign_follows_its_number_without_a_space() -> None:
+    apart = re.compile(r"(?:\d|\}) %(?![\w(%])")
+    texts = [*PROSE, *(REPOSITORY / "robattr" / "pages").rglob("*.py"), *(REPOSITORY / "book" / "_static").glob("*.js")]
+    assert [
+        (path.name, apart.findall(path.read_text(encoding="utf-8")))
+        for path in texts
+        if apart.search(path.read_text(encoding="utf-8"))
+    ] == []
+
+
 def test_gradient_times_input_has_one_name() -> None:
     other = re.compile(r"input\s*(?:×|x|times|\*)\s*gradient|gradient\s+(?:x|times|\*)\s+input", re.IGNORECASE)
     assert [(name, match[0]) for name, text in prose() for match in other.finditer(text)] == []
@@ -122,6 +133,14 @@ def test_first_uses_lead_to_the_glossary() -> None:
     assert reading.link_terms(["```{math}\nheatmap\n```\n\n    heatmap"], ["logit"]) == [
         "```{math}\nheatmap\n```\n\n    heatmap"
     ]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.md")), ids=lambda path: path.stem)
+def test_a_cell_of_a_named_figure_shows_only_that(path: Path) -> None:
+    """Whatever else it showed would be a second target of the figure's name."""
+    for cell in jupytext.read(path).cells:
+        if cell.cell_type == "code" and "figure" in cell.metadata.get("mystnb", {}):
+            assert "Markdown(" not in cell.source
 
 
 def test_the_finding_comes_before_how_it_was_found() -> None:

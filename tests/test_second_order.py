@@ -429,7 +429,7 @@ def test_autocast_to_bfloat16(layout: torch.memory_format) -> None:
     plain = torch.autograd.grad(g.square().sum() + logits.square().sum(), parameters)
     for a, b in zip(ours, plain, strict=True):
         assert a.dtype == torch.float32
-        # Eight bits of mantissa are 2^-8 = 0.4 % a rounding; some twenty of them lie on the way.
+        # Eight bits of mantissa are 2^-8 = 0.4% a rounding; some twenty of them lie on the way.
         assert (a - b).norm() < 0.08 * b.norm()
 
 

@@ -241,7 +241,7 @@ def test_parts_are_drawn_as_torchvision_draws_them() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000)])
 def test_where_no_part_fits_the_center_is_taken_as_torchvision_does(width: int, height: int) -> None:
-    # A part of 8 % of 10 x 1,000 pixels has sides of at least sqrt(800 * 3 / 4) pixels: more than ten.
+    # A part of 8% of 10 x 1,000 pixels has sides of at least sqrt(800 * 3 / 4) pixels: more than ten.
     top, left, h, w = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), [0.08, 1], [3 / 4, 4 / 3])
     assert streams._random_box(width, height, streams._numbers(0, 0, 0)) == (left, top, left + w, top + h)
 

@@ -5,7 +5,7 @@
   const { Attack, Network, Smoothing, center, cosine, decoded, heatmap, overlap, probabilities, spectralCosine, topPixels } =
     globalThis.robattr;
 
-  const percent = (share) => `${Math.round(100 * share)} %`;
+  const percent = (share) => `${Math.round(100 * share)}%`;
   // Never more than what is promised.
   const atLeast = (value) => (Math.floor(1000 * value) / 1000).toFixed(3);
 

@@ -16,7 +16,7 @@
       const same = [...agreements].filter((a) => a === "s").length / agreements.length;
       values.textContent =
         `Under this protocol: ${names[verdicts[place]]} (${words[agreements[place]]}). ` +
-        `As asked: ${names[verdicts[0]]}, as in ${Math.round(100 * same)} % of ${verdicts.length.toLocaleString("en")} protocols.`;
+        `As asked: ${names[verdicts[0]]}, as in ${Math.round(100 * same)}% of ${verdicts.length.toLocaleString("en")} protocols.`;
     };
 
     const choose = () => {

@@ -1623,7 +1623,7 @@ JUDGES: dict[str, Judge] = {
             {
                 "i": "0.2 is inside as well; undecided is no 'no'",
                 "ii": "as far as one can tell",
-                "iii": "an interval of 95 % is about the procedure, and zero is inside",
+                "iii": "an interval of 95% is about the procedure, and zero is inside",
             },
         ),
     ),
@@ -1690,7 +1690,7 @@ JUDGES: dict[str, Judge] = {
         add=choice(
             "b",
             {
-                "a": "ten times as many images took 3 % off the error",
+                "a": "ten times as many images took 3% off the error",
                 "b": "a sentence about an objective is about other networks",
                 "c": "the same image again is nothing new",
             },
@@ -1780,7 +1780,7 @@ JUDGES: dict[str, Judge] = {
             exact=True,
             wrong={
                 0.05: "that is of one; there are twenty",
-                0: "an interval of 95 % misses in one case of twenty",
+                0: "an interval of 95% misses in one case of twenty",
                 0.5: "on either side",
             },
         ),
@@ -1800,7 +1800,7 @@ JUDGES: dict[str, Judge] = {
                 0.5: "not the average: the probability of at least one",
                 0.025: "that is of one",
                 0.975**20: "that none does",
-                (1 - 0.95**20) / 2: "both sides may be missed by different intervals; compute it from 2.5 %",
+                (1 - 0.95**20) / 2: "both sides may be missed by different intervals; compute it from 2.5%",
             },
         ),
         corrected=number(
@@ -1832,7 +1832,7 @@ JUDGES: dict[str, Judge] = {
             "a",
             {
                 "a": "where they are matters more than how many",
-                "b": "5 % is no law for protocols, which nobody drew",
+                "b": "5% is no law for protocols, which nobody drew",
                 "c": "protocols are not drawn, so the share is no probability",
             },
         ),

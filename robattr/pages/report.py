@@ -68,7 +68,7 @@ dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0 0 .3rem 1rem; max-wid
 """
 
 _MEASURES = {
-    "topk_intersection": ("top pixels that are left", lambda v: f"{100 * v:.0f} %"),
+    "topk_intersection": ("top pixels that are left", lambda v: f"{100 * v:.0f}%"),
     "rank_correlation": ("rank correlation", lambda v: f"{v:.2f}"),
     "cosine": ("cosine", lambda v: f"{v:.3f}"),
     "center_shift": ("shift of the center, px", lambda v: f"{v:.1f}"),
@@ -78,7 +78,7 @@ _GOOD = ("holds", "about the network", "finds pixels that count", "no worse than
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}%"
 
 
 def _two(value: float) -> str:
@@ -600,7 +600,7 @@ def _certificates(numbers: _Numbers) -> str:
     return (
         "<h2>What is proven</h2>\n<p>A floor for the cosine of the gradient, averaged over Gaussian noise, with itself "
         "at every point within an l2 distance. It holds for each image with probability "
-        f"{_constant(f'{100 * (1 - study.ALPHA):g} %')}, whatever the attack, and says nothing of maps without "
+        f"{_constant(f'{100 * (1 - study.ALPHA):g}%')}, whatever the attack, and says nothing of maps without "
         "smoothing. "
         f"{numbers.setting('plan', 'samples', say=lambda v: f'{v:,}')} samples an image.</p>\n"
         '<div class="wide"><table><thead><tr><th scope="col" class="number">l2 length</th>'

@@ -241,7 +241,7 @@ def drift(quantity: str, again: NDArray[np.float64], recorded: NDArray[np.float6
     What comes from one pass differs by rounding: each value by at most 1e-3 of the largest. An attack by steps goes by
     the signs of gradients, so on another processor it takes another path, and single images can end far apart. Such
     paths are equally good: the mean of the differences is 0 but for chance, and is allowed the half width of its
-    interval at 99.9 % (Student's t) and a hundredth of the range of the values.
+    interval at 99.9% (Student's t) and a hundredth of the range of the values.
 
     Args:
         quantity: its name.

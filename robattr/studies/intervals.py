@@ -56,7 +56,7 @@ def two_way_interval(table: Array, *, shares: bool = False, level: float = 0.95,
     error of a mean, which has a closed form, is taken over runs, corrected for its bias with few runs, and over images,
     less what is in both.
     Each has a half-length by Student's t, and the interval's is the root of the sum of their squares; simulated, it
-    covers in 94 to 98 % at a level of 95 %. Percentiles of the bootstrap itself cannot be used: the truth is outside of
+    covers in 94 to 98% at a level of 95%. Percentiles of the bootstrap itself cannot be used: the truth is outside of
     the range of three runs every fourth time.
 
     Args:

@@ -57,7 +57,7 @@ class Published:
 
 
 def curves_of(results: Sequence[Attacked]) -> AttackCurves:
-    """Experiments that differ in attack and epsilon, as :func:`fragility_curves` takes them, with 95 % intervals."""
+    """Experiments that differ in attack and epsilon, as :func:`fragility_curves` takes them, with 95% intervals."""
     attacks = dict.fromkeys(result.attack for result in results)
     return {
         quantity: {
@@ -140,7 +140,7 @@ def _legend_of_attacks(figure: Figure, ax: Axes, attacks: Sequence[str]) -> None
 
 
 def fragility_table(results: Sequence[Attacked]) -> str:
-    """Markdown: what became of the images, then a line for each experiment with means and 95 % bootstrap intervals."""
+    """Markdown: what became of the images, then a line for each experiment with means and 95% bootstrap intervals."""
     head = ["attack", "ε (1/255)", "prediction changed"]
     lines = [[*head, *(label.format(k=results[0].k) for label in QUANTITIES.values())]]
     lines.append(["---"] * len(lines[0]))

@@ -60,7 +60,7 @@ class Outcome:
         comparison: what was asked.
         state: holds where the whole interval is past the minimal effect, fails where the whole interval falls short of
             it, open in between, missing where there are no records, or too few.
-        effect: with its 95 % interval; None where it is missing. Of a count: the share, with the exact interval.
+        effect: with its 95% interval; None where it is missing. Of a count: the share, with the exact interval.
         runs: that it is computed from, partners included.
         reason: why it is missing.
         corrected: the state by an interval that is wide enough for all comparisons of the ledger together.

@@ -152,7 +152,7 @@ def details(verdict: Verdict) -> str:
         lines[0] += (
             " Proved; the records check the code." if claim.kind == "theorem" else " The records check the code."
         )
-    lines += ["| Comparison | Effect, 95 % interval | | Fixed |", "| --- | --- | --- | --- |"]
+    lines += ["| Comparison | Effect, 95% interval | | Fixed |", "| --- | --- | --- | --- |"]
     for o in verdict.outcomes:
         state = str(o.state)
         if o.corrected is not None and o.corrected is not o.state:
