@@ -6,6 +6,7 @@ The reference of the package has a page for each module of :func:`plan.documente
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import datetime
 import json
@@ -76,7 +77,8 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         (folder / name).write_text(json.dumps(read, indent=1), encoding="utf-8")  # which is YAML, too
     if (ROOT / "CONTRIBUTING.md").exists():
         shutil.copy(ROOT / "CONTRIBUTING.md", folder)
-    for module in plan.documented(plan.imports(ROOT / "robattr")):
+    modules = plan.documented(plan.imports(ROOT / "robattr"))
+    for module in modules:
         (folder / plan.page(module)).with_suffix(".md").write_text(api_page(module), encoding="utf-8")
     titles = exercised()
     for chapter, title in titles.items():
@@ -87,6 +89,7 @@ def stage(folder: Path, profile: str, paths: Iterable[Path]) -> None:
         (folder / "book" / f"lesson_{each.name}.md").write_text(lessons.page(each), encoding="utf-8")
     generated = folder / "book" / "generated"
     generated.mkdir()
+    (generated / "modules.md").write_text(module_table(modules), encoding="utf-8")
     (generated / "lessons.md").write_text(lesson_table(taught), encoding="utf-8")
     (generated / "beliefs.md").write_text(belief_table(titles), encoding="utf-8")
     (generated / "exercises.md").write_text(exercise_table(titles), encoding="utf-8")
@@ -134,6 +137,17 @@ def api_page(module: str) -> str:
     package, _, name = f"robattr.{module}".rpartition(".")
     head = f"# {module}\n\n```python\nfrom {package} import {name}\n```\n\n"
     return f"{head}```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
+
+
+def module_table(modules: Iterable[str]) -> str:
+    """The modules of the reference, each with the sentence that its docstring begins with."""
+    files = plan.modules(ROOT / "robattr")
+    rows = []
+    for module in modules:
+        said = ast.get_docstring(ast.parse(files[module].read_text(encoding="utf-8"))) or ""
+        sentence = re.sub(r":mod:`robattr\.([\w.]+)`", r"`\1`", " ".join(said.partition("\n\n")[0].split()))
+        rows.append((f"{{doc}}`{module} </{plan.page(module)}>`", sentence))
+    return "\n".join(table(("Module", "What it is for"), rows)) + "\n"
 
 
 def exercised() -> dict[str, str]:

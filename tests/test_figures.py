@@ -565,6 +565,8 @@ def test_shares_are_drawn_for_each_picture_and_in_the_mean() -> None:
     assert len({line.get_color() for line in means}) == 3
     assert len({str(line._dash_pattern) for line in means}) == 3  # type: ignore[attr-defined]
     assert len(ax.lines) == 9
+    few = {name: values / 10 for name, values in shares.items()}
+    assert 0.1 < kept_shares([0.0, 0.1], few, title="t").axes[0].get_ylim()[1] < 0.2
 
 
 def test_discs_are_drawn_to_scale_and_those_without_are_counted() -> None:

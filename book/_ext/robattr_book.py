@@ -6,6 +6,7 @@ Such a figure is HTML with all that it needs inside; a page loads the scripts of
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -48,24 +49,39 @@ def sign_fields(
     if issubclass(thing, pydantic.BaseModel):
         if "Attributes:" in (thing.__doc__ or ""):
             return "", None
-        start, given = ["*"], {name: not field.is_required() for name, field in thing.model_fields.items()}
+        start = ["*"]
+        given = {
+            name: "" if field.is_required() else default(... if field.default_factory else field.default)
+            for name, field in thing.model_fields.items()
+        }
     elif dataclasses.is_dataclass(thing):
         start = []
         given = {
-            each.name: not each.default is each.default_factory is dataclasses.MISSING
+            each.name: ""
+            if each.default is each.default_factory is dataclasses.MISSING
+            else default(... if each.default is dataclasses.MISSING else each.default)
             for each in dataclasses.fields(thing)
             if each.init
         }
     else:
         return None
     parts = []
-    for name, has_default in given.items():
+    for name, value in given.items():
         text = types[name] if isinstance(types[name], str) else inspect.formatannotation(types[name])
         # Annotated[type, what pydantic checks]
         text = re.sub(r"^Annotated\[(.*), \w+\(.*\)\]$", r"\1", text)
         text = re.sub(r"(?<![\w.'])[A-Z]\w*", lambda match: full_name(match[0], thing), text)
-        parts.append(f"{name}: {text}" + (" = ..." if has_default else ""))
+        parts.append(f"{name}: {text}{value}")
     return f"({', '.join(start + parts)})", None
+
+
+def default(value: object) -> str:
+    """`` = value`` as one would write it; an ellipsis for what is made anew, or is no short constant."""
+    try:
+        short = len(repr(value)) <= 40 and ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError):
+        short = False
+    return f" = {value!r}" if short else " = ..."
 
 
 def full_name(name: str, thing: type) -> str:

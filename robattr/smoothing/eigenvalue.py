@@ -34,7 +34,7 @@ class Eigenvalue:
     Attributes:
         value: what was found, at most the eigenvalue up to rounding.
         upper: the eigenvalue is at most this, with probability at least 1 - alpha over the random starts.
-        samples: n.
+        samples: the n of A.
         passes: over the maps.
         alpha: 0 where the matrix was formed and nothing is left to chance.
     """

@@ -369,7 +369,7 @@ def kept_shares(epsilon: Sequence[float], shares: Mapping[str, Numbers], *, titl
         ax.plot(epsilon, np.mean(values, axis=0), color=color, ls=dashes, lw=2, label=name)
     ax.set_xlabel("epsilon (l2, in units of a [0, 1] image)")
     ax.set_ylabel("share of the top pixels")
-    ax.set_ylim(0, 1.02)
+    ax.set_ylim(0, min(1.02, 1.1 * max(float(np.max(values)) for values in shares.values()) + 0.01))
     tidy(ax)
     ax.legend(frameon=False, fontsize=9)
     return closed(figure, title)
