@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,34 @@ def attack(**changes: Any) -> Fragility:
         "iterations": 2, "keep_images": True, "beta": "auto",
     }  # fmt: skip
     return Fragility.model_validate(values | changes)
+
+
+def test_the_time_of_a_run_is_that_of_all_processes_that_worked_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped twice, a hundred seconds after it began by the last file that it wrote, and finished at once."""
+    network, options = Network(model="digits-cnn"), {"root": tmp_path, "device": "cpu", "progress": False}
+    config = attack(epsilons=(2, 4, 8))
+    real, calls = fragility.attack_images, []
+
+    def stopping(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(fragility, "attack_images", stopping)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            grids.run(fragility.KIND, network, config, **options)
+        (parts,) = tmp_path.glob(".*.parts")
+        begun = _files.kept_values(parts / ".begun.json")
+        assert begun is not None
+        for path in parts.glob("*.json"):
+            os.utime(path, (begun["at"] + 100, begun["at"] + 100))
+    started = time.monotonic()
+    found = grids.run(fragility.KIND, network, config, **options)
+    assert 200 <= found.provenance["seconds"] <= 200.01 + time.monotonic() - started
 
 
 def test_a_run_of_ones_own_is_kept_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

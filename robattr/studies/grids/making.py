@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robattr import data, models
-from robattr._files import file_digest, intact, locked, store, write_tensors
+from robattr._files import file_digest, intact, keep_values, kept_values, locked, store, write_tensors
 from robattr.studies import trainings
 from robattr.studies.grids.grid import Grid
 from robattr.studies.grids.kinds import Kind
@@ -186,8 +186,8 @@ def _measured(
     progress: bool,
     options: Mapping[str, Any] | None = None,
 ) -> Record:
-    started = time.monotonic()
     kind.check(config, loaded.model.input_size)
+    earlier, started = _begin(parts), time.monotonic()
     training = loaded.source.get("training")
     measured = kind.measure(
         loaded.model.to(device),
@@ -215,13 +215,28 @@ def _measured(
             "code": kind.code,
             "threads": torch.get_num_threads(),
             "tf32": device.type != "cpu" and torch.backends.cudnn.allow_tf32,
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(earlier + time.monotonic() - started, 3),
             **environment(),
         },
         history=loaded.history if keeps else (),
         best=loaded.best if keeps else None,
         tensors=measured.tensors,
     )
+
+
+def _begin(parts: Path) -> float:
+    """Note that a process begins to measure; seconds that earlier ones worked on what they kept, however they ended.
+
+    One that did not end well worked until the last file that it wrote.
+    """
+    note, now = parts / ".begun.json", time.time()
+    before = kept_values(note)
+    earlier = 0.0
+    if before is not None:
+        files = [path.stat().st_mtime for path in parts.rglob("*") if path.is_file()]
+        earlier = before["earlier"] + max(max(files, default=0.0) - before["at"], 0.0)
+    keep_values(note, {"at": now, "earlier": earlier})
+    return earlier
 
 
 def _rounded(loaded: Loaded, path: Path) -> Loaded:
