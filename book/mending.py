@@ -216,12 +216,14 @@ def hide_icons(page: str) -> str:
 
 
 def words(soup: BeautifulSoup) -> str:
-    """The text of a page, for the excerpts of a search: without code, which has names but no sentences."""
+    """The text of a page, for the excerpts of a search: without code and receipts, and with dots for formulas."""
     article = soup.select_one("article")
     if article is None:
         return ""
-    for each in article.select("script, style, .headerlink, .cell_input, div.highlight, svg, wbr"):
+    for each in article.select("script, style, .headerlink, .cell_input, div.highlight, svg, wbr, details.receipt"):
         each.decompose()
+    for each in article.select(".math"):
+        each.replace_with(" … ")
     article.smooth()  # a name that could break is one word
     return re.sub(r"\s+", " ", html.unescape(article.get_text(" ")).replace("\\(", "").replace("\\)", "")).strip()
 

@@ -393,6 +393,16 @@ def test_the_search_finds_excerpts_on_the_disk(browser: Any) -> None:
     context.close()
 
 
+def test_a_search_for_nothing_says_so(browser: Any) -> None:
+    context = new_context(browser)
+    page = context.new_page()
+    for blank in ("", "%20"):
+        page.goto(f"{(HTML / 'search.html').as_uri()}?q={blank}")
+        page.get_by_text("what you look for").wait_for()
+        assert page.locator("#search-results li").count() == 0
+    context.close()
+
+
 def test_icons_are_drawn_from_what_is_left_of_their_font(browser: Any) -> None:
     """Of each icon a rule and its character, and nothing of the hundreds that no page has."""
     page = visit(browser, "notebooks/ledger", DESK, "light").page

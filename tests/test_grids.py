@@ -422,6 +422,7 @@ def test_a_run_of_ones_own_is_kept_and_loaded(tmp_path: Path, monkeypatch: pytes
     again = grids.run(kind, network, attack(), **options)
     assert measure.calls == 1
     assert again.provenance == first.provenance
+    assert {m.run for m in records.read(folder / "record.jsonl")} == {f"runs/{folder.name}"}
     for name, values in first.values.items():
         np.testing.assert_allclose(again.values[name], values, rtol=5e-5)  # five digits are kept
     assert all(torch.equal(again.tensors[name], images) for name, images in first.tensors.items())

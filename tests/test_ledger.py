@@ -412,9 +412,7 @@ def test_the_first_page_tells_what_decided() -> None:
     verdicts = claims.judge([good, bad], [*NEW, *OLD, *THIRD])
     of_both = claims.found(good.paper, verdicts, [good.id, bad.id])
     assert len(of_both.splitlines()) == 4
-    assert of_both.startswith(
-        "**Found.** Of 2 claims that were tried by experiment: 1 reproduced, 1 partly reproduced."
-    )
+    assert of_both.startswith("**Found.** Tried by experiment: 2 claims, 1 reproduced, 1 partly reproduced.")
     assert claims.effect_text(verdicts[0].outcomes[0]).partition(";")[0] in of_both.splitlines()[2].replace("\\", "")
     failed = next(o for o in verdicts[1].outcomes if o.state is State.FAILS)
     assert claims.effect_text(failed).partition(";")[0] in of_both.splitlines()[3].replace("\\", "")
@@ -422,12 +420,9 @@ def test_the_first_page_tells_what_decided() -> None:
     theorem = good.model_copy(update={"kind": "theorem", "id": "theorem"})
     proved = claims.judge([good, theorem], [*NEW, *OLD])
     assert claims.found(good.paper, proved, []).startswith(
-        "**Found.** Of 1 claims that were tried by experiment: 1 reproduced. "
-        "Of 1 that is about theorems or code: 1 checked."
+        "**Found.** Tried by experiment: 1 claim, 1 reproduced. About theorems or code: 1 claim, 1 checked."
     )
-    assert claims.found("nobody", verdicts, []).startswith(
-        "**Found.** Of 0 claims that were tried by experiment: none."
-    )
+    assert claims.found("nobody", verdicts, []).startswith("**Found.** Tried by experiment: 0 claims, none.")
     with pytest.raises(ValueError, match="no claim 'misspelled'"):
         claims.found(good.paper, verdicts, ["misspelled"])
     never = Comparison(quantity="q", of="*", direction="never")

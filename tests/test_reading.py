@@ -187,6 +187,11 @@ def test_every_chapter_has_a_finding_and_its_figure(name: str) -> None:
     assert "name: fig-" in drawn
 
 
+def test_excerpts_have_sentences() -> None:
+    text = '<p>A length of <span class="math">\\(\\ell_2\\)</span> 1.</p><details class="receipt">runs</details>'
+    assert mending.words(BeautifulSoup(f"<article>{text}</article>", "html.parser")) == "A length of … 1."
+
+
 def test_long_names_in_tables_break_where_one_expects_it_and_are_found_whole() -> None:
     name = '<code><span class="pre">tests/test_a.py::test_b</span></code>'
     soup = BeautifulSoup(

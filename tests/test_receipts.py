@@ -52,6 +52,13 @@ def test_what_a_cell_reads_itself_counts_where_it_is_shown() -> None:
     assert beneath.runs_shown([("%time read('b')", {1: B})]) == [B]
 
 
+def test_the_receipt_of_a_notebook_s_own_run_names_its_folder_and_no_grid() -> None:
+    (m,) = measured("new", 0.8, seeds=1)
+    (found,) = receipts.receipts([m.model_copy(update={"run": f"{receipts.OWN}/fragility-1"})])
+    assert (found.records, found.command) == ("runs/fragility-1/record.jsonl", "")
+    assert "Command: executing this page" in beneath.html([found])
+
+
 def test_a_receipt_sums_the_runs_of_a_grid() -> None:
     lines = [
         m.model_copy(update={"run": run, "seconds": seconds, "commit": commit, "date": date})

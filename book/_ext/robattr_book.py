@@ -45,6 +45,8 @@ def sign_fields(
     """
     if what != "class" or not isinstance(thing, type):
         return None
+    if getattr(thing, "_is_protocol", False):
+        return "", None  # nobody makes one
     types = {name: text for each in reversed(thing.__mro__) for name, text in inspect.get_annotations(each).items()}
     if issubclass(thing, pydantic.BaseModel):
         if "Attributes:" in (thing.__doc__ or ""):
@@ -75,6 +77,27 @@ def sign_fields(
     return f"({', '.join(start + parts)})", None
 
 
+def describe_fields(_app: Sphinx, what: str, _name: str, thing: object, _options: object, lines: list[str]) -> None:
+    """The fields of a pydantic model, by the descriptions that its author gave them."""
+    if what == "class" and isinstance(thing, type) and issubclass(thing, pydantic.BaseModel):
+        said = {name: field.description for name, field in thing.model_fields.items() if field.description}
+        if said and "Attributes:" not in lines:
+            lines += ["", "Args:", *(f"    {name}: {text}" for name, text in said.items()), ""]
+
+
+def keep_sentences(_app: Sphinx, what: str, _name: str, _thing: object, _options: object, lines: list[str]) -> None:
+    """What is returned, and what an attribute is, without a type: napoleon takes all before a colon for one.
+
+    It finds none before a colon that comes first.
+    """
+    if what in ("attribute", "property", "data") and lines:
+        lines[0] = f": {lines[0]}"
+    for i, line in enumerate(lines[:-1]):
+        if line.strip() in ("Returns:", "Yields:"):
+            indent = len(lines[i + 1]) - len(lines[i + 1].lstrip())
+            lines[i + 1] = f"{' ' * indent}: {lines[i + 1].lstrip()}"
+
+
 def default(value: object) -> str:
     """`` = value`` as one would write it; an ellipsis for what is made anew, or is no short constant."""
     try:
@@ -97,4 +120,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("html-page-context", add_scripts)
     app.connect("autodoc-process-signature", sign_fields)
+    for change in (describe_fields, keep_sentences):
+        app.connect("autodoc-process-docstring", change, priority=400)  # before napoleon, at 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}

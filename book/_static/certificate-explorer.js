@@ -67,7 +67,7 @@
     const across = (epsilon) => placed(tables.x, Math.log10(epsilon)).toFixed(2);
     const up = (cosine) => placed(tables.y, cosine).toFixed(2);
 
-    const number = (value) => Number(value.toPrecision(2)).toString();
+    const number = (value) => Number(value.toPrecision(3)).toString();
     const read = {
       linear: (input) => [Number(input.value), Number(input.value).toFixed(3)],
       log: (input) => [10 ** Number(input.value), number(10 ** Number(input.value))],

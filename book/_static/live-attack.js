@@ -168,6 +168,9 @@
           .filter(([, value]) => value > 0)
           .map(([length, value]) => `at least ${atLeast(value)} for every change of l2 length up to ${length.toPrecision(2)}`);
         const k = given.attack.k;
+        const length = found ? Math.hypot(...found.image.map((value, i) => value - attack.image[i])) : 0;
+        const reached = promises.filter(([, value]) => value > 0).map(([each]) => each);
+        const beyond = length > Math.max(0, ...reached) ? ` This attack is longer: ${length.toPrecision(2)}.` : "";
         const seen = found
           ? `After the attack ${percent(overlap(topPixels(maps[0], k), topPixels(maps[1], k)))} of the ${k} top pixels ` +
             `of the smoothed maps are left, where ${percent(overlap(attack.top, topPixels(found.map, k)))} were; their ` +
@@ -177,7 +180,7 @@
           `Smoothed over Gaussian noise of sigma ${sigma}, ${samples + choose} samples. ${seen}` +
             (certified.length
               ? `Certified with probability ${percent(1 - alpha)}, whatever the attack: the cosine of the smoothed ` +
-                `gradients is ${certified.join(", ")}.`
+                `gradients is ${certified.join(", ")}.${beyond}`
               : "Nothing is certified with so few samples."),
         );
         busy(null);

@@ -6,3 +6,12 @@ window.fetch = async (address) => {
   page.textContent = EXCERPTS[address.slice(root.length, -DOCUMENTATION_OPTIONS.FILE_SUFFIX.length)] ?? "";
   return new Response(page.outerHTML);
 };
+
+// A search for nothing would find every page.
+const asked = new URLSearchParams(window.location.search).get("q");
+if (asked !== null && !asked.trim()) {
+  history.replaceState(null, "", window.location.pathname);
+  document.addEventListener("DOMContentLoaded", () => {
+    document.getElementById("search-results").textContent = "Write into the field above what you look for.";
+  });
+}

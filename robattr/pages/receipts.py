@@ -152,7 +152,7 @@ def _one(receipt: Receipt) -> str:
     days = sorted({date[:10] for date in receipt.dates})
     lines = {
         "Records": f"<code>{escape(receipt.records)}</code> ({escape(', '.join(receipt.runs))})",
-        "Command": f"<code>{escape(receipt.command)}</code>",
+        "Command": f"<code>{escape(receipt.command)}</code>" if receipt.command else "executing this page",
         "Cost": f"{receipt.minutes} of measuring",
         "Machine": escape("; ".join(receipt.machines)),
         "Code": ", ".join(f"<code>{escape(each)}</code>" for each in receipt.commits),

@@ -180,8 +180,8 @@ def measure(
     The values are, an entry an image:
 
     - ``norm/<law>/<radius>``, ``norm_lower/...``: length of the smoothed map, and its lower confidence bound;
-    - ``certified_epsilon/<cosine>/<law>/<radius>``, ``round_trip/...``: see :func:`inverses`; ``smallest_radius/
-      <cosine>/<law>``, ``round_trip_radius/...``: see :func:`smallest_radii`;
+    - ``certified_epsilon/<cosine>/<law>/<radius>``, ``round_trip/...``: see :func:`inverses`;
+    - ``smallest_radius/<cosine>/<law>``, ``round_trip_radius/...``: see :func:`smallest_radii`;
     - ``drift/<law>/<radius>``: cosine between the smoothed map and the plain gradient;
     - ``insertion/plain``, ``insertion/<law>/<radius>``: insertion score of their heatmaps;
     - ``attacked/<law>/<radius>/<epsilon>/<adversary>``: estimate of cos(h(x), h(x + delta)), without bias from finite

@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Protocol
 
-__all__ = ["Receipt", "Source", "note", "noted", "receipts"]
+__all__ = ["OWN", "Receipt", "Source", "note", "noted", "receipts"]
+
+OWN = "runs"
+"""The folder of the runs that a notebook makes itself, in place of a grid's."""
 
 
 class Source(Protocol):
@@ -37,7 +40,7 @@ class Receipt:
     """Where numbers of one grid come from.
 
     Attributes:
-        grid: folder of the records, below results/reference.
+        grid: folder of the records, below results/reference; :data:`OWN` of what a notebook measured itself.
         runs: names of the records in it, in order.
         seconds: wall time of measuring them, all together; what training took is not in it.
         machines: processor, threads and device.
@@ -54,13 +57,15 @@ class Receipt:
 
     @property
     def command(self) -> str:
-        """What makes the records again, where they are not there."""
-        return f"make reference GRID={self.grid}"
+        """What makes the records again, where they are not there; empty of what the notebook makes itself."""
+        return "" if self.grid == OWN else f"make reference GRID={self.grid}"
 
     @property
     def records(self) -> str:
         """Where they are, from the project's folder."""
         name = self.runs[0] if len(self.runs) == 1 else "*"
+        if self.grid == OWN:
+            return f"{OWN}/{name}/record.jsonl"
         return f"results/reference/{self.grid}/{name}.jsonl"
 
     @property

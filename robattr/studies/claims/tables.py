@@ -37,7 +37,9 @@ def effect_text(outcome: Outcome) -> str:
 
 
 def _numbers(comparison: Comparison, effect: Interval) -> str:
-    sign, times = ("", " times") if comparison.ratio else ("+", "")
+    # A plus is for differences.
+    alone = comparison.against is None and comparison.baseline is None and comparison.rank_with is None
+    sign, times = ("", " times") if comparison.ratio else ("" if alone else "+", "")
     mean, low, high = (f"{v:{sign}.3g}" for v in (effect.mean, effect.low, effect.high))
     return f"{mean} [{low}, {high}]{times}"
 
@@ -116,12 +118,10 @@ def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> s
     if verdicts and (unknown := set(chosen) - {v.claim.id for v in verdicts}):
         raise ValueError(f"no claim {min(unknown)!r} in results/claims.yaml")
     own = [v for v in verdicts if v.claim.paper == paper]
-    tried = [v.name for v in own if v.claim.kind == "experiment" and not v.claim.untried]
-    said = f"**Found.** Of {len(tried)} claims that were tried by experiment: {_counts(tried)}."
+    tried = [v.name for v in own if v.claim.kind == "experiment" and v.networks]
+    said = f"**Found.** Tried by experiment: {_many(len(tried), 'claim')}, {_counts(tried)}."
     if proved := [v.name for v in own if v.claim.kind != "experiment"]:
-        said += (
-            f" Of {len(proved)} that {'is' if len(proved) == 1 else 'are'} about theorems or code: {_counts(proved)}."
-        )
+        said += f" About theorems or code: {_many(len(proved), 'claim')}, {_counts(proved)}."
     lines = [f"{said} For example:", ""]
     for v in own:
         if v.claim.id not in chosen:
@@ -131,10 +131,17 @@ def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> s
         # What decided it: where something fails, that.
         shown = sorted((o for o in v.outcomes if o.effect is not None), key=lambda o: o.state is not State.FAILS)
         if shown:
-            effect = effect_text(shown[0]).partition("; asked for")[0]
-            line += f" ({markdown(f'{shown[0].comparison.label or shown[0].comparison.quantity}: {effect}')})"
+            effects = [
+                f"{o.comparison.label or o.comparison.quantity}: {effect_text(o).partition('; asked for')[0]}"
+                for o in shown[: 2 if len(shown) == 2 else 1]
+            ]
+            line += f": {markdown('; '.join(effects))}"
         lines.append(f"{line}.")
     return "\n".join(lines) + "\n"
+
+
+def _many(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _counts(names: Sequence[VerdictName]) -> str:
@@ -149,9 +156,9 @@ def details(verdict: Verdict) -> str:
         return f"**{markdown(claim.sentence)}** {said}: {markdown(claim.untried)}.\n"
     lines = [f"**{markdown(claim.sentence)}** {said}.", ""]
     if claim.kind != "experiment":
-        lines[0] += (
-            " Proved; the records check the code." if claim.kind == "theorem" else " The records check the code."
-        )
+        violated = verdict.name is VerdictName.VIOLATED
+        proved = "Proved; the records" if claim.kind == "theorem" and not violated else "The records"
+        lines[0] += f" {proved} check {'the statement' if violated else 'the code'}."
     lines += ["| Comparison | Effect, 95% interval | | Fixed |", "| --- | --- | --- | --- |"]
     for o in verdict.outcomes:
         state = str(o.state)

@@ -21,6 +21,7 @@ from robattr.studies import trainings
 from robattr.studies.grids.grid import Grid
 from robattr.studies.grids.kinds import Kind
 from robattr.studies.grids.measured import Loaded, Network, Record, load_record, save_record
+from robattr.studies.receipts import OWN
 from robattr.studies.runs import code_digest, environment, files_digest, public_name
 from robattr.studies.trainings import Training
 from robattr.training import Compute
@@ -259,7 +260,7 @@ def _device(compute: Compute | None) -> torch.device:
 
 def _keep(record: Record, folder: Path) -> None:
     def write(temporary: Path) -> None:
-        save_record(record, temporary / "record.json")
+        save_record(record, temporary / "record.json", f"{OWN}/{folder.name}")
         write_tensors(temporary / "tensors.safetensors", record.tensors)
 
     store(folder, write)

@@ -257,10 +257,15 @@ class Record:
 # Records as files
 
 
-def save_record(record: Record, path: Path | str) -> None:
+def save_record(record: Record, path: Path | str, run: str | None = None) -> None:
     """Write a record: what was run as JSON to ``path``, and the numbers beside it as JSON lines.
 
     The lines are :class:`robattr.studies.records.Measurement`. The JSON comes last: where it is, the record is whole.
+
+    Args:
+        record: of a network.
+        path: of the JSON.
+        run: its name among all; by default the folder's and the file's.
     """
     path = Path(path)
     trained: dict[str, Any] = {}
@@ -280,7 +285,7 @@ def save_record(record: Record, path: Path | str) -> None:
         description.write_text(records.description_text(content), encoding="utf-8")
         lines = path.with_suffix(".jsonl")
         with beside(lines) as numbers:
-            text = records.text(measurements(record, f"{path.parent.name}/{path.stem}"))
+            text = records.text(measurements(record, run or f"{path.parent.name}/{path.stem}"))
             numbers.write_text(text, encoding="utf-8")
             # Not beside the numbers of another measurement, not even where this process is killed in between.
             path.unlink(missing_ok=True)
