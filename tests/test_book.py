@@ -510,7 +510,8 @@ def test_names_from_outside_are_text(chromium: Any, tmp_path: Path) -> None:
     assert page.title() != "run"
     assert page.locator("article img[src='x'], article .cell_output u, article .cell_output b").count() == 0
     cells = page.locator("article table tbody tr td:first-child").all_inner_texts()
-    typed = {text.translate({0x2018: "'", 0x2019: "'", 0x2013: "--"}).strip() for text in cells}  # pages are typeset
+    names = [re.sub(r"^\d+: ", "", text) for text in cells]  # after the number of the picture
+    typed = {text.translate({0x2018: "'", 0x2019: "'", 0x2013: "--"}).strip() for text in names}  # pages are typeset
     assert set(HOSTILE) <= typed
     # What follows the figures that a reader moves is still there, and they say what they say.
     live = page.locator(".live-attack")
