@@ -85,11 +85,7 @@ def test_spelling_is_american() -> None:
 def test_a_percent_sign_follows_its_number_without_a_space() -> None:
     apart = re.compile(r"(?:\d|\}) %(?![\w(%])")
     texts = [*PROSE, *(REPOSITORY / "robattr" / "pages").rglob("*.py"), *(REPOSITORY / "book" / "_static").glob("*.js")]
-    assert [
-        (path.name, apart.findall(path.read_text(encoding="utf-8")))
-        for path in texts
-        if apart.search(path.read_text(encoding="utf-8"))
-    ] == []
+    assert [(path.name, found) for path in texts if (found := apart.findall(path.read_text(encoding="utf-8")))] == []
 
 
 def test_gradient_times_input_has_one_name() -> None:

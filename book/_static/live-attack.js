@@ -163,14 +163,14 @@
           busy(null);
           return;
         }
-        const promises = shifts.map((shift) => [shift * sigma, spectralCosine(meanNorm, spread, shift)]);
+        const promises = shifts
+          .map((shift) => [shift * sigma, spectralCosine(meanNorm, spread, shift)])
+          .filter(([, value]) => value > 0);
         const certified = promises
-          .filter(([, value]) => value > 0)
           .map(([length, value]) => `at least ${atLeast(value)} for every change of l2 length up to ${length.toPrecision(2)}`);
         const k = given.attack.k;
         const length = found ? Math.hypot(...found.image.map((value, i) => value - attack.image[i])) : 0;
-        const reached = promises.filter(([, value]) => value > 0).map(([each]) => each);
-        const beyond = length > Math.max(0, ...reached) ? ` This attack is longer: ${length.toPrecision(2)}.` : "";
+        const beyond = length > Math.max(...promises.map(([each]) => each)) ? ` This attack is longer: ${length.toPrecision(2)}.` : "";
         const seen = found
           ? `After the attack ${percent(overlap(topPixels(maps[0], k), topPixels(maps[1], k)))} of the ${k} top pixels ` +
             `of the smoothed maps are left, where ${percent(overlap(attack.top, topPixels(found.map, k)))} were; their ` +

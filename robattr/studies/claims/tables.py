@@ -95,7 +95,7 @@ def _receipt(verdict: Verdict) -> str:
     """The runs of a verdict in a cell that opens on a click or a key: HTML, since Markdown has nothing that opens."""
     if not verdict.receipts:
         return "no run"
-    runs = f"{verdict.networks} run{'s' if verdict.networks > 1 else ''}"
+    runs = _many(verdict.networks, "run")
     said = []
     for r in verdict.receipts:
         commits = ", ".join(r.commits)
@@ -141,7 +141,7 @@ def found(paper: str, verdicts: Sequence[Verdict], chosen: Collection[str]) -> s
 
 
 def _many(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def _counts(names: Sequence[VerdictName]) -> str:
@@ -174,8 +174,8 @@ def details(verdict: Verdict) -> str:
     evidence = claim.evidence
     lines += [
         "",
-        f"{markdown(claim.population)}; asked for at least {evidence.runs} run{'s' if evidence.runs > 1 else ''} and "
-        f"{evidence.images:,} image{'s' if evidence.images > 1 else ''}.",
+        f"{markdown(claim.population)}; asked for at least {_many(evidence.runs, 'run')} and "
+        f"{_many(evidence.images, 'image')}.",
     ]
     if verdict.lowered:
         lines[-1] += f" It once asked for {verdict.lowered}."
