@@ -168,14 +168,18 @@ def _is_image(x: Tensor) -> bool:
     return True
 
 
-def _layout(weight: Tensor) -> torch.memory_format:
-    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def _layout(*tensors: Tensor) -> torch.memory_format:
+    """The order in memory of the first tensor that is not in both, as kernels of one pixel or one channel are."""
+    for x in tensors:
+        plain, last = x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+        if plain != last:
+            return torch.channels_last if last else torch.contiguous_format
+    return torch.contiguous_format
 
 
 def _laid(x: Tensor, weight: Tensor) -> Tensor:
-    """x in the weight's order in memory: made outside of the functions below, where a copy still has a graph."""
-    return x.contiguous(memory_format=_layout(weight))
+    """x in the layer's order in memory: made outside of the functions below, where a copy still has a graph."""
+    return x.contiguous(memory_format=_layout(weight, x))
 
 
 def _backward(
@@ -229,7 +233,7 @@ class _Transpose(torch.autograd.Function):
         ctx.save_for_backward(grad, weight)
         ctx.geometry, ctx.switch = geometry, switch
         # The operator reads only the shape of its input when the weight's gradient is not asked for.
-        like = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_layout(weight))
+        like = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_layout(weight, grad))
         return _backward(grad, like, weight, geometry, False, [True, False, False])[0]
 
     @staticmethod

@@ -307,3 +307,23 @@ def test_an_attack_step_computes_no_convolution_for_each_group(channels: int) ->
     calls = [event.name for event in profile.events() if event.name == "aten::_convolution"]
     # The rules have 2 and 4 passes of the two layers; a derivative by the groups would add one a channel and pass.
     assert len(calls) <= 16, len(calls)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_z_plus_has_no_pass_for_inputs_that_are_not_there(signed: bool) -> None:
+    """Zennit's rule, with its derivative; of the last layer's two passes one, where no input of it is negative."""
+    between = nn.Identity if signed else nn.ReLU
+    end = [nn.Flatten(), nn.Linear(16, 2)]
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), between(), nn.Conv2d(3, 4, 3), *end))
+    found = []
+    for rule in ("z+", rules.ZPlus()):
+        z = rand(2, 2, 6, 6).requires_grad_()
+        with torch.profiler.profile() as profile:
+            a = lrp(model, z, 1, rules={"2": rule}, create_graph=True, check=False)
+        (slope,) = torch.autograd.grad(a.square().sum(), z)
+        calls = sum(event.name == "aten::_convolution" for event in profile.events())
+        found.append((a.detach(), slope, calls))
+    for ours, theirs in zip(found[0][:2], found[1][:2], strict=True):
+        assert bool(theirs.abs().max() > 0)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert found[1][2] - found[0][2] == (0 if signed else 1)

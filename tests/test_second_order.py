@@ -14,7 +14,7 @@ from arithmetic import gamma
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robattr._second_order import SecondOrder
+from robattr._second_order import SecondOrder, _laid
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -24,10 +24,15 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "dilation": {"dilation": 2, "padding": 2},
     "groups": {"groups": 2, "padding": 1},
     "depthwise": {"groups": 4, "stride": 2},
+    "pixel": {"stride": 2},
 }
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Sums of at most a few hundred float64 products, in another order, through a few layers: 1e3 * 1e-16 and room.
 CLOSE: dict[str, float] = {"rtol": 1e-11, "atol": 1e-11}
+
+
+def kernel(geometry: str) -> tuple[int, int]:
+    return (1, 1) if geometry == "pixel" else (3, 3)
 
 
 def _layout_name(layout: torch.memory_format) -> str:
@@ -74,11 +79,26 @@ def test_convolution_to_the_third_derivative(
     options = GEOMETRIES[geometry]
     inputs = [
         normal(2, 4, 6, 5, seed=1, layout=image_layout),
-        normal(4, 4 // options.get("groups", 1), 3, 3, seed=2, layout=weight_layout) / 3,
+        normal(4, 4 // options.get("groups", 1), *kernel(geometry), seed=2, layout=weight_layout) / 3,
         *([normal(4, seed=3)] if bias else []),
     ]
     # The cube of the outcome: a convolution alone has no third derivative.
     assert_equal_derivatives(lambda *given: F.conv2d(*given, **options).pow(3), inputs)
+
+
+@pytest.mark.parametrize("image_layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("weight_layout", LAYOUTS, ids=_layout_name)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_an_image_is_laid_out_anew_only_for_a_weight_that_has_an_order(
+    geometry: str, weight_layout: torch.memory_format, image_layout: torch.memory_format
+) -> None:
+    """Kernels of one pixel or one channel are in both orders, and all that a mobile network has but the first."""
+    x = normal(2, 4, 6, 5, seed=1, layout=image_layout)
+    weight = normal(4, 4 // GEOMETRIES[geometry].get("groups", 1), *kernel(geometry), seed=2, layout=weight_layout)
+    laid = _laid(x, weight)
+    either = geometry in ("depthwise", "pixel")
+    assert laid.is_contiguous(memory_format=image_layout if either else weight_layout)
+    assert (laid.data_ptr() == x.data_ptr()) == (either or image_layout == weight_layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=_layout_name)

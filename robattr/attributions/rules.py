@@ -150,14 +150,14 @@ def lrp(
             a batch normalization that cannot be folded; or is compiled or scripted; or a check fails. Or ``rules``
             names what the model has not, or what is no rule, or a layer of several inputs or outputs.
     """
-    from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, ZBox, ZPlus
+    from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, ZBox
     from zennit.types import Convolution, Linear
 
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon}; the stabilizer of the epsilon rule is > 0, for example 1e-6")
     convolutions = {
         "epsilon": Epsilon(epsilon),
-        "epsilon-plus": ZPlus(),
+        "epsilon-plus": _z_plus()(),
         "alpha2-beta1": AlphaBeta(alpha=2, beta=1),
         "epsilon-gamma": Gamma(gamma=0.25),
     }
@@ -190,13 +190,14 @@ def deep_taylor(
     conserved up to biases and is not negative where the logit is positive. Rules are zennit's; arguments, errors and
     the shape of the result are those of :func:`lrp`.
     """
-    from zennit.rules import ZBox, ZPlus
+    from zennit.rules import ZBox
     from zennit.types import Linear
 
     def first(low: Tensor, high: Tensor) -> Any:
         return ZBox(low, high)
 
-    return _relevance(model, x, target, lambda low, high: [(Linear, ZPlus())], first, create_graph, max_batch, check)
+    rule = _z_plus()
+    return _relevance(model, x, target, lambda low, high: [(Linear, rule())], first, create_graph, max_batch, check)
 
 
 _Layers = list[tuple[Any, Any]]
@@ -311,6 +312,32 @@ def _constant(hook: Any) -> Any:
 
 
 @cache
+def _z_plus() -> Any:
+    """The class of zennit's z+ rule that leaves out its pass of negative inputs where, as after a ReLU, there are none.
+
+    That pass has weights without a bias, and 0 for an input.
+    """
+    from zennit.core import BasicHook
+    from zennit.rules import ZPlus
+
+    class Half(ZPlus):  # type: ignore[misc]
+        def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> Any:
+            if bool((self.stored_tensors["input"][0] < 0).any()):
+                return super().backward(module, grad_input, grad_output)
+            positive = BasicHook(
+                self.input_modifiers[:1],
+                self.param_modifiers[:1],
+                self.output_modifiers[:1],
+                lambda grad, outputs: self.gradient_mapper(grad, outputs)[:1],
+                lambda inputs, gradients: inputs[0] * gradients[0],
+            )
+            positive.stored_tensors = self.stored_tensors
+            return positive.backward(module, grad_input, grad_output)
+
+    return Half
+
+
+@cache
 def _constant_weights() -> Any:
     """The class of zennit's changes of weights, made once: zennit takes long to import where no rule is asked for."""
     from zennit.core import ParamMod
@@ -342,13 +369,13 @@ _NAMED = ("epsilon", "z+", "gamma", "alpha2-beta1", "flat", "w2", "z-box", "pass
 
 def _rule_of(hook: Any, low: Tensor, high: Tensor) -> Any:
     """A rule by its name; the box is the range of a [0, 1] image after the model's normalization."""
-    from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, WSquare, ZBox, ZPlus
+    from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, WSquare, ZBox
 
     if not isinstance(hook, str):
         return hook
     makers: dict[str, Callable[[], Any]] = {
         "epsilon": Epsilon,
-        "z+": ZPlus,
+        "z+": _z_plus(),
         "gamma": Gamma,
         "alpha2-beta1": lambda: AlphaBeta(alpha=2, beta=1),
         "flat": Flat,
