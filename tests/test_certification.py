@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from robattr import _files, models, smoothing
+from robattr import _files, attributions, models, smoothing
 from robattr.attributions import METHODS, integrated_gradients
 from robattr.studies import certification, grids
 from robattr.studies.breaking import AIMS
@@ -508,6 +509,29 @@ def test_committed_records_belong_to_their_grid_and_break_nothing(path: Path) ->
     for name, values in record.values.items():
         if name.startswith(("round_trip/", "round_trip_radius/")):
             assert values.max() < 1e-6
+
+
+def test_maps_can_be_squared() -> None:
+    """SmoothGrad-Squared: the squares of the gradient, their derivative, and their certificate."""
+    model = models.build("digits-cnn", activation="softplus", beta=3.0, seed=1)
+    x = models.load_images(model, "digits", limit=2, seed=0).images
+    config = certification.Heatmaps(power=2)
+    a, b = config.method("gradient")(model, x, 3), certification.Heatmaps().method("gradient")(model, x, 3)
+    assert torch.equal(a, b * b)
+    z = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(config.method("gradient")(model, z, 3, create_graph=True).sum(), z)
+    g = attributions.gradient(model, z, 3, create_graph=True)
+    (wanted,) = torch.autograd.grad((g * g).sum(), z)
+    torch.testing.assert_close(slope, wanted)
+    maps = certification.Heatmaps(epsilons=(0.05,), k=(20,), samples=20, choose=10, power=2)
+    found = certification.certified_maps(model, maps, "gradient", 0.1, 0, x, model(x).argmax(1), 8)
+    theirs = smoothing.certify_map(
+        model, x, model(x).argmax(1), noise=smoothing.Gaussian(0.1), epsilon=[0.05], k=20, samples=20, choose=10,
+        attribution=lambda *given, **options: attributions.gradient(*given, **options).pow(2), seed=0, cosine=True,
+    )  # fmt: skip
+    torch.testing.assert_close(found.heatmap, theirs.heatmap)
+    with pytest.raises(ValueError, match="power"):
+        certification.Heatmaps(power=3)
 
 
 def test_votes_and_attacks_are_recorded() -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from robattr import attacks, metrics, models, smoothing
 from robattr._files import keep_values, kept_values, locked
 from robattr.attributions import METHODS, Attribution, gradient, heatmap
+from robattr.attributions.protocol import Target
 from robattr.models import Classifier
 from robattr.smoothing import Ball, Gaussian, Noise
 from robattr.smoothing.heatmaps import rounded
@@ -86,6 +87,7 @@ class Heatmaps(BaseModel):
     attribution_steps: int | None = Field(
         None, ge=1, description="integrated gradients, SmoothGrad: points; None for the method's own number"
     )
+    power: int = Field(1, ge=1, le=2, description="of a map's values: 2 squares them, as SmoothGrad-Squared does")
     votes: bool = Field(False, description="certify votes for single pixels too, beside the other certificates")
     attacked: int = Field(0, ge=0, description="images whose certificates are attacked, all samples in memory")
     attack_iterations: int = Field(15, ge=1)
@@ -102,7 +104,14 @@ class Heatmaps(BaseModel):
 
     def method(self, name: str) -> Attribution:
         """An attribution method with its options bound."""
-        return bound_method(name, self.attribution_steps if name in OF_STEPS else None)
+        found = bound_method(name, self.attribution_steps if name in OF_STEPS else None)
+        return partial(_squared, found) if self.power == 2 else found
+
+
+def _squared(
+    attribution: Attribution, model: torch.nn.Module, x: Tensor, target: Target, *, create_graph: bool = False
+) -> Tensor:
+    return attribution(model, x, target, create_graph=create_graph).square()
 
 
 class Certification(BaseModel):
