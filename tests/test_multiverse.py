@@ -104,18 +104,19 @@ def test_a_measure_that_says_the_opposite_turns_the_verdict() -> None:
     assert found.shares["opposite"] == pytest.approx(opposite / (2 * half))
 
 
-def test_another_epsilon_is_another_quantity() -> None:
+@pytest.mark.parametrize(("norm", "four"), [(None, "4"), ("linf", "4/255"), ("l2", "l2 4")])
+def test_another_epsilon_is_another_quantity(norm: str | None, four: str) -> None:
     several = [
-        m
+        m.model_copy(update={"norm": norm, "epsilon": norm and 0.1})
         for seed in range(3)
         for e, level in ((4, 0.6), (8, 0.9))
         for m in run("a", seed, **{f"attack__{e}__kept": np.full(30, level) + np.arange(30) * 1e-4})
     ]
     of = Comparison(quantity="attack/8/kept", of="*", direction="greater", by=0.7)
     found = only(of, several, images=30)
-    assert found.choices["epsilon"] == ("as asked", "4")
+    assert found.choices["epsilon"] == ("as asked", four)
     assert states(found, epsilon="as asked", threshold="as asked") == {VerdictName.REPRODUCED}
-    assert states(found, epsilon="4", threshold="as asked", interval="over images alone") == {VerdictName.NOT}
+    assert states(found, epsilon=four, threshold="as asked", interval="over images alone") == {VerdictName.NOT}
 
 
 def test_what_can_be_one_at_most_is_not_asked_to_be_more() -> None:

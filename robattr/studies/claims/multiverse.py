@@ -163,7 +163,9 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
         choices["threshold"] = tuple(THRESHOLDS)
     seeds = sorted({m.seed for m in here if m.seed is not None})
     choices["interval"] = tuple(INTERVALS if len(seeds) > 1 else OF_ONE_RUN)
-    for name, options in (("measure", _measures(claim, quantities)), ("epsilon", _epsilons(claim, quantities))):
+    norms = {m.norm for m in here if m.norm and any(m.quantity in (c.quantity, c.baseline) for c in claim.comparisons)}
+    epsilons = tuple(_with_unit(e, norms) for e in _epsilons(claim, quantities))
+    for name, options in (("measure", _measures(claim, quantities)), ("epsilon", epsilons)):
         if options:
             choices[name] = ("as asked", *options)
     for name, ends in VARIANTS.items():
@@ -199,7 +201,7 @@ def _chosen(comparison: Comparison, quantities: set[str], option: Mapping[str, s
     if (measure := option.get("measure", "as asked")) != "as asked":
         comparison = _renamed(comparison, lambda q: _in_measure(q, measure))
     if (epsilon := option.get("epsilon", "as asked")) != "as asked":
-        comparison = _renamed(comparison, lambda q: _at_epsilon(q, epsilon))
+        comparison = _renamed(comparison, lambda q: _at_epsilon(q, _without_unit(epsilon)))
     for name, ends in VARIANTS.items():
         if (chosen := option.get(name, "as asked")) != "as asked":
             comparison = _renamed(comparison, partial(_varied, end=ends[chosen], quantities=quantities))
@@ -291,6 +293,15 @@ def _epsilons(claim: Claim, quantities: set[str]) -> tuple[str, ...]:
         for e in sorted(parts, key=float)
         if asked and all(_at_epsilon(q, e) in quantities for q in asked) and any(_at_epsilon(q, e) != q for q in asked)
     )
+
+
+def _with_unit(epsilon: str, norms: set[Literal["linf", "l2"]]) -> str:
+    """Names have epsilons in 1/255 for the largest change of a pixel, and l2 lengths as they are."""
+    return {frozenset({"linf"}): f"{epsilon}/255", frozenset({"l2"}): f"l2 {epsilon}"}.get(frozenset(norms), epsilon)
+
+
+def _without_unit(option: str) -> str:
+    return option.removesuffix("/255").removeprefix("l2 ")
 
 
 def _epsilon_of(quantity: str) -> str | None:
