@@ -437,9 +437,12 @@ def test_one_switch_shows_the_code_of_all_pages(browser: Any) -> None:
 
 
 def test_a_page_is_printed_as_it_was_left(browser: Any) -> None:
-    """No switch and no bar; code and hints only where the reader has opened them."""
+    """Its number, no switch and no bar; code and hints only where the reader has opened them."""
     page = visit(browser, "notebooks/01_attributions", DESK, "light").page
     page.emulate_media(media="print")
+    title = page.locator("article h1").text_content().rstrip("#")
+    assert title.startswith("1. ")
+    assert [each.inner_text() for each in page.locator("h1").all() if each.is_visible()] == [title]
     assert page.locator("div.cell_output").first.is_visible()
     assert not page.locator("div.cell_input").first.is_visible()
     assert not page.locator(".page-switches").is_visible()

@@ -91,6 +91,9 @@
         }),
       );
     }
+    // The theme prints a title of its own, which has lost the chapter's number.
+    const number = document.querySelector("article h1 > .section-number");
+    if (number) document.querySelector("#jb-print-docs-body h1")?.prepend(number.cloneNode(true));
   });
   document.addEventListener("toggle", reachable, true);
   // On paper nothing can be opened.
