@@ -93,25 +93,26 @@ def largest_eigenvalue(
     passes = int(np.ceil((growth / np.arcsinh(np.sqrt(tolerance)) + 1) / 2))
     excess = float(np.sinh(growth / (2 * passes - 1)) ** 2)
     generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(dimension, _WIDTH, generator=generator, dtype=torch.float64)).Q
-    columns, products = [basis], []
+    # Vectors are rows: long ones that lie in memory as they are read, several times as fast as few columns.
+    start = torch.randn(dimension, _WIDTH, generator=generator, dtype=torch.float64)
+    known, products = torch.empty(2, passes * _WIDTH, dimension, dtype=torch.float64)
+    known[:_WIDTH] = torch.linalg.qr(start).Q.T
     n = 0
-    for k in range(passes):
-        product, n = _product(stream, columns[-1], dimension)
-        products.append(product)
-        if k + 1 < passes:
-            known = torch.cat(columns, 1)
+    for last in range(_WIDTH, passes * _WIDTH + 1, _WIDTH):
+        product, n = _product(stream, known[last - _WIDTH : last], dimension)
+        products[last - _WIDTH : last] = product
+        if last < len(known):
+            basis = known[:last]
             for _ in range(2):  # once leaves rounding, twice does not
-                product = product - known @ (known.T @ product)
-            columns.append(torch.linalg.qr(product).Q)
-            # A product that has vanished leaves columns that need not be orthogonal to the others.
-            overlap = known.T @ columns[-1]
+                product.addmm_(product @ basis.T, basis, alpha=-1)
+            new = known[last : last + _WIDTH]
+            new[:] = torch.linalg.qr(product.T).Q.T
+            # A product that has vanished leaves rows that need not be orthogonal to the others.
+            overlap = new @ basis.T
             if float(overlap.abs().max()) > 1e-8:
-                columns[-1] = torch.linalg.qr(columns[-1] - known @ overlap).Q
-    known = torch.cat(columns, 1)
-    small = known.T @ torch.cat(products, 1)
-    gram = known.T @ known
-    # With the basis' own scalar products the quotients are Rayleigh quotients, however orthogonal the basis is.
+                new[:] = torch.linalg.qr((new - overlap @ basis).T).Q.T
+    small = products @ known.T
+    gram = known @ known.T
     weights, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     kept = weights > 1e-6
     root = vectors[:, kept] / weights[kept].sqrt()
@@ -120,30 +121,29 @@ def largest_eigenvalue(
     return Eigenvalue(value, value * (1 + excess) * (1 + _ROUNDING), n, passes, alpha)
 
 
-def _product(stream: Stream, columns: Tensor | None, dimension: int) -> tuple[Tensor, int]:
-    """(1 / n) sum y (y' columns), [d, k] float64 on the CPU, and n; without columns the matrix itself."""
+def _product(stream: Stream, rows: Tensor | None, dimension: int) -> tuple[Tensor, int]:
+    """(1 / n) sum (rows y) y', [k, d] float64 on the CPU, and n; without rows the matrix itself."""
     total: list[Tensor] = []
     count = 0
-    rows: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    given: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def add(block: Tensor) -> None:
         nonlocal count
         y = block if block.dtype == torch.float64 else block.float()
-        if columns is None:
+        if rows is None:
             new = (y.T @ y).double()
         else:
-            # Few long rows: several times as fast as few columns.
             key = (y.device, y.dtype)
-            if key not in rows:
-                rows[key] = columns.T.to(y).contiguous()
-            new = ((rows[key] @ y.T) @ y).double()
+            if key not in given:
+                given[key] = rows.to(y)
+            new = ((given[key] @ y.T) @ y).double()
         total[:] = [new if not total else total[0].add_(new)]
         count += len(y)
 
     stream(add)
     if not count:
         raise ValueError("stream gave no maps; accepted is at least one in every pass")
-    return total[0].T.cpu() / count, count
+    return total[0].cpu() / count, count
 
 
 class Maps:
