@@ -305,7 +305,8 @@ def test_an_attack_step_computes_no_convolution_for_each_group(channels: int) ->
     with torch.profiler.profile() as profile:
         torch.autograd.grad(value, z)
     calls = [event.name for event in profile.events() if event.name == "aten::_convolution"]
-    # The rules have 2 and 4 passes of the two layers; a derivative by the groups would add one a channel and pass.
+    # The rules have 2 passes of each layer, 4 where inputs have both signs; a derivative by the groups would add one a
+    # channel and pass.
     assert len(calls) <= 16, len(calls)
 
 

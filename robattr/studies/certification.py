@@ -220,10 +220,9 @@ def measure(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(device)
     if max_batch is None:
-        small = model.input_size[1] <= 64
         # What a network keeps of photographs, some 80 MB each, is to stay near a processor: 32 take twice as long as 4.
-        photographs = 4 * torch.get_num_threads() if device.type == "cpu" else 128
-        max_batch = photographs if not small else 128 if device.type == "cpu" else 2048
+        small, photographs = (128, 4 * torch.get_num_threads()) if device.type == "cpu" else (2048, 128)
+        max_batch = small if model.input_size[1] <= 64 else photographs
     drawn = models.load_images(model, config.dataset, root=data_root, limit=config.images, seed=config.seed)
     x = drawn.images.to(device)
     y = torch.cat([model(part).argmax(1) for part in torch.split(x, max_batch)])
