@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from robattr import models
 from robattr.attributions import Attribution
 from robattr.smoothing import Gaussian, HeatmapCertificate, certify_map
-from robattr.studies.breaking import QUANTITIES, Broken, attack_maps
+from robattr.studies.breaking import QUANTITIES, Broken, _cosine, attack_maps
 
 SIDE, SIGMA = 6, 0.5
 
@@ -73,22 +74,87 @@ def test_a_planted_direction(weaken: float) -> None:
         # The attacks come near: what they reach of what is possible, of the median point.
         assert broken.used["center"] > 0.5
     else:
-        assert broken.violations["mass"] > 0
-        assert broken.violations["center"] > 0
+        assert all(broken.violations[name] > 0 for name in ("cosine", "mass", "center"))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_spread_that_is_halved_is_caught(share: float) -> None:
-    """What bounds the center, with half of the variance that it has at most."""
+@pytest.mark.parametrize("quantity", ["center", "cosine"])
+def test_a_spread_that_is_halved_is_caught(quantity: str, share: float) -> None:
+    """What bounds the center, and the direction, with half of the variance that it has at most."""
     slowly = partial(planted, threshold=0.5, width=0.3)
     model, x, found = certified(0.3, 20_000, slowly)
-    found.statistics["center_spread"] *= share
+    for name in {"center": ["center_spread"], "cosine": ["direction_spread", "direction_spread_upper"]}[quantity]:
+        found.statistics[name] *= share
     labels = torch.zeros(2, dtype=torch.int64)
     broken = Broken.count(
         attack_maps(model, x, labels, found, attribution=slowly, iterations=10, restarts=1, random=0, seed=1)
     )
-    assert broken.points["center"] == 2 * 4
-    assert (broken.violations["center"] > 0) == (share < 1)
+    assert broken.points[quantity] == 2 * 4
+    assert (broken.violations[quantity] > 0) == (share < 1)
+    # A variance of half moves a mean by the root of that: what is caught has to be nearer than this.
+    assert 1 < broken.caught[quantity] < 2**0.5
+
+
+@pytest.mark.parametrize("weaken", [1.0, 0.3])
+def test_top_pixels_that_may_leave_are_caught(weaken: float) -> None:
+    """The second of the top two pixels is the corner that has more, which one direction takes away."""
+    slowly = partial(planted, threshold=0.7, width=0.3)
+    model, x, found = certified(0.35, 20_000, slowly)
+    labels = torch.zeros(2, dtype=torch.int64)
+    broken = Broken.count(
+        attack_maps(
+            model, x, labels, found, attribution=slowly, iterations=10, restarts=1, random=0, weaken=weaken, seed=1
+        )
+    )
+    assert broken.points["top"] == 2 * 4
+    assert (broken.violations["top"] > 0) == (weaken < 1)
+
+
+def blank(model: nn.Module, x: Tensor, target: Tensor, create_graph: bool = False) -> Tensor:
+    """A map of two pixels where the first pixel of the image is bright, none where it is dark: half of all draws."""
+    maps = torch.zeros(len(x), 1, SIDE, SIDE, dtype=x.dtype)
+    maps[:, 0, 2, 3], maps[:, 0, 4, 4] = 3.0, 1.0
+    return (x[:, 0, 0, 0] - 0.5).relu()[:, None, None, None] * maps
+
+
+def test_maps_that_are_zero_are_judged_as_they_are_certified() -> None:
+    """A map of zeros counts as uniform on both sides: half of the mass of 2 of 36 pixels, and half of all of it."""
+    model, x, found = certified(0.1, attribution=blank)
+    assert found.mass.flatten().tolist() == pytest.approx([0.5 + 0.5 * 2 / 36] * 2, abs=0.06)
+    reached = list(
+        attack_maps(
+            model, x, torch.zeros(2, dtype=torch.int64), found, attribution=blank, iterations=5, restarts=1, random=1,
+            seed=1,
+        )
+    )  # fmt: skip
+    for one in reached:
+        assert np.isfinite(one.room[one.said]).all()
+        assert np.isfinite(one.used[one.said]).all()
+    broken = Broken.count(reached)
+    assert broken.points["mass"] == broken.points["center"] == 10
+    assert sum(broken.violations.values()) == 0
+    # The direction never turns, but for rounding: no noise of its own is taken for a turn.
+    assert broken.used["cosine"] < 0.05
+
+
+def test_the_cosine_of_two_means() -> None:
+    """By hand: means of two samples each, products of a sample with itself left out; and its error by simulation."""
+    one = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    other = torch.tensor([[0.8, 0.6], [0.0, 1.0]], dtype=torch.float64)
+    cosine, _ = _cosine(one, other)
+    assert cosine == pytest.approx((0.0 + 0.6 * 0.8 + 0.8 * 0.6) / 2 / (0.6 * 0.6) ** 0.5)
+    assert _cosine(one, one) == pytest.approx((1.0, 0.0))
+    draw = torch.Generator().manual_seed(3)
+    found = []
+    for _ in range(400):
+        z = torch.randn(200, 2, generator=draw, dtype=torch.float64)
+        angle = torch.stack([0.4 * z[:, 0], 0.5 + 0.4 * z[:, 0] + 0.1 * z[:, 1]])
+        found.append(_cosine(*torch.stack([angle.cos(), angle.sin()], 2)))
+    values, errors = np.array(found).T
+    # Both angles have the mean direction of their laws, 0.5 apart; 400 values of known spread.
+    assert values.mean() == pytest.approx(np.cos(0.5), abs=5 * values.std() / 20)
+    # The spread of 400 values is known to 1 / sqrt(800) of itself.
+    assert errors.mean() == pytest.approx(values.std(), rel=5 / 800**0.5)
 
 
 def test_a_network() -> None:

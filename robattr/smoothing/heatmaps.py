@@ -258,9 +258,13 @@ def _maps(
     x = x.detach()
     for z in _draws(noise, samples, x, seed, max_batch):
         signed = attribution(model, _moved(x, z), label.expand(len(z))).detach()
-        maps = heatmap(signed).flatten(1)
-        total = maps.sum(1, keepdim=True)
-        use(torch.where(total == 0, 1 / maps.shape[1], maps), signed.flatten(1))
+        use(_shown(signed), signed.flatten(1))
+
+
+def _shown(signed: Tensor) -> Tensor:
+    """Heatmaps [N, H x W] whose sums are 1: uniform where an attribution is zero everywhere."""
+    maps = heatmap(signed).flatten(1)
+    return torch.where(maps.sum(1, keepdim=True) == 0, 1 / maps.shape[1], maps)
 
 
 def _measured(

@@ -2,13 +2,14 @@
 
 A *point* is one certified quantity of one image at one perturbation. Perturbations are sought by gradient ascent
 through the smoothing, for each quantity with its own aim, and drawn at random; at each of them all quantities are
-measured with fresh noise and compared with their bounds. All samples of an image are held at once: for small images.
+measured with fresh noise and compared with their bounds. All samples are held at once: for few, small images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from tqdm import tqdm
 
 from robattr import metrics
 from robattr._rows import parts_of
-from robattr.attributions import Attribution, frozen, gradient, heatmap
+from robattr.attributions import Attribution, frozen, gradient
 from robattr.smoothing import Gaussian, HeatmapCertificate, map_bounds
+from robattr.smoothing.heatmaps import _directions, _shown, _unit
 from robattr.smoothing.sampling import _draws, _moved
 
 __all__ = ["AIMS", "QUANTITIES", "Broken", "Points", "attack_maps"]
@@ -30,7 +32,6 @@ AIMS = (*QUANTITIES, "random")
 """What a perturbation was sought for: one of the quantities, or nothing, a random direction."""
 
 _ERRORS = 5.0  # standard errors of a mean of fresh samples: beyond once in three million times
-_BATCHES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,10 @@ class Points:
         room: distance to the bound, in the unit of the quantity; negative beyond it.
         error: what measuring leaves open: 5 standard errors for expectations, nothing for what is certified of
             estimates.
-        used: share of what is certified to be possible that was reached.
+        used: share of what is certified to be possible that was reached, measured; about 0 where less was reached than
+            measuring leaves open.
+        caught: the share from which on this point counts as beyond its bound: 1 and what measuring leaves open. A bound
+            that is too tight by less is not found out here, whatever the attack.
     """
 
     quantity: str
@@ -55,6 +59,7 @@ class Points:
     room: NDArray[np.float64]
     error: NDArray[np.float64]
     used: NDArray[np.float64]
+    caught: NDArray[np.float64]
 
     @property
     def violated(self) -> NDArray[np.bool_]:
@@ -74,6 +79,7 @@ class Broken:
         margins: by quantity, the least distance to the bound, in the unit of the quantity, before standard errors;
             negative where a measured value was beyond it.
         used: by quantity, the median share of what is certified to be possible that an attack reached.
+        caught: by quantity, the median share from which on a point counts as a violation.
     """
 
     points: dict[str, int]
@@ -81,13 +87,14 @@ class Broken:
     violations: dict[str, int]
     margins: dict[str, float]
     used: dict[str, float]
+    caught: dict[str, float]
 
     @classmethod
     def count(cls, attacked: Iterable[Points]) -> Broken:
         """Count what :func:`attack_maps` reached."""
         points, silent, violations = (dict.fromkeys(QUANTITIES, 0) for _ in range(3))
         margins = dict.fromkeys(QUANTITIES, float("inf"))
-        shares: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
+        shares, least = ({name: [np.empty(0)] for name in QUANTITIES} for _ in range(2))
         for one in attacked:
             name = one.quantity
             points[name] += int(one.said.sum())
@@ -95,9 +102,15 @@ class Broken:
             violations[name] += int(one.violated.sum())
             margins[name] = min(margins[name], float(one.room[one.said].min(initial=np.inf)))
             shares[name].append(one.used[one.said])
-        of_all = {name: np.concatenate(each) for name, each in shares.items()}
-        used = {name: float(np.median(each)) if len(each) else float("nan") for name, each in of_all.items()}
-        return cls(points, silent, violations, margins, used)
+            least[name].append(one.caught[one.said])
+        used, caught = (
+            {
+                name: float(np.median(np.concatenate(each))) if points[name] else float("nan")
+                for name, each in of.items()
+            }
+            for of in (shares, least)
+        )
+        return cls(points, silent, violations, margins, used, caught)
 
 
 def attack_maps(
@@ -133,8 +146,12 @@ def attack_maps(
         max_batch: most images in a pass.
         progress: show a bar.
 
+    Of each image a mean direction is measured at both ends from the same fresh noise, which the attack has not seen:
+    what both share is no difference between them.
+
     Raises:
-        ValueError: weaken is not in (0, 1], or the certificate has no cosine.
+        ValueError: weaken is not in (0, 1], or the certificate has no cosine; or so little is left of the mean of some
+            image's samples that it has no direction, while its certificate has one.
     """
     if not 0 < weaken <= 1:
         raise ValueError(f"weaken is {weaken}; accepted is a share in (0, 1], 1 for the certificate itself")
@@ -197,14 +214,14 @@ def _ascent(
     for step in range(iterations + 1):
         delta = delta.detach().requires_grad_()
         signed = attribution(model, _moved(x + delta, z), target, create_graph=True)
-        maps = heatmap(signed).flatten(1).view(len(x), len(z), -1)
+        maps = _shown(signed).view(len(x), len(z), -1)
         if aim == "mass":
             value = -(maps.mean(1) * top).sum(1)
         elif aim == "center":
             moved = metrics.center_of_mass(maps.mean(1).view(len(x), *x.shape[2:])) - center.to(maps)
             value = moved.square().sum(1)
         elif aim == "top":
-            unit = (maps / torch.linalg.vector_norm(maps, dim=2, keepdim=True)).mean(1)
+            unit = _unit(maps.flatten(0, 1)).view_as(maps).mean(1)
             inside, outside = unit.masked_fill(~top, torch.inf), unit.masked_fill(top, -torch.inf)
             # The half of the top that is nearest to leaving, against as many that are nearest to entering.
             count = max(1, min(int(top[0].sum()), int((~top[0]).sum())) // 2)
@@ -224,77 +241,99 @@ def _ascent(
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """Of each image [N, ...]: means over fresh samples, in float64, and what they are off by."""
+    """Of each image [N, ...]: samples and means with fresh noise."""
 
+    directions: Tensor  # [N, samples, D]
+    centers: Tensor  # [N, samples, 2]
     direction: Tensor
-    batches: Tensor
-    length_squared: Tensor
+    center: Tensor
     mass: Tensor
     mass_error: Tensor
     unit: Tensor
-    center: Tensor
-    center_error: Tensor
 
 
 class _Judge:
-    """Means over fresh noise, as many samples as the certificate's estimates have."""
+    """Samples with fresh noise, as many as the certificate's estimates have; the same noise for an image each time."""
 
     def __init__(
         self, model: nn.Module, labels: Tensor, top: Tensor, noise: Gaussian, attribution: Attribution, samples: int,
         seed: int, max_batch: int,
     ) -> None:  # fmt: skip
         self._model, self._labels, self._top, self._noise, self._attribution = model, labels, top, noise, attribution
-        self._samples, self._seed, self._max_batch, self._calls = samples, seed, max_batch, 0
+        self._samples, self._seed, self._max_batch = samples, seed, max_batch
 
     def __call__(self, x: Tensor) -> _Measured:
-        self._calls += 1  # other noise each time
         rows = [self._one(x, i) for i in range(len(x))]
         return _Measured(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def _one(self, images: Tensor, i: int) -> tuple[Tensor, ...]:
         x, label, signed = images[i : i + 1], self._labels[i : i + 1], []
-        seed = self._seed + 1000 * (len(images) * self._calls + i)
-        for z in _draws(self._noise, self._samples, x, seed, self._max_batch):
+        for z in _draws(self._noise, self._samples, x, self._seed + 1000 * i, self._max_batch):
             signed.append(self._attribution(self._model, _moved(x, z), label.expand(len(z))).detach())
         maps = torch.cat(signed)
-        flat = maps.flatten(1).double()
-        unit_signed = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(1e-300)
-        n, direction = len(flat), unit_signed.mean(0)
-        batches = torch.stack([part.mean(0) for part in unit_signed.tensor_split(_BATCHES)])
-        shown = heatmap(maps).flatten(1).double()
+        directions = _directions(maps.flatten(1))
+        shown = _shown(maps).double()
+        n = len(shown)
         centers = metrics.center_of_mass(shown.view(n, *x.shape[2:]))
-        unit = shown / torch.linalg.vector_norm(shown, dim=1, keepdim=True)
         masses = shown[:, self._top[i]].sum(1)
-        squared = (n * direction.square().sum() - unit_signed.square().sum() / n) / (n - 1)
         return (
-            direction, batches, squared, masses.mean(), masses.std() / n**0.5, unit.mean(0), centers.mean(0),
-            (centers.var(0).sum() / n).sqrt(),
+            directions, centers, directions.mean(0, dtype=torch.float64), centers.mean(0), masses.mean(),
+            masses.std() / n**0.5, _unit(shown).mean(0),
         )  # fmt: skip
+
+
+def _cosine(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """The cosine between two means of directions [samples, D] from the same noise, and its standard error.
+
+    Products of a sample with itself are left out of all three products of means, which so have no bias; the error is
+    that of the ratio, of pairs of samples, to first order (Hoeffding 1948, section 7).
+    """
+    a, b = before.double(), after.double()
+    n, c, d = len(a), a.mean(0), b.mean(0)
+
+    def product(one: Tensor, other: Tensor, means: Tensor) -> Tensor:
+        return (n * means - (one * other).sum(1).mean()) / (n - 1)
+
+    cross, first, second = product(a, b, c @ d), product(a, a, c @ c), product(b, b, d @ d)
+    if not bool((first > 0) & (second > 0)):
+        return float("nan"), float("nan")
+    cosine = cross / (first * second).sqrt()
+    pull = (a @ d + b @ c) / (first * second).sqrt() - cosine * (a @ c / first + b @ d / second)
+    return float(cosine), float(pull.std() / n**0.5)
 
 
 def _compare(
     after: _Measured, before: _Measured, top: Tensor, found: HeatmapCertificate, bounds: dict[str, NDArray[np.float64]]
-) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:  # fmt: skip
-    """By quantity, an entry an image: whether something is said, room, what measuring leaves open, share."""
-    compared = {}
-    lengths = (before.length_squared.clamp_min(1e-12) * after.length_squared.clamp_min(1e-12)).sqrt()
-    # Batches of other noise: their products have no bias.
-    each = (before.batches * after.batches).sum(2) / lengths[:, None]
-    cosine, error = each.mean(1).cpu().numpy(), (each.std(1) / _BATCHES**0.5).cpu().numpy()
-    said = bounds["cosine"] > -1
+) -> dict[str, tuple[NDArray[Any], ...]]:
+    """By quantity, an entry an image: whether something is said, room, what measuring leaves open, shares."""
+    compared: dict[str, tuple[NDArray[Any], ...]] = {}
+    pairs = [_cosine(a, b) for a, b in zip(before.directions, after.directions, strict=True)]
+    cosine, error = np.array(pairs).T * np.array([[1.0], [_ERRORS]])
+    bound = bounds["cosine"]
+    said = bound > -1
+    if not np.isfinite(cosine[said]).all():
+        i = int((said & ~np.isfinite(cosine)).nonzero()[0][0])
+        raise ValueError(
+            f"the mean of {found.samples} fresh samples of image {i} is too short to have a direction, which is "
+            "certified; take more samples"
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.arccos(np.clip(cosine, -1, 1)) / np.arccos(np.clip(bounds["cosine"], -1, 1))
-    compared["cosine"] = (said, cosine - bounds["cosine"], _ERRORS * error, share)
-    mass, error = after.mass.cpu().numpy(), after.mass_error.cpu().numpy()
+        share, caught = (
+            np.arccos(np.clip(c, -1, 1)) / np.arccos(np.clip(bound, -1, 1)) for c in (cosine, bound - error)
+        )
+    compared["cosine"] = (said, cosine - bound, error, share, caught)
+    mass, error = after.mass.cpu().numpy(), _ERRORS * after.mass_error.cpu().numpy()
     lower, known = bounds["mass_lower"][:, 0], found.mass[:, 0].numpy()
-    compared["mass"] = (lower > 0, mass - lower, _ERRORS * error, (known - mass) / (known - lower))
+    compared["mass"] = (lower > 0, mass - lower, error, (known - mass) / (known - lower), 1 + error / (known - lower))
     moved = torch.linalg.vector_norm(after.center - before.center, dim=1).cpu().numpy()
-    error = torch.hypot(after.center_error, before.center_error).cpu().numpy()
+    apart = after.centers - before.centers
+    error = _ERRORS * (apart.var(1).sum(1) / apart.shape[1]).sqrt().cpu().numpy()
     most = bounds["center_shift"]
-    compared["center"] = (np.isfinite(most), most - moved, _ERRORS * error, moved / most)
+    compared["center"] = (np.isfinite(most), most - moved, error, moved / most, 1 + error / most)
     k = found.k[0]
     seen = torch.zeros_like(top).scatter_(1, after.unit.topk(k, dim=1).indices, True)
     stay = ((seen & top).sum(1) / k).cpu().numpy()
     least = bounds["intersection_estimates"][:, 0]
-    compared["top"] = (least > 0, stay - least, np.full(len(least), 1e-9), (1 - stay) / np.maximum(1 - least, 1 / k))
+    may = np.maximum(1 - least, 1 / k)
+    compared["top"] = (least > 0, stay - least, np.full(len(least), 1e-9), (1 - stay) / may, (1 - least + 1 / k) / may)
     return compared

@@ -204,7 +204,8 @@ def measure(
       ``overlap``, and the numbers of pixels that ``stay`` and that ``stay_out``;
     - ``map_violated/<quantity>/<method>/<sigma>/<epsilon>/<aim>``: 1 where an attack on a heatmap went beyond what is
       certified by more than 5 standard errors, 0 where not, an entry for each attacked image of which something is
-      certified; ``map_used/...``: the share that it reached of what is certified to be possible.
+      certified; ``map_used/...``: the share that it reached of what is certified to be possible;
+      ``map_caught/...``: the share from which on it would have counted as beyond.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -522,6 +523,7 @@ def _attack_maps(
             place = f"{one.quantity}/{method}/{sigma:g}/{one.epsilon:g}/{one.aim}"
             values[f"map_violated/{place}"] = one.violated.astype(np.float64)
             values[f"map_used/{place}"] = one.used[one.said]
+            values[f"map_caught/{place}"] = one.caught[one.said]
     return values
 
 
@@ -741,26 +743,31 @@ class MapCheck:
         violations: those beyond what is certified by more than 5 standard errors.
         used: the median share that was reached of what is certified to be possible.
         most: the largest such share; above 1 by no more than those errors where nothing is violated.
+        caught: the median share from which on a point would have counted as a violation: how sharp the test is; NaN of
+            records that do not have it.
     """
 
     points: int
     violations: int
     used: float
     most: float
+    caught: float
 
 
 def attacked_maps(runs: Sequence[Record]) -> dict[str, MapCheck]:
     """Count the attacked points of heatmaps of records, by quantity of :data:`robattr.studies.breaking.QUANTITIES`."""
     found: dict[str, MapCheck] = {}
     for quantity in QUANTITIES:
-        violated, used = (
+        violated, used, caught = (
             [v for run in runs for name, v in run.values.items() if name.startswith(f"{kind}/{quantity}/")]
-            for kind in ("map_violated", "map_used")
+            for kind in ("map_violated", "map_used", "map_caught")
         )
         if violated:
-            share = np.concatenate(used)
+            share, least = np.concatenate(used), np.concatenate(caught or [np.array([np.nan])])
             count = int(np.concatenate(violated).sum())
-            found[quantity] = MapCheck(len(share), count, float(np.median(share)), float(share.max()))
+            found[quantity] = MapCheck(
+                len(share), count, float(np.median(share)), float(share.max()), float(np.median(least))
+            )
     return found
 
 
@@ -813,7 +820,7 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
         return {"unit": "pixel" if rest[0] == "center" else "square pixel" if rest[0] == "center_spread" else "1"}
     if kind == "votes":
         return {"unit": "1", "epsilon": float(rest[-1]), "norm": "l2"}
-    if kind in ("map_violated", "map_used"):
+    if kind in ("map_violated", "map_used", "map_caught"):
         return {"unit": _UNITS.get(kind, "1"), "epsilon": float(rest[-2]), "norm": "l2"}
     if kind == "certified":
         unit = "pixel" if rest[0] in ("center", "disc") else "1"
