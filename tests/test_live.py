@@ -394,8 +394,9 @@ def test_a_reader_sees_the_certificate_below_what_an_attack_leaves(chromium: Any
         page.wait_for_function(starts, arg=word)
     said = page.locator(".live-values").text_content()
     numbers = re.search(
-        r"cosine of ([\d.]+) between the gradients, and of ([\d.]+) between the smoothed ones. .*"
-        r"at least ([\d.]+) between the smoothed ones",
+        r"cosine of ([\d.]+) between the gradients, and of ([\d.]+) between the smoothed ones, estimated from these "
+        r"samples\. .*"
+        r"at least ([\d.]+) between the expectations, which these estimate\.",
         said,
     )
     assert numbers, said

@@ -128,14 +128,14 @@
       const { sigma, choose, samples, alpha } = given.smoothing;
       const reached = found
         ? `The attack left a cosine of ${atLeast(cosine(attack.gradient, found.gradient))} between the gradients, and of ` +
-          `${atLeast(cosine(smoothed[0].mean, smoothed[1].mean))} between the smoothed ones. `
+          `${atLeast(cosine(smoothed[0].mean, smoothed[1].mean))} between the smoothed ones, estimated from these samples. `
         : attack.iterations > 0
           ? "No step of the attack kept the prediction: both maps are of the picture as it was. "
           : "Attack first, to see how far the smoothed map follows. ";
       const floor =
         bound > 0
           ? `Certified with probability ${percent(1 - alpha)}, whatever the attack within an l2 length of ${size.value}: ` +
-            `at least ${atLeast(bound)} between the smoothed ones.`
+            `at least ${atLeast(bound)} between the expectations, which these estimate.`
           : `Within an l2 length of ${size.value} nothing is certified with so few samples.`;
       return `Smoothed over Gaussian noise of sigma ${sigma}, ${samples + choose} samples. ${reached}${floor}`;
     };
@@ -179,8 +179,8 @@
         say(
           `Smoothed over Gaussian noise of sigma ${sigma}, ${samples + choose} samples. ${seen}` +
             (certified.length
-              ? `Certified with probability ${percent(1 - alpha)}, whatever the attack: the cosine of the smoothed ` +
-                `gradients is ${certified.join(", ")}.${beyond}`
+              ? `Certified with probability ${percent(1 - alpha)}, whatever the attack: the cosine of the expectations of the ` +
+                `gradients' directions, which these samples estimate, is ${certified.join(", ")}.${beyond}`
               : "Nothing is certified with so few samples."),
         );
         busy(null);
