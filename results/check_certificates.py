@@ -12,9 +12,12 @@ any point gives a valid bound; it is searched in floating point, and what it giv
 
 Confirmed is what is proved to be certified, or less. What is not confirmed is named, and the exit status is 1.
 
-Two things are taken from the records as they are: bounds that need all draws in their order (of lengths in records
-without ``heatmaps``, of a mass and its deviation, of a center's spread), and the eigenvalue itself. Numbers of records
-without ``heatmaps`` were rounded to the nearest of 7 digits, so they stand for all that round to them.
+Three things are taken from the records as they are: bounds that need all draws in their order (of lengths in records
+without ``heatmaps``, of a mass and its deviation, of a center's spread), the distances at which pixels of the mean map
+leave its top (``reach``), and the eigenvalue itself. Two kinds of numbers are not looked at: votes for single pixels
+(``votes``: ``overlap``, ``stay``, ``stay_out``), whose counts no record keeps, so that each may say too much; and
+``smallest_radius``, which follows from lengths that are interpolated. Numbers of records without ``heatmaps`` were
+rounded to the nearest of 7 digits, so they stand for all that round to them.
 """
 
 from __future__ import annotations

@@ -167,6 +167,42 @@ def test_committed_records() -> None:
     assert sum(tally.confirmed.values()) >= 12 * len(files) / 2
 
 
+# What is measured and certifies nothing: attacks, comparisons, lengths as they were seen, and counts that tests repeat.
+MEASURED = {
+    "attacked", "below_quoted", "drift", "insertion", "map_caught", "map_used", "map_violated", "norm", "plain",
+    "quoted_broken", "round_trip", "round_trip_radius", "violated",
+}  # fmt: skip
+
+
+def test_what_is_not_looked_at_is_said(tmp_path: Path) -> None:
+    """Of every kind of certified number that is recorded: it is looked at, or named as one that is not."""
+    kinds: dict[str, tuple[Path, str]] = {}
+    for file in check.certifications([ROOT / "results" / "reference"]):
+        for name in check.read(file)[1]:
+            kinds.setdefault(name.partition("/")[0], (file, name))
+    assert {"certified", "certified_epsilon", "norm_lower", "of_map", "votes"} <= set(kinds)
+    kept = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for kind in sorted(set(kinds) - MEASURED - {"certified", "certified_epsilon", "norm_lower", "of_map"}):
+        assert f"``{kind}``" in check.__doc__, kind
+        assert f"`{kind}`" in kept, kind
+        # And it is so: ten times as much is not refuted.
+        file, name = kinds[kind]
+        tally = check.Tally()
+        check.check_record(scaled(file, name, 10, tmp_path / kind), tally, every=1000)
+        assert tally.refuted == []
+
+
+def scaled(path: Path, quantity: str, factor: float, to: Path) -> Path:
+    """The record with all values of a quantity times a factor."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if row["quantity"] == quantity:
+            row["values"] = [factor * value for value in row["values"]]
+    to.with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    to.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
+    return to.with_suffix(".jsonl")
+
+
 def test_an_epsilon_by_the_length_is_caught(tmp_path: Path) -> None:
     """Those of records are below the truth by what bins of an integral give away, up to 1e-6 in the cosine."""
     source = ROOT / "results" / "reference" / "certificates" / "cifar10-cosine.jsonl"

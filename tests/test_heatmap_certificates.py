@@ -195,7 +195,8 @@ def test_two_heights_attain_the_intersection(n: int, k: int) -> None:
         assert np.linalg.norm(moved - values) == pytest.approx(distance)
         assert certified_intersection(values, distance, k) <= (k - m) / k + 1e-12
     # No more can leave than there are others.
-    assert certified_intersection(values, 1e9, k) == max(0, 2 * k - n) / k
+    found = certified_intersection(values, [1e9, np.inf], k)
+    assert found.tolist() == [max(0, 2 * k - n) / k] * 2
 
 
 @settings(max_examples=60)
@@ -257,6 +258,10 @@ def two_places(model: nn.Module, x: Tensor, target: Tensor, create_graph: bool =
     return maps[:, None]
 
 
+def in_half(*args: object, **options: object) -> Tensor:
+    return two_places(*args, **options).half()  # type: ignore[arg-type]
+
+
 FLAT = Flat().eval()
 THRESHOLD = 1.0
 
@@ -298,11 +303,15 @@ def test_half_space_maps_stay_within_what_is_certified() -> None:
     assert (most <= 1.5 * moved + 0.05).all()
     mean = 5 * 0.6 * (1 - after)[:, None] + 0.4 * np.array([[2, 3]])
     assert (np.linalg.norm(mean - found.center[0].numpy(), axis=1) <= found.center_disc[0].numpy()).all()
-    # Bounds for half of the perturbation are broken by the whole.
-    half = map_bounds(
-        {name: v.numpy() for name, v in found.statistics.items()}, noise=found.noise, k=found.k, samples=found.samples,
-        epsilon=[e / 2 for e in found.epsilon], alpha=found.alpha, size=(SIDE, SIDE),
+    # The bounds are those that the certificate's statistics give.
+    bounds_at = partial(
+        map_bounds, found.statistics, noise=found.noise, k=found.k, samples=found.samples, alpha=found.alpha,
+        size=(SIDE, SIDE),
     )  # fmt: skip
+    for name, value in bounds_at(epsilon=found.epsilon).items():
+        np.testing.assert_array_equal(value, getattr(found, name), err_msg=name)
+    # Bounds for half of the perturbation are broken by the whole.
+    half = bounds_at(epsilon=[e / 2 for e in found.epsilon])
     assert (half["mass_lower"][0, :, 3] > truth[:, 3]).all()
     assert half["region_upper"][0, 3] < 0.6 * (1 - after[3])
     assert half["center_shift"][0, 3] < moved[3]
@@ -551,6 +560,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: certified_intersection([1.0, 2.0], 0.1, 3), "k is 3;"),
     (lambda: certified_intersection([1.0, 2.0], -0.1, 1), "displacement is -0.1;"),
     (lambda: certified_intersection([1.0, 2.0], 0.1, 1, steps=0), "steps is 0;"),
+    (lambda: certified_intersection([3.0, np.nan, 1.0, 0.0], 0.1, 2), "heatmap is nan; accepted is a map of finite"),
+    (lambda: certified_intersection([3.0, np.inf, 1.0, 0.0], 0.1, 2), "heatmap is inf;"),
+    (lambda: certify_map(FLAT, X.half(), 0, **asked()), "x is torch.float16, which rounds too much"),  # type: ignore[arg-type]
+    (lambda: certify_map(FLAT, X.bfloat16(), 0, **asked()), "x is torch.bfloat16, which rounds too much"),  # type: ignore[arg-type]
+    (lambda: certify_map(FLAT, X, 0, **asked(attribution=in_half)), "the attribution is torch.float16, which"),  # type: ignore[arg-type]
     (lambda: certify_map(FLAT, X[0], 0, **asked()), "x has shape [1, 6, 6]; accepted are images [N, C, H, W]"),  # type: ignore[arg-type]
     (lambda: certify_map(FLAT, X, 0, **asked(noise=Ball(1.0))), "noise is Ball(radius=1.0);"),  # type: ignore[arg-type]
     (lambda: certify_map(FLAT, X, 0, **asked(epsilon=-0.1)), "epsilon is -0.1;"),  # type: ignore[arg-type]

@@ -6,10 +6,13 @@ below it, and the worst that is built has to reach it.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import linecache
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +37,9 @@ from robattr.smoothing import (
     certified_cosine,
     certified_cosine_gaussian,
     certify,
+    certifying,
     max_epsilon,
+    max_shift_spectral,
     mean_lower_bound,
     mean_lower_bound_of_moments,
     min_radius,
@@ -590,6 +595,42 @@ def test_smallest_radius_of_a_narrow_window() -> None:
         assert at(found) >= wanted
         assert at(found * (1 - 1e-4)) < wanted
     assert math.isnan(smallest(values.max() + 1e-6))
+
+
+def test_smallest_sigma_with_the_spread() -> None:
+    """In closed form where neither number changes; the length alone takes several times as much."""
+    radii, h, lam, cosine, epsilon = [0.02, 2.0], 0.5, 0.002, 0.9, 0.2
+    smallest = partial(min_radius, radii, [h] * 2, cosine, dimension=100, epsilon=epsilon, law=Gaussian)
+    found = smallest(spreads=[lam] * 2)
+    assert found == pytest.approx(epsilon / float(max_shift_spectral(h, lam, cosine, bound=1.0)), rel=1e-9)
+    # What the bound adds can only help.
+    assert found <= epsilon / math.sqrt(math.log1p(h * h * (1 - cosine**2) / lam)) * (1 + 1e-9)
+    assert smallest() > 3 * found
+    assert smallest(spreads=[0.0] * 2) == radii[0]
+
+
+def test_smallest_sigma_between_those_that_were_measured() -> None:
+    """Larger noise has a shorter mean and a larger spread: a hill between two sigmas, down to its top alone."""
+    radii, mean_norms, spreads, epsilon = [0.1, 10.0], [0.9, 0.0], [1e-190, 9e-181], 200.0
+
+    def at(sigma: float) -> float:
+        """By hand: beyond 12 sigma, where the bound does not help."""
+        h, lam = (np.interp(sigma, radii, values) for values in (mean_norms, spreads))
+        sine = math.sqrt(math.expm1((epsilon / sigma) ** 2) * lam) / h
+        return math.sqrt(1 - sine**2) if sine < 1 else -1.0
+
+    smallest = partial(min_radius, radii, mean_norms, dimension=50, epsilon=epsilon, law=Gaussian, spreads=spreads)
+    grid = np.linspace(9.4, 9.9999, 20_001)
+    values = np.array([at(float(v)) for v in grid])
+    assert 0 < values.argmax() < len(grid) - 1
+    for wanted in (0.3, 0.99 * values.max(), values.max() - 1e-9):
+        first = int(np.nonzero(values >= wanted)[0][0])
+        found = smallest(wanted)
+        assert grid[first - 1] < found <= grid[first]
+        assert at(found) >= wanted - 1e-12
+        assert at(found * (1 - 1e-4)) < wanted
+    assert math.isnan(smallest(values.max() + 1e-6))
+    assert math.isnan(min_radius(radii, mean_norms, 0.5, dimension=50, epsilon=epsilon, law=Gaussian))
 
 
 # --- finite samples -------------------------------------------------------------------------------------------------
@@ -1377,6 +1418,163 @@ def test_options_of_a_method_are_part_of_a_request(tmp_path: Path) -> None:
             certify(network(), images(), TARGET, attribution=changed, **given)
 
 
+def state(model: nn.Module, x: Tensor, target: Tensor, create_graph: bool = False, scale: object = 1.0) -> Tensor:
+    return torch.ones_like(x)
+
+
+class Scaled:
+    """An attribution with a state, which its type does not tell."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Tensor, *, create_graph: bool = False) -> Tensor:
+        return self.scale * x
+
+    def method(self, model: nn.Module, x: Tensor, target: Tensor, *, create_graph: bool = False) -> Tensor:
+        return self.scale * x
+
+
+anonymous = lambda model, x, target, create_graph=False: x  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("attribution", "name"),
+    [
+        (anonymous, "test_smoothing.<lambda>"),
+        (Scaled(1.0), "test_smoothing.Scaled"),
+        (Scaled(1.0).method, "test_smoothing.Scaled.method"),
+        (partial(Scaled(1.0)), "test_smoothing.Scaled"),
+        (partial(state, scale=object()), "builtins.object"),
+        (partial(state, scale=[1, (anonymous,)]), "test_smoothing.<lambda>"),
+        (partial(state, scale={"of": Scaled(2.0)}), "test_smoothing.Scaled"),
+        (partial(state, scale=nn.Linear(2, 2)), "torch.nn.modules.linear.Linear"),
+    ],
+    ids=["lambda", "object", "method", "partial", "option", "in a list", "in a mapping", "layer"],
+)
+def test_rows_are_of_attributions_that_have_a_name(attribution: Any, name: str, tmp_path: Path) -> None:
+    """Two lambdas, or two objects of a type, would be the same request."""
+    model, path = Counting(network()), tmp_path / "rows.jsonl"
+    asked = {"noise": Ball(0.5), "epsilon": 0.01, "samples": 4, "choose": 2, "attribution": attribution}
+    with pytest.raises(ValueError, match=f"attribution is or has [^ ]*{re.escape(name)}, which a file") as error:
+        certify(model, images(), TARGET, path=path, **asked)
+    assert "\n" not in str(error.value)
+    assert not path.exists()
+    assert not model.calls
+    certify(model, images(), TARGET, **asked)  # no file has to name it
+
+
+def test_a_function_that_was_written_anew_is_another_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One name, two sources, as of a cell that is run again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "rows.jsonl"
+    asked = {"noise": Ball(0.5), "epsilon": 0.01, "samples": 4, "choose": 2, "path": path}
+    text = "def own_map(model, x, target, create_graph=False):\n    return x {} 1\n"
+    (tmp_path / "own_maps.py").write_text(text.format("+"), encoding="utf-8")
+    own_maps = importlib.import_module("own_maps")
+    monkeypatch.setitem(sys.modules, "own_maps", own_maps)
+    first = certify(network(), images(), TARGET, attribution=own_maps.own_map, **asked)
+    assert same(certify(network(), images(), TARGET, attribution=own_maps.own_map, **asked), first)
+    (tmp_path / "own_maps.py").write_text(text.format("-"), encoding="utf-8")
+    linecache.clearcache()
+    old = own_maps.own_map
+    importlib.reload(own_maps)
+    for changed in (own_maps.own_map, partial(own_maps.own_map)):
+        with pytest.raises(ValueError, match="another request"):
+            certify(network(), images(), TARGET, attribution=changed, **asked)
+    with pytest.raises(ValueError, match=r"attribution is or has own_maps\.own_map, which a file cannot tell"):
+        certify(network(), images(), TARGET, attribution=old, **asked)
+
+
+def test_names_of_methods_stay(tmp_path: Path) -> None:
+    """What is kept under them is found again."""
+    path = tmp_path / "rows.jsonl"
+    gradients = "robattr.attributions.gradients"
+    known: list[tuple[Any, str]] = [
+        (attributions.gradient, f"{gradients}.gradient"),
+        (partial(attributions.smoothgrad, samples=2, sigma=0.1), f"{gradients}.smoothgrad(samples=2, sigma=0.1)"),
+        (
+            partial(attributions.integrated_gradients, steps=2, rule="midpoint", baseline=torch.zeros(1)),
+            f"{gradients}.integrated_gradients(baseline="
+            f"{certifying._digest(torch.zeros(1))}, rule='midpoint', steps=2)",
+        ),
+        (
+            partial(attributions.lrp, rules={nn.Conv2d: "z+", "0": "flat"}, canonizers=()),
+            "robattr.attributions.rules.lrp(canonizers=(), "
+            "rules={<class 'torch.nn.modules.conv.Conv2d'>: 'z+', '0': 'flat'})",
+        ),
+        (
+            partial(smoothed, noise=Gaussian(0.1), attribution=attributions.deep_taylor),
+            "robattr.smoothing.sampling.smoothed("
+            "attribution=robattr.attributions.rules.deep_taylor, noise=Gaussian(sigma=0.1))",
+        ),
+    ]
+    for attribution, name in known:
+        assert certifying._described(attribution) == name
+    certify(network(), images(1), 0, noise=Ball(0.5), epsilon=0.01, samples=4, choose=2, path=path)
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["attribution"] == known[0][1]
+    assert certifying._described(partial(state, scale=[1, (2.5,), None])).endswith("(scale=[1, (2.5,), None])")
+    # Arrays whose repr is the same.
+    one, two = (partial(state, scale=np.full(2000, v)) for v in (0.1, 0.1 + 1e-12))
+    assert certifying._described(one) != certifying._described(two)
+
+
+# --- numbers of half precision --------------------------------------------------------------------------------------
+
+
+class Halves(nn.Module):
+    """Explained by (1, t) in one half-space and (1, -t) in the other, in the type that is asked for."""
+
+    t = 0.3203125  # has an exact bfloat16; the length of (1, t) has none
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.eval()
+
+    def maps(self, model: nn.Module, x: Tensor, target: Tensor, *, create_graph: bool = False) -> Tensor:
+        side = torch.where(x[:, 0] >= 0.5, self.t, -self.t)
+        return torch.stack([torch.ones_like(side), side], 1).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("whole", [True, False])
+def test_maps_of_half_precision_have_unit_length(dtype: torch.dtype, whole: bool) -> None:
+    """Their projections, lengths and means are those of float64, of the numbers that the maps have."""
+    halves = Halves(dtype)
+    x = torch.full((1, 2), 0.5, dtype=dtype if not whole else torch.float32)
+    direction, seen = torch.tensor([[1.0, 0.0]], dtype=torch.float64), []
+    take = partial(smooth, halves, x, 0, noise=Gaussian(0.1), samples=64, attribution=halves.maps)
+    found = take(direction=direction, each=lambda _, maps: seen.append(maps[0]))
+    along = 1 / math.hypot(1, Halves.t)
+    assert found.along is not None
+    torch.testing.assert_close(found.along, torch.full((1, 64), along, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.cat(seen).norm(dim=1), torch.ones(64), rtol=0, atol=1e-6)
+    assert float(found.mean[0, 0]) == pytest.approx(along, abs=1e-6)
+    assert float(take(normalize=False).longest) == pytest.approx(math.hypot(1, Halves.t), abs=1e-6)
+    # As an attribution, with a graph or without: rounded once, to the type of x.
+    for create_graph in (False, True):
+        mean = smoothed(
+            halves, x, 0, noise=Gaussian(0.1), samples=64, attribution=halves.maps, create_graph=create_graph
+        )
+        assert mean.dtype == x.dtype
+        assert float(mean[0, 0]) == pytest.approx(along, rel=torch.finfo(x.dtype).eps / 2 + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_lengths_of_maps_of_half_precision_are_below_the_truth(dtype: torch.dtype) -> None:
+    halves, x = Halves(dtype), torch.full((1, 2), 0.5)
+    found = certify(
+        halves, x, 0, noise=Gaussian(0.1), epsilon=0.01, samples=30_000, attribution=halves.maps, max_batch=1024
+    )
+    truth = 1 / math.hypot(1, Halves.t)
+    assert truth - 5e-3 < float(found.norm_lower) < truth
+
+
 # --- exact adversaries ----------------------------------------------------------------------------------------------
 
 
@@ -1491,6 +1689,12 @@ take = partial(smooth, network(), IMAGE, 0)
 ask = partial(certify, network(), IMAGE, 0)
 BALL = Ball(1.0)
 
+
+def under_autocast(**asked: Any) -> object:
+    with torch.autocast("cpu", torch.bfloat16):
+        return ask(**asked)
+
+
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: overlap(0, 1.0, 0.1), "dimension is 0;"),
     (lambda: overlap(2.5, 1.0, 0.1), "dimension is 2.5;"),
@@ -1561,7 +1765,23 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: min_radius([1.0, 2.0], [0.5, 1.5], 0.5, dimension=3, epsilon=0.1), "mean_norm is 1.0625;"),
     (lambda: min_radius([1.0, 2.0], [0.5, 0.5], 0.5, dimension=3, epsilon=-0.1), "epsilon is -0.1;"),
     (lambda: min_radius([1.0, 2.0], [0.5, 0.5], -0.5, dimension=3, epsilon=0.1), "cosine is -0.5;"),
+    (
+        lambda: min_radius([1.0, 2.0], [0.5, 0.5], 0.5, dimension=3, epsilon=0.1, spreads=[0.1]),
+        "spreads have shape [1]; accepted is one for each radius, [2]",
+    ),
+    (lambda: min_radius([1.0, 2.0], [0.5, 0.5], 0.5, dimension=3, epsilon=0.1, spreads=[0.1, 0.1]), "spread is given;"),
+    (
+        lambda: min_radius([1.0, 2.0], [0.5, 0.5], 0.5, dimension=3, epsilon=0.1, law=Gaussian, spreads=[-0.1, 0.1]),
+        "spread is -0.1;",
+    ),
     (lambda: ask(noise=BALL, epsilon=[]), "epsilon is [];"),
+    (lambda: certify(network(), IMAGE.half(), 0, noise=BALL, epsilon=0.1), "x is torch.float16, which rounds too much"),
+    (lambda: certify(network(), IMAGE.bfloat16(), 0, noise=BALL, epsilon=0.1), "x is torch.bfloat16, which rounds"),
+    (
+        lambda: smoothing.certify_votes(network(), IMAGE.bfloat16(), 0, noise=Gaussian(1.0), epsilon=0.1, k=2),
+        "x is torch.bfloat16, which rounds too much",
+    ),
+    (lambda: under_autocast(noise=BALL, epsilon=0.1), "torch.autocast is on, with torch.bfloat16, which rounds too"),
     (lambda: ask(noise=BALL, epsilon=[0.1, -0.1]), "epsilon is [0.1, -0.1];"),
     (lambda: ask(noise=BALL, epsilon=math.nan), "epsilon is nan;"),
     (lambda: ask(noise=BALL, epsilon=0.1, samples=1), "samples is 1 and choose 1000;"),

@@ -203,6 +203,20 @@ def test_inverse_in_closed_form() -> None:
     assert max_shift_spectral(1.0, 0.1, 0.9, bound=1.0) == np.inf
 
 
+def test_largest_epsilon_of_small_spreads() -> None:
+    """In closed form, also beyond what a length alone can reach; and everywhere where the field cannot move."""
+    noise, h, cosine = Gaussian(0.1), 0.5, 0.9
+    for lam in (1e-70, 1e-150, 1e-300):  # where cutting off the likelihood ratio helps no more
+        shift = mpmath.sqrt(mpmath.log1p(mpmath.mpf(h) ** 2 * (1 - mpmath.mpf(cosine) ** 2) / mpmath.mpf(lam)))
+        found = float(max_epsilon(h, cosine, dimension=2, noise=noise, spread=lam))
+        assert found == pytest.approx(0.1 * float(shift), rel=1e-9)
+        assert noise.certified_cosine(h, 2, found, spread=lam) >= cosine
+    found = max_epsilon([0.0, 0.5, 1.0], cosine, dimension=2, noise=noise, spread=[0.0, 0.0, 0.1])
+    assert found.tolist() == [0, np.inf, np.inf]
+    assert max_epsilon(h, 1.0, dimension=2, noise=noise, spread=0.0) == np.inf
+    assert noise.certified_cosine(h, 2, 1e9, spread=0.0) == 1
+
+
 def test_best_of_all_certificates() -> None:
     noise, h, lam = Gaussian(0.2), np.array([0.3, 0.8, 0.99]), np.array([0.001, 0.02, 0.02])
     epsilon = np.array([[0.05], [0.2], [0.3]])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ from robattr.data import check_images
 from robattr.models import Classifier, Output
 from robattr.smoothing.certificates import NONE, Method, mean_lower_bound, sampling_error
 from robattr.smoothing.eigenvalue import EXACT, Maps, largest_eigenvalue
-from robattr.smoothing.noise import Gaussian, Noise
+from robattr.smoothing.noise import Ball, Gaussian, Noise
 from robattr.smoothing.sampling import smooth
 from robattr.smoothing.spectral import shifted_spread, spread_upper_bound
 
@@ -107,6 +111,7 @@ def certify(
     Args:
         model: images to logits, in evaluation mode.
         x: images [N, C, H, W] in [0, 1], where the model is a :class:`robattr.models.Classifier`; what any other takes.
+            float32 or float64: in half types the noise is rounded too, and has another law.
         target: class explained of each image, int64 [N], or one int for all.
         noise: :class:`Ball` or :class:`Gaussian`.
         epsilon: one or several l2 lengths, >= 0.
@@ -122,7 +127,9 @@ def certify(
         seed: of the noise.
         max_batch: largest number of images in one pass.
         path: a JSON-lines file that gets a row as soon as an image is done. Rows of the same request that are there
-            already, each with a digest, are taken from it, so that a stopped run goes on. One writer at a time.
+            already, each with a digest, are taken from it, so that a stopped run goes on. One writer at a time. The
+            attribution then has to be a function of a module or a notebook, or a ``functools.partial`` of one. One of
+            your own is known by its name and its source, not by what it calls or reads.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -143,7 +150,8 @@ def certify(
     seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
     request: dict[str, object] = {
         "noise": {"law": type(noise).__name__, "scale": noise.scale}, "epsilon": list(lengths), "samples": samples,
-        "choose": choose, "alpha": alpha, "method": method, "seed": seed, "attribution": _described(attribution),
+        "choose": choose, "alpha": alpha, "method": method, "seed": seed,
+        **({} if path is None else {"attribution": _described(attribution)}),
         **({"spectral": True} if spectral else {}),
     }  # fmt: skip
     rows = _Rows(path, request, model, x, labels, ("norm", "norm_lower", *(["spread", "center"] if spectral else [])))
@@ -345,13 +353,36 @@ def l2_lengths(epsilon: float | Sequence[float]) -> tuple[float, ...]:
 def check_units(model: nn.Module, x: Tensor) -> None:
     """Refuse images outside of [0, 1] where the model is known to take those: noise and lengths are in their units.
 
+    Half types are refused too: noise that is rounded to three digits has another law, and the mean of projections that
+    are may be above the length that it bounds.
+
     Raises:
-        ValueError: with the largest or smallest value.
+        ValueError: with the largest or smallest value, or with the type.
     """
+    if isinstance(x, Tensor):
+        check_precision("x", x)
+        if torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"torch.autocast is on, with {torch.get_autocast_dtype(x.device.type)}, which rounds too much to "
+                "certify anything; leave it, or turn it on within the model's forward"
+            )
     while isinstance(model, Output):
         model = model.model
     if isinstance(model, Classifier) and isinstance(x, Tensor):
         check_images(x, "x")
+
+
+def check_precision(name: str, value: Tensor) -> None:
+    """Refuse half types.
+
+    Raises:
+        ValueError: with the type.
+    """
+    if value.is_floating_point() and torch.finfo(value.dtype).bits < 32:
+        raise ValueError(
+            f"{name} is {value.dtype}, which rounds too much to certify anything; accepted are torch.float32 and "
+            "torch.float64: convert it with .float(), and the model where it is of that type"
+        )
 
 
 def _within(along: Tensor, x: Tensor) -> NDArray[np.float64]:
@@ -361,14 +392,46 @@ def _within(along: Tensor, x: Tensor) -> NDArray[np.float64]:
     return np.where(np.abs(values) <= 1 + rounding, np.clip(values, -1, 1), values)
 
 
+# What repr says all of.
+_PLAIN = (type(None), int, float, complex, str, bytes, Enum, np.generic, torch.dtype, torch.device, Ball, Gaussian)
+
+
 def _described(value: object) -> str:
-    """A method of attribution and its options, in words that are the same in every process."""
+    """A method of attribution and its options, in words that are the same in every process and of nothing else.
+
+    Raises:
+        ValueError: there are none: of a function without a name, or of an object, which may have a state of its own.
+    """
     if isinstance(value, partial):
         options = [f"{k}={_described(v)}" for k, v in sorted(value.keywords.items())]
         return f"{_described(value.func)}({', '.join([*map(_described, value.args), *options])})"
     if isinstance(value, Tensor):
         return _digest(value)
-    if callable(value):
-        named = value if hasattr(value, "__qualname__") else type(value)
-        return f"{named.__module__}.{named.__qualname__}"
-    return repr(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return _digest(f"{value.dtype} {list(value.shape)}", value.tobytes().hex())
+    if type(value) in (list, tuple):
+        assert isinstance(value, (list, tuple))
+        parts = [_described(v) for v in value]
+        return f"[{', '.join(parts)}]" if isinstance(value, list) else f"({', '.join(parts)}{',' * (len(parts) == 1)})"
+    if type(value) is dict and all(isinstance(key, (str, int, type)) for key in value):
+        return "{" + ", ".join(f"{key!r}: {_described(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    named = value if inspect.isroutine(value) else type(value)
+    name, module = f"{named.__module__}.{named.__qualname__}", str(named.__module__)
+    try:
+        found: Any = sys.modules[module]
+        for part in named.__qualname__.split("."):
+            found = getattr(found, part)
+        if found is value:
+            written: Any = inspect.unwrap(value)
+            if module.partition(".")[0] == __name__.partition(".")[0] or not inspect.isfunction(written):
+                return name
+            return f"{name} {_digest(inspect.getsource(written))}"
+    except (AttributeError, KeyError, OSError):
+        pass  # it is not found under its name, or has no source
+    raise ValueError(
+        f"attribution is or has {name}, which a file cannot tell from another one of that name; with path accepted are "
+        "functions of a module and functools.partial of them, with numbers, texts and tensors: define it with def in a "
+        "module, or leave path out"
+    )

@@ -176,7 +176,7 @@ def certified_intersection(heatmap: ArrayLike, displacement: ArrayLike, k: int, 
     sqrt(m / 2)`` apart. This grows with m: where it is above the displacement, at most m - 1 leave.
 
     Args:
-        heatmap: values [...], one map.
+        heatmap: finite values [...], one map.
         displacement: l2 distance, >= 0, in the unit of the map; any shape.
         k: how many, from 1 to the number of values.
         steps: at most so many m are looked at, evenly spread, which gives away up to 1 / steps.
@@ -196,10 +196,12 @@ def certified_intersection(heatmap: ArrayLike, displacement: ArrayLike, k: int, 
 def tolerances(heatmap: ArrayLike, k: int, steps: int = 200, *, top: ArrayLike | None = None) -> tuple[Array, Array]:
     """Numbers m of pixels, increasing, and the l2 distances up to which fewer than m of the top k leave.
 
-    With ``top``, a mask of k values, these are in question whether they are the largest or not.
+    With ``top``, a mask of k values, these are in question whether they are the largest or not. Infinite where m
+    cannot leave at any distance, since there are not as many others.
     """
     values = np.asarray(heatmap, dtype=np.float64).ravel()
     n = len(values)
+    _check(np.isfinite(values), "heatmap", values, "a map of finite values")
     if not 1 <= k <= n:
         raise ValueError(f"k is {k}; the map has {n} values and k is an integer between 1 and that")
     if steps < 1:
@@ -219,6 +221,6 @@ def tolerances(heatmap: ArrayLike, k: int, steps: int = 200, *, top: ArrayLike |
 
 def intersection_of(leaving: Array, reach: Array, displacement: Array, k: int) -> Array:
     """What :func:`tolerances` certify at a displacement: the first m that cannot leave, so m - 1 can."""
-    held = reach > np.asarray(displacement)[..., None]
+    held = (reach > np.asarray(displacement)[..., None]) | (reach == np.inf)
     first = np.argmax(held, -1)
     return np.asarray(np.where(held.any(-1), (k - leaving[first] + 1) / k, 0.0))

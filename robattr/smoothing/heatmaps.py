@@ -16,7 +16,7 @@ from robattr import metrics
 from robattr._rows import parts_of
 from robattr.attributions import Attribution, Target, check_target, differentiates, frozen, gradient, heatmap
 from robattr.smoothing.certificates import mean_lower_bound, mean_lower_bound_of_moments, sampling_error
-from robattr.smoothing.certifying import Spread, check_alpha, check_pictures, check_units, l2_lengths
+from robattr.smoothing.certifying import Spread, check_alpha, check_pictures, check_precision, check_units, l2_lengths
 from robattr.smoothing.eigenvalue import EXACT
 from robattr.smoothing.functionals import (
     certified_displacement,
@@ -145,7 +145,7 @@ def certify_map(
 
     Args:
         model: images to logits, in evaluation mode.
-        x: images [N, C, H, W] in [0, 1].
+        x: images [N, C, H, W] in [0, 1], float32 or float64.
         target: class explained of each image, int64 [N], or one int for all.
         noise: :class:`Gaussian`.
         epsilon: one or several l2 lengths, >= 0.
@@ -258,6 +258,7 @@ def _maps(
     x = x.detach()
     for z in _draws(noise, samples, x, seed, max_batch):
         signed = attribution(model, _moved(x, z), label.expand(len(z))).detach()
+        check_precision("the attribution", signed)
         use(_shown(signed), signed.flatten(1))
 
 
@@ -466,7 +467,7 @@ def _center_spread(centers: Values, chosen: Values, size: tuple[int, int], alpha
 
 
 def map_bounds(
-    statistics: Mapping[str, Values],
+    statistics: Mapping[str, Values | Tensor],
     *,
     noise: Gaussian,
     epsilon: Sequence[float],
@@ -478,7 +479,7 @@ def map_bounds(
     """The bounds of :class:`HeatmapCertificate` at any epsilons, from its statistics; no network and no randomness.
 
     Args:
-        statistics: of a certificate, a row an image.
+        statistics: of a certificate, a row an image; arrays or tensors.
         noise: as there.
         epsilon: l2 lengths, >= 0.
         k: as there.
@@ -489,7 +490,8 @@ def map_bounds(
     Returns:
         The bounds by their names there.
     """
-    split = map_split(alpha, k, "region" in statistics, "direction_norm_lower" in statistics)
+    known: dict[str, Values] = {name: np.asarray(value) for name, value in statistics.items()}
+    split = map_split(alpha, k, "region" in known, "direction_norm_lower" in known)
     shift = np.asarray(epsilon, dtype=np.float64) / noise.sigma
 
     def lower(mean: Values, deviation: Values, law: Values, risk: float) -> Values:
@@ -497,25 +499,25 @@ def map_bounds(
         by_law = [certified_mean_of_values(_draws_of(row, samples), shift, alpha=risk) for row in law]
         return np.maximum(certified_mean(mean[:, None], shift, deviation=deviation[:, None]), np.stack(by_law))
 
-    mean, deviation, law = (statistics[f"mass_{name}"] for name in ("mean", "deviation", "law"))
+    mean, deviation, law = (known[f"mass_{name}"] for name in ("mean", "deviation", "law"))
     masses = [lower(mean[:, j], deviation[:, j], law[:, j], split[f"mass_law/{v}"]) for j, v in enumerate(k)]
     found = {"mass_lower": np.stack(masses, 1)}
-    if "region" in statistics:
-        s = {name: statistics[f"region_{name}"] for name in ("mean", "most", "deviation", "law", "law_most")}
+    if "region" in known:
+        s = {name: known[f"region_{name}"] for name in ("mean", "most", "deviation", "law", "law_most")}
         found["region_lower"] = lower(s["mean"], s["deviation"], s["law"], split["region_law"])
         # 1 - s is a number in [0, 1] too; of its groups each has the least, so of s each has the most.
         found["region_upper"] = 1 - lower(1 - s["most"], s["deviation"], 1 - s["law_most"], split["region_law_most"])
-    if "direction_norm_lower" in statistics:
-        h, lam = (statistics[f"direction_{name}"][:, None] for name in ("norm_lower", "spread_upper"))
+    if "direction_norm_lower" in known:
+        h, lam = (known[f"direction_{name}"][:, None] for name in ("norm_lower", "spread_upper"))
         found["cosine"] = noise.certified_cosine(h, size[0] * size[1], epsilon, spread=lam)
     # Samples and their mean lie in the map, no farther apart than its diagonal.
     diagonal = max(float(np.hypot(size[0] - 1, size[1] - 1)), 1e-12)
-    spread = statistics["center_spread"][:, None]
+    spread = known["center_spread"][:, None]
     moved = certified_displacement(spread, shift, bound=diagonal)
     error = _error_of_center(spread, diagonal, samples, split["center_estimate"])
     found["center_shift"] = np.where(moved < diagonal, moved, np.inf)
     found["center_disc"] = np.where(moved + error < diagonal, moved + error, np.inf)
-    length, lam = statistics["norm_lower"][:, None], statistics["spread_upper"][:, None]
+    length, lam = known["norm_lower"][:, None], known["spread_upper"][:, None]
     # Two unit maps without negative values are at most sqrt(2) apart, and so are one and the mean.
     moved = certified_displacement(lam, shift, bound=np.sqrt(2))
     there = sampling_error(
@@ -523,7 +525,7 @@ def map_bounds(
     )
     shares: dict[str, list[list[Values]]] = {"intersection": [], "intersection_estimates": []}
     for number in k:
-        reach = statistics[f"reach/{number}"]
+        reach = known[f"reach/{number}"]
         leaving = tolerances(np.arange(number), number, reach.shape[-1])[0]
         # The number of (1_A - 1_B) / sqrt(2 m) is between -1 and 1, over sqrt(2).
         log = np.log(len(leaving) / split[f"gap/{number}"])

@@ -26,7 +26,8 @@ def max_epsilon(
 ) -> np.ndarray:
     """The largest l2 epsilon for which a cosine is certified, for each mean length; 0 where H = 0.
 
-    The inverse of ``noise.certified_cosine``: at the result it returns ``cosine``.
+    The inverse of ``noise.certified_cosine``: at the result it returns ``cosine``. Infinite where the spread is 0, or
+    one is given and H is the bound: such a field is the same everywhere.
 
     Args:
         mean_norm: H = ||h(x)||, any shape, from 0 to bound.
@@ -52,8 +53,16 @@ def max_epsilon(
             continue
         lam = None if spreads is None else float(spreads[place])
         certified = partial(_at_epsilon, noise, float(lengths[place]), dimension, bound, method, lam)
-        found[place] = largest(certified, cosine, limit)
+        found[place] = _largest(certified, cosine, limit)
     return found
+
+
+def _largest(certified: Callable[[float], float], cosine: float, reach: float) -> float:
+    """The largest epsilon with a cosine: a very small spread certifies beyond the reach of a length, and 0 all."""
+    for limit in (reach, 2 * reach, 4 * reach):
+        if certified(limit) < cosine:
+            return largest(certified, cosine, limit)
+    return np.inf
 
 
 def _at_epsilon(
@@ -72,11 +81,13 @@ def min_radius(
     law: Callable[[float], Noise] = Ball,
     bound: float = 1.0,
     method: Method = "tight",
+    spreads: ArrayLike | None = None,
 ) -> float:
     """The smallest radius (or sigma) at which a cosine is certified for epsilon; NaN where none of the range does.
 
     H falls as the radius grows, and so does p: between them there may be a best radius, or none. H is known where it
-    was measured, and interpolated linearly between: what is returned has to be measured before it is a certificate.
+    was measured, and so is the spread; both are interpolated linearly between: what is returned has to be measured
+    before it is a certificate.
 
     Args:
         radii: increasing, at least 2, > 0.
@@ -87,6 +98,7 @@ def min_radius(
         law: :class:`Ball`, or :class:`Gaussian` for sigmas.
         bound: M with ||g|| <= M everywhere.
         method: of the certificate.
+        spreads: Lambda at each of the sigmas, for the best of all certificates of Gaussian noise.
 
     Raises:
         ValueError: an argument is not what is accepted.
@@ -97,15 +109,24 @@ def min_radius(
         raise ValueError(f"radii are {r.tolist()}; accepted are at least 2 increasing radii > 0")
     if h.shape != r.shape:
         raise ValueError(f"mean_norms have shape {list(h.shape)}; accepted is one for each radius, {list(r.shape)}")
+    lam = None if spreads is None else np.asarray(spreads, dtype=np.float64)
+    if lam is not None and lam.shape != r.shape:
+        raise ValueError(f"spreads have shape {list(lam.shape)}; accepted is one for each radius, {list(r.shape)}")
+
+    def certified(radius: float, length: float, spread: float | None) -> float:
+        noise = law(radius)
+        return float(noise.certified_cosine(length, dimension, epsilon, bound=bound, method=method, spread=spread))
 
     def excess(radius: float) -> float:
-        at = float(np.interp(radius, r, h))
-        return float(law(radius).certified_cosine(at, dimension, epsilon, bound=bound, method=method)) - cosine
+        spread = None if lam is None else float(np.interp(radius, r, lam))
+        return certified(radius, float(np.interp(radius, r, h)), spread) - cosine
 
     def most(low: float, high: float) -> float:
-        """No radius between has more: certificates rise with the length and with the radius."""
-        length = max(float(np.interp(low, r, h)), float(np.interp(high, r, h)), *h[(r > low) & (r < high)])
-        return float(law(high).certified_cosine(length, dimension, epsilon, bound=bound, method=method)) - cosine
+        """No radius between has more: certificates rise with length and radius, and fall with the spread."""
+        inside = (r > low) & (r < high)
+        length = max(*np.interp([low, high], r, h), *h[inside])
+        spread = None if lam is None else float(min(*np.interp([low, high], r, lam), *lam[inside]))
+        return certified(high, float(length), spread) - cosine
 
     grid = np.unique(np.concatenate([np.linspace(a, b, 17) for a, b in itertools.pairwise(r)]))
     values = np.array([excess(float(v)) for v in grid])

@@ -112,7 +112,7 @@ def smooth(
         done = 0
         for z in _draws(noise, samples, x, seed, together):
             maps = attribution(model, _moved(images, z), classes.repeat_interleave(len(z)))
-            maps = maps.detach().reshape(len(images), len(z), dimension)
+            maps = _wide(maps.detach()).reshape(len(images), len(z), dimension)
             factor, length = _lengths(maps, normalize)
             # The mean without a normalized copy of the maps.
             total[rows] += torch.bmm(factor[:, None], maps)[:, 0]
@@ -136,6 +136,11 @@ def smooth(
 def _moved(images: Tensor, noise: Tensor) -> Tensor:
     """Every image with every noise, an image's copies in order: [n * k, C, H, W]."""
     return (images[:, None] + noise).flatten(0, 1)
+
+
+def _wide(maps: Tensor) -> Tensor:
+    """Maps in float32 at least: in half types a unit map has a length up to half a percent above 1."""
+    return maps.float() if torch.finfo(maps.dtype).bits < 32 else maps
 
 
 def _lengths(maps: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -209,14 +214,14 @@ def smoothed(
             new = run(images) if one_pass else checkpoint(run, images, use_reentrant=False, preserve_rng_state=False)
             total = new if total is None else total + new
         assert total is not None
-        parts.append(total / samples)
+        parts.append((total / samples).to(x.dtype))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _sum_of_maps(
     model: nn.Module, attribution: Attribution, normalize: bool, noise: Tensor, labels: Tensor, images: Tensor
 ) -> Tensor:
-    maps = attribution(model, _moved(images, noise), labels.repeat_interleave(len(noise)), create_graph=True)
+    maps = _wide(attribution(model, _moved(images, noise), labels.repeat_interleave(len(noise)), create_graph=True))
     if normalize:
         square = maps.square().flatten(1).sum(1).view(-1, *[1] * (maps.ndim - 1))
         _check_lengths(square.detach().flatten().sqrt(), maps.detach().flatten(1))

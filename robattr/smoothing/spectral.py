@@ -89,7 +89,7 @@ def max_shift_spectral(
 
     For a noise of sigma the largest epsilon is this times sigma. For an epsilon, epsilon divided by this is the
     smallest sigma *with the same mean_norm and spread*; both change with sigma, and where they were measured at
-    several, :func:`min_radius` finds the smallest.
+    several, :func:`min_radius` with ``spreads`` finds the smallest.
 
     Args:
         mean_norm: H, as for :func:`certified_cosine_spectral`.
