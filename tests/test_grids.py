@@ -266,6 +266,7 @@ def test_records_are_in_the_order_of_objectives_and_seeds(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="has no records") as error:
         load_records(tmp_path / "none")
     assert "\n" not in str(error.value)
+    assert load_records(tmp_path / "none", missing_ok=True) == []
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def attack_maps(
     top = found.top[:, 0].flatten(1).to(x.device)
     judge = _Judge(model, labels, top, found.noise, attribution, found.samples, seed + 1, max_batch)
     before = judge(x)
+    direction, center = before.directions.mean(1, dtype=torch.float64), before.centers.mean(1)
     bar = tqdm(
         total=len(found.epsilon) * (len(QUANTITIES) * restarts + random),
         desc="break",
@@ -184,7 +185,7 @@ def attack_maps(
                         [
                             _ascent(
                                 model, x[rows], labels[rows], delta[rows], epsilon, aim, top[rows],
-                                before.direction[rows], before.center[rows], found.noise, attribution, iterations,
+                                direction[rows], center[rows], found.noise, attribution, iterations,
                                 attack_samples, seed + 2, max_batch,
                             )
                             for rows in parts_of(len(x), max(1, max_batch // attack_samples))
@@ -245,8 +246,6 @@ class _Measured:
 
     directions: Tensor  # [N, samples, D]
     centers: Tensor  # [N, samples, 2]
-    direction: Tensor
-    center: Tensor
     mass: Tensor
     mass_error: Tensor
     unit: Tensor
@@ -277,8 +276,7 @@ class _Judge:
         centers = metrics.center_of_mass(shown.view(n, *x.shape[2:]))
         masses = shown[:, self._top[i]].sum(1)
         return (
-            directions, centers, directions.mean(0, dtype=torch.float64), centers.mean(0), masses.mean(),
-            masses.std() / n**0.5, _unit(shown).mean(0),
+            directions, centers, masses.mean(), masses.std() / n**0.5, _unit(shown).mean(0),
         )  # fmt: skip
 
 
@@ -325,8 +323,8 @@ def _compare(
     mass, error = after.mass.cpu().numpy(), _ERRORS * after.mass_error.cpu().numpy()
     lower, known = bounds["mass_lower"][:, 0], found.mass[:, 0].numpy()
     compared["mass"] = (lower > 0, mass - lower, error, (known - mass) / (known - lower), 1 + error / (known - lower))
-    moved = torch.linalg.vector_norm(after.center - before.center, dim=1).cpu().numpy()
     apart = after.centers - before.centers
+    moved = torch.linalg.vector_norm(apart.mean(1), dim=1).cpu().numpy()
     error = _ERRORS * (apart.var(1).sum(1) / apart.shape[1]).sqrt().cpu().numpy()
     most = bounds["center_shift"]
     compared["center"] = (np.isfinite(most), most - moved, error, moved / most, 1 + error / most)

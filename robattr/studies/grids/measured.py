@@ -348,14 +348,18 @@ def load_record(path: Path | str) -> Record:
         raise ValueError(f"{path}: not a record ({said(error)})") from None
 
 
-def load_records(folder: Path | str) -> list[Record]:
+def load_records(folder: Path | str, *, missing_ok: bool = False) -> list[Record]:
     """Every record of a folder: trained networks by objective, in the order of tables, and seed; then by name.
+
+    Args:
+        folder: of the records.
+        missing_ok: a folder without records, or that is not there, has an empty list.
 
     Raises:
         ValueError: there is none, or a file holds something else.
     """
     found = [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not found:
+    if not found and not missing_ok:
         raise ValueError(f"{folder} has no records; `make reference GRID={Path(folder).name}` makes them")
 
     def place(record: Record) -> tuple[int, int]:
