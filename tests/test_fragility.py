@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from robattr import attacks, data, metrics, models
-from robattr.attributions import gradient, heatmap
+from robattr.attributions import METHODS, gradient, heatmap
 from robattr.studies import fragility, grids
 from robattr.studies.fragility import ATTACKS, Fragility, attacked, every_attack
 from robattr.studies.grids import Network
@@ -94,6 +95,36 @@ def test_every_attack_is_measured_on_every_image(measured: grids.Measured, model
     assert gap[4] < gap[16] / 4
     assert measured.dimension == 64
     assert measured.dataset["name"] == "digits"
+
+
+@pytest.mark.parametrize("method", [*fragility.FROM_BASELINE])
+def test_channel_means_of_the_clean_image_are_the_baseline_of_the_attacked_one(method: str) -> None:
+    """By hand: both maps from the gray of the clean image, and not from black."""
+    model = models.build("lenet", activation="softplus", beta=3.0, seed=1).eval().requires_grad_(False)
+    x = data.load("cifar10-samples", limit=3, seed=0).images
+    config = Fragility(
+        attributions=(method,), attribution_baseline="channel-means", attribution_steps=4, iterations=2, step=4, k=20
+    )
+    values, moved = fragility.attack_images(model, config, x, method, "top-k", 8.0)
+    gray = torch.stack([torch.stack([c.mean() for c in image]) for image in x])[:, :, None, None]
+    y = model(x).argmax(1)
+    options: dict[str, Any] = {} if method == "deeplift" else {"steps": 4}
+    one, two = (METHODS[method](model, z, y, **options, baseline=gray) for z in (x, moved))
+    expected = metrics.topk_intersection(heatmap(one), heatmap(two), 20).double()
+    np.testing.assert_allclose(values["topk_intersection"], expected, atol=1e-6)
+    np.testing.assert_allclose(values["cosine"], metrics.cosine(heatmap(one), heatmap(two)).double(), atol=1e-5)
+    black = config.model_copy(update={"attribution_baseline": "black"})
+    assert values["cosine"] != fragility.attack_images(model, black, x, method, "top-k", 8.0)[0]["cosine"]
+
+
+def test_every_method_with_a_baseline_takes_one() -> None:
+    with_one = {name for name, method in METHODS.items() if "baseline" in inspect.signature(method).parameters}
+    assert set(fragility.FROM_BASELINE) == with_one
+
+
+def test_a_baseline_is_refused_where_no_method_has_one() -> None:
+    with pytest.raises(ValidationError, match="attribution_baseline is channel-means; gradient have none"):
+        Fragility(attributions=("gradient",), attribution_baseline="channel-means")
 
 
 def test_attacks_do_more_than_chance() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from robattr._files import file_digest, free, keep_values, kept_values, write_te
 from robattr.attributions import (
     METHODS,
     Attribution,
+    deeplift,
     gradient,
     heatmap,
     integrated_gradients,
@@ -49,6 +50,14 @@ ATTACKS: tuple[AttackName, ...] = ("top-k", "mass-center", "targeted", "random-s
 # Methods that take many points for one image.
 OF_STEPS = ("integrated_gradients", "smoothgrad", "layer_integrated_gradients")
 _POINTS = 50  # of them, at most, where their own number is left to them
+
+# Methods that explain the difference to a baseline.
+FROM_BASELINE: Mapping[str, Callable[..., Tensor]] = {
+    "integrated_gradients": integrated_gradients,
+    "layer_integrated_gradients": layer_integrated_gradients,
+    "deeplift": deeplift,
+}
+BaselineName = Literal["black", "channel-means"]
 
 Region = tuple[float, float, float, float]
 """Top, left, bottom and right of a target, as fractions of the image."""
@@ -124,6 +133,11 @@ class Fragility(BaseModel):
     attribution_steps: int | None = Field(
         16, ge=1, description="integrated gradients, SmoothGrad: points; None for the method's own number"
     )
+    attribution_baseline: BaselineName = Field(
+        "black",
+        description="integrated gradients, DeepLIFT: black, or the means of the clean image's channels, of which its "
+        "attacked copy is explained too",
+    )
     attacks: tuple[AttackName, ...] = ATTACKS
     epsilons: tuple[float, ...] = (8.0,)
     k: int = Field(100, ge=1, description="number of top pixels")
@@ -150,6 +164,11 @@ class Fragility(BaseModel):
     def _fits(self) -> Fragility:
         if unknown := set(self.attributions) - set(METHODS):
             raise ValueError(f"attributions has {', '.join(sorted(unknown))}; accepted are {', '.join(METHODS)}")
+        if self.attribution_baseline != "black" and not set(self.attributions) & set(FROM_BASELINE):
+            raise ValueError(
+                f"attribution_baseline is {self.attribution_baseline}; {', '.join(self.attributions)} have none: it is "
+                f"accepted with {', '.join(FROM_BASELINE)}"
+            )
         if not all(0 < epsilon <= 255 for epsilon in self.epsilons):
             raise ValueError(f"epsilons are {list(self.epsilons)}; accepted are numbers > 0 and <= 255, in 1/255")
         if self.images is not None and self.rescaled > self.images:
@@ -157,9 +176,17 @@ class Fragility(BaseModel):
         check_region(self.region)
         return self
 
-    def method(self, name: str) -> Attribution:
-        """An attribution method with its options bound."""
-        return bound_method(name, self.attribution_steps if name in OF_STEPS else None)
+    def method(self, name: str, clean: Tensor) -> Attribution:
+        """An attribution method with its options bound.
+
+        Args:
+            name: of the method.
+            clean: the images [N, C, H, W] without an attack; a baseline of channel means is theirs.
+        """
+        bound: Callable[..., Tensor] = bound_method(name, self.attribution_steps if name in OF_STEPS else None)
+        if self.attribution_baseline == "black" or name not in FROM_BASELINE:
+            return bound
+        return partial(bound, baseline=clean.mean((2, 3), keepdim=True))
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region, bool [height, width]; at least one pixel."""
@@ -360,7 +387,7 @@ def attack_images(
         The values of :func:`measure`, an entry an image, by quantity; and the attacked images.
     """
     mask = config.mask(*x.shape[2:]).to(x.device)
-    attribution = config.method(method)
+    attribution = config.method(method, x)
     common: dict[str, Any] = {
         "objective": attack_objective(attack, config.k, mask),
         "epsilon": epsilon / 255,
