@@ -14,15 +14,15 @@ Confirmed is what is proved to be certified, or less. What is not confirmed is n
 
 Three things are taken from the records as they are: bounds that need all draws in their order (of lengths in records
 without ``heatmaps``, of a mass and its deviation, of a center's spread), the distances at which pixels of the mean map
-leave its top (``reach``), and the eigenvalue itself. Two kinds of numbers are not looked at: votes for single pixels
-(``votes``: ``overlap``, ``stay``, ``stay_out``), whose counts no record keeps, so that each may say too much; and
-``smallest_radius``, which follows from lengths that are interpolated. Numbers of records without ``heatmaps`` were
-rounded to the nearest of 7 digits, so they stand for all that round to them.
+leave its top (``reach``), and the eigenvalue itself. One kind of numbers is not looked at: ``smallest_radius``, which
+follows from lengths that are interpolated. Numbers of records without ``heatmaps`` were rounded to the nearest of 7
+digits, so they stand for all that round to them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -112,6 +112,26 @@ def error_of_mean(samples: int, alpha: arb, length: arb, spread: arb) -> arb:
     share = spread.min(trace)
     second = (2 * log * (share + 4 * mean) / samples).sqrt() + 2 * log / (3 * samples)
     return mean + first.min(second)
+
+
+@functools.cache
+def share_of_votes(count: int, samples: int, alpha: float, *, up: bool) -> arb:
+    """A share of which so many votes, or more (fewer if up), have a probability of alpha at most (Clopper and Pearson).
+
+    By bisection in floating point; the probability at what it gives is computed in balls.
+    """
+    if count == (samples if up else 0):
+        return arb(int(up))
+    a, b = (samples - count, count + 1) if up else (count, samples - count + 1)  # of 1 - p if up, else of p
+
+    def rare(p: float) -> bool:
+        return bool(arb(p).beta_lower(arb(a), arb(b), True) <= arb(alpha))
+
+    low, high = 0.0, a / samples
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rare(middle) else (low, middle)
+    return 1 - arb(low) if up else arb(low)
 
 
 # --- the likelihood ratio, cut off ----------------------------------------------------------------------------------
@@ -339,6 +359,8 @@ def check_record(path: Path, tally: Tally, every: int = 1) -> None:
                 ] = values
         for i in range(0, config["images"], every):
             image = {name: [column[j][i] for j in sorted(column)] for name, column in columns.items()}
+            for k in maps["k"] if maps.get("votes") else ():
+                _check_votes(f"{path.stem}, {place}, image {i}", numbers, i, maps, k, place, sigma, tally)
             _check_image(f"{path.stem}, {place}, image {i}", image, numbers, i, maps, place, sigma, dimension, tally)
 
 
@@ -466,6 +488,49 @@ def _check_pixels(
             fine = fine or bool(reach[index] > total)
         claimed = (k + 1 - m) / k
         tally.add("top pixels that stay", f"{where}, {kind}-{k}", fine and share <= claimed * (1 + 1e-7))
+
+
+def _check_votes(
+    name: str, numbers: Numbers, i: int, maps: dict, k: int, place: str, sigma: float, tally: Tally
+) -> None:  # fmt: skip
+    """Of votes for single pixels, what follows from how many pixels have how many of them."""
+    top, others = (
+        [
+            votes
+            for votes, pixels in enumerate(numbers[f"votes/{which}_with/{k}/{place}/image-{i}"])
+            for _ in range(int(pixels))
+        ]
+        for which in ("top", "others")
+    )
+    everyone = sorted(top + others)
+    tally.add("the top pixels of votes", name, len(top) == k and top[0] >= others[-1])
+    samples, alpha = maps["samples"], math.nextafter(maps["alpha"] / (2 * len(everyone)), 0)
+    for epsilon in maps["epsilons"]:
+        overlap, stay, stay_out = (
+            numbers[f"votes/{said}/{k}/{place}/{epsilon:g}"][i] for said in ("overlap", "stay", "stay_out")
+        )
+        shift, where = arb(epsilon) / arb(sigma), f"{name}, epsilon {epsilon:g}, votes"
+
+        def least(votes: int, shift: arb = shift) -> arb:
+            return quantile(share_of_votes(votes, samples, alpha, up=False), up=False) - shift
+
+        def most(votes: int, shift: arb = shift) -> arb:
+            return quantile(share_of_votes(votes, samples, alpha, up=True), up=True) + shift
+
+        leaving = k - round(overlap * k)
+        if leaving < k:
+            # Were one more to leave, these two would have changed their order.
+            fine = leaving >= len(others) or least(top[leaving]) > most(others[-1 - leaving])
+            tally.add(
+                "top pixels that stay, by votes",
+                f"{where}, overlap",
+                fine and overlap <= (1 - leaving / k) * (1 + 1e-7),
+            )
+        for kind, number in (("stay", stay), ("stay_out", stay_out)):
+            if number > 0:
+                fine = least(everyone[-int(number)]) > 0 if kind == "stay" else most(everyone[int(number) - 1]) < 0
+                tally.add("single pixels, by votes", f"{where}, {kind}", fine and number == int(number))
+        tally.silent += (leaving == k) + (stay == 0) + (stay_out == 0)
 
 
 def certifications(paths: list[Path]) -> list[Path]:

@@ -555,6 +555,12 @@ def test_votes_and_attacks_are_recorded() -> None:
         np.testing.assert_array_equal(values[f"votes/stay/{place}"], votes.stays[:, j].flatten(1).sum(1))
         np.testing.assert_array_equal(values[f"votes/stay_out/{place}"], votes.stays_out[:, j].flatten(1).sum(1))
     assert (values["votes/stay_out/20/integrated_gradients/0.1/0.01"] > 0).all()
+    # From the counts beside them the votes follow, pixel by pixel in their order.
+    for i, (shares, top) in enumerate(zip(votes.votes, votes.top, strict=True)):
+        for name, pixels in (("top_with", top), ("others_with", ~top)):
+            counted = values[f"votes/{name}/20/integrated_gradients/0.1/image-{i}"].astype(int)
+            expanded = np.repeat(np.arange(61), counted) / 60
+            np.testing.assert_allclose(expanded, shares[pixels].sort().values, atol=1e-12)
     # Mass and center of one image at one length, for all five aims.
     found = {name: v for name, v in values.items() if name.startswith("map_violated/center/")}
     assert len([name for name in found if "/0.01/" in name]) == len(AIMS)

@@ -46,7 +46,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Certification(
         dataset="digits", images=2, radii=(1.0,), samples=400, choose=50, attacked=0, check_samples=64, fractions=4,
         heatmaps=Heatmaps(
-            methods=("gradient",), sigmas=(0.1, 0.3), epsilons=(0.01, 0.1, 0.3), k=(3, 40), samples=2000, choose=300
+            methods=("gradient",), sigmas=(0.1, 0.3), epsilons=(0.01, 0.1, 0.3), k=(3, 40), samples=2000, choose=300,
+            votes=True,
         ),
     )  # fmt: skip
     found = certification.measure(model, config, device="cpu")
@@ -90,7 +91,8 @@ def test_a_record_is_confirmed(written: Path) -> None:
     assert set(tally.confirmed) == {
         "cosine", "epsilon of a cosine, by the spread", "epsilon of a cosine, gaussian noise, by the length",
         "epsilon of a cosine, uniform noise, by the length", "lower bound on a length", "mass of the top pixels",
-        "shift of the center", "top pixels that stay", "upper bound on a spread",
+        "shift of the center", "single pixels, by votes", "the top pixels of votes", "top pixels that stay",
+        "top pixels that stay, by votes", "upper bound on a spread",
     }  # fmt: skip
     assert tally.confirmed["cosine"] >= 8
 
@@ -135,6 +137,30 @@ def test_one_more_pixel_is_caught(written: Path, tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "b.json").write_bytes(written.with_suffix(".json").read_bytes())
     assert len(refuted(tmp_path / "b.jsonl")) == 1
+
+
+@pytest.mark.parametrize("quantity", ["overlap", "stay", "stay_out"])
+def test_one_more_pixel_by_votes_is_caught(written: Path, tmp_path: Path, quantity: str) -> None:
+    """What is recorded is the most that is certified, so one pixel more is too much."""
+    lines, one, most = [], *((1 / 40, 1) if quantity == "overlap" else (1, 63))
+    for line in written.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["quantity"] == f"votes/{quantity}/40/gradient/0.1/0.1":
+            assert 0 < row["values"][0] < most
+            row["values"][0] += one
+        lines.append(json.dumps(row))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "b.json").write_bytes(written.with_suffix(".json").read_bytes())
+    (line,) = refuted(tmp_path / "b.jsonl")
+    assert line.startswith(f"b, gradient/0.1, image 0, epsilon 0.1, votes, {quantity}: ")
+
+
+def test_shares_of_votes_are_those_of_the_package() -> None:
+    """To the digits of floating point, and never above what they are in it."""
+    for count in (0, 1, 37, 499, 500):
+        lower, upper = smoothing.vote_bounds(np.array([count]), 500, 1e-8)
+        assert float(check.share_of_votes(count, 500, 1e-8, up=False)) == pytest.approx(lower[0], rel=1e-9)
+        assert float(check.share_of_votes(count, 500, 1e-8, up=True)) == pytest.approx(upper[0], rel=1e-9)
 
 
 def test_it_runs_without_torch(written: Path, tmp_path: Path) -> None:

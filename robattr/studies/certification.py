@@ -201,7 +201,9 @@ def measure(
       ``certified/<quantity>/<method>/<sigma>/<epsilon>``, see :func:`certified_of_map`, and
       ``certified_epsilon/<cosine>/<method>/<sigma>`` of the spectral certificate;
     - ``votes/<statement>/<k>/<method>/<sigma>/<epsilon>``: what :func:`robattr.smoothing.certify_votes` says:
-      ``overlap``, and the numbers of pixels that ``stay`` and that ``stay_out``;
+      ``overlap``, and the numbers of pixels that ``stay`` and that ``stay_out``; all of it follows from
+      ``votes/top_with/<k>/<method>/<sigma>/image-<i>``, how many of an image's top pixels have 0, 1, ... votes, and
+      ``votes/others_with/...``, how many of the others;
     - ``map_violated/<quantity>/<method>/<sigma>/<epsilon>/<aim>``: 1 where an attack on a heatmap went beyond what is
       certified by more than 5 standard errors, 0 where not, an entry for each attacked image of which something is
       certified; ``map_used/...``: the share that it reached of what is certified to be possible;
@@ -493,20 +495,33 @@ def _votes(
             for i in range(len(x))
         ]
         for key in rows[0]:
-            name, epsilon = key.split("/")
-            values[f"votes/{name}/{k}/{method}/{sigma:g}/{epsilon}"] = np.array([row[key] for row in rows])
+            name, number = key.split("/")
+            if name not in _PIXELS:
+                values[f"votes/{name}/{k}/{method}/{sigma:g}/{number}"] = np.array([row[key] for row in rows])
+        for i, row in enumerate(rows):
+            for name in _PIXELS:
+                counted = np.array([row[f"{name}/{count}"] for count in range(config.samples + 1)])
+                values[f"votes/{name}/{k}/{method}/{sigma:g}/image-{i}"] = counted
     return values
+
+
+_PIXELS = ("top_with", "others_with")
 
 
 def _votes_row(votes: Callable[..., smoothing.VoteCertificate], x: Tensor, y: Tensor) -> dict[str, float]:
     found = votes(x, y)
     said = {"overlap": found.overlap}
     said |= {"stay": found.stays.flatten(2).sum(2), "stay_out": found.stays_out.flatten(2).sum(2)}
-    return {
+    row = {
         f"{name}/{epsilon:g}": rounded(float(value[0, j]), up=False)
         for name, value in said.items()
         for j, epsilon in enumerate(found.epsilon)
     }
+    counts = (found.votes[0] * found.samples).round().long()
+    for name, pixels in zip(_PIXELS, (found.top[0], ~found.top[0]), strict=True):
+        counted = torch.bincount(counts[pixels], minlength=found.samples + 1)
+        row |= {f"{name}/{count}": float(number) for count, number in enumerate(counted.tolist())}
+    return row
 
 
 def _attack_maps(
@@ -818,6 +833,8 @@ def _describe(quantity: str, config: Certification) -> dict[str, Any]:
     kind, *rest = quantity.split("/")
     if kind == "of_map":
         return {"unit": "pixel" if rest[0] == "center" else "square pixel" if rest[0] == "center_spread" else "1"}
+    if kind == "votes" and rest[0] in _PIXELS:
+        return {"unit": "pixels"}
     if kind == "votes":
         return {"unit": "1", "epsilon": float(rest[-1]), "norm": "l2"}
     if kind in ("map_violated", "map_used", "map_caught"):
