@@ -14,9 +14,9 @@ Confirmed is what is proved to be certified, or less. What is not confirmed is n
 
 Three things are taken from the records as they are: bounds that need all draws in their order (of lengths in records
 without ``heatmaps``, of a mass and its deviation, of a center's spread), the distances at which pixels of the mean map
-leave its top (``reach``), and the eigenvalue itself. One kind of numbers is not looked at: ``smallest_radius``, which
-follows from lengths that are interpolated. Numbers of records without ``heatmaps`` were rounded to the nearest of 7
-digits, so they stand for all that round to them.
+leave its top (``reach``), and the eigenvalue itself. Lengths at a ``smallest_radius`` are interpolated, there as here.
+Numbers of records without ``heatmaps`` were rounded to the nearest of 7 digits, so they stand for all that are rounded
+to them.
 """
 
 from __future__ import annotations
@@ -252,6 +252,8 @@ def gaussian_allows(cosine: arb, length: arb, shift: arb) -> bool:
 
     ``E|L q - lambda| <= -<lambda, h>`` for some lambda = alpha q - beta q', q at 90 degrees plus the angle from h.
     """
+    if not cosine <= 1:
+        return False
     total = 2 * below(shift / 2) - 1
     if total * 2 < length and (1 - (2 * total / length) ** 2).sqrt() >= cosine:  # the ball
         return True
@@ -343,6 +345,8 @@ def check_record(path: Path, tally: Tally, every: int = 1) -> None:
         kind, *parts = name.split("/")
         if kind == "certified_epsilon" and parts[1] in ("uniform", "gaussian"):
             _check_lengths(path, numbers, dimension, parts, values, every, tally)
+        if kind == "smallest_radius":
+            _check_radii(path, numbers, dimension, *parts, values, tally)
     maps = config.get("heatmaps")
     if not maps:
         return
@@ -375,15 +379,39 @@ def _check_lengths(
             tally.silent += 1
             continue
         length = (arb(lower[i]) * (1 + arb(HALF_DIGIT))).min(arb(1))
-        epsilon, cosine = arb(values[i]) * (1 - arb(HALF_DIGIT)), arb(target)
-        if law == "uniform":
-            half = epsilon / (2 * arb(radius))
-            p = (half * half).beta_lower(arb(1) / 2, arb(dimension + 1) / 2, True)
-            fine = uniform_allows(cosine, length, p)
-        else:
-            fine = gaussian_allows(cosine, length, epsilon / (arb(radius) / arb(dimension + 2).sqrt()))
+        epsilon = arb(values[i]) * (1 - arb(HALF_DIGIT))
+        fine = _length_allows(arb(target), length, law, epsilon / arb(radius), dimension)
         name = f"{path.parent.name}/{path.stem}, {law}/{radius}, image {i}, cosine {target}"
         tally.add(f"epsilon of a cosine, {law} noise, by the length", name, fine)
+
+
+def _check_radii(
+    path: Path, numbers: Numbers, dimension: int, target: str, law: str, values: list[float], tally: Tally
+) -> None:
+    """The smallest radii that certify nine tenths of the largest epsilon, by lengths interpolated between two radii."""
+    places = [name.split("/") for name in numbers if name.startswith(f"norm_lower/{law}/")]
+    measured = sorted((float(radius), radius) for _, _, radius in places)
+    for i, value in enumerate(values):
+        epsilon = 0.9 * max(numbers[f"certified_epsilon/{target}/{law}/{radius}"][i] for _, radius in measured)
+        # The largest radius and the least that are rounded to it: what is certified rises with it and with the length.
+        most, least = (value * (1 + sign * HALF_DIGIT) for sign in (1, -1))
+        heights = [(radius, numbers[f"norm_lower/{law}/{name}"][i]) for radius, name in measured]
+        length = heights[0][1]
+        for (a, low), (b, high) in itertools.pairwise(heights):
+            if a <= least:
+                length = low + (high - low) * min((least - a) / (b - a), 1)
+        ratio = arb(epsilon) * (1 - arb(HALF_DIGIT)) / arb(most)
+        fine = _length_allows(arb(target), (arb(length) * (1 + arb(HALF_DIGIT))).min(arb(1)), law, ratio, dimension)
+        name = f"{path.parent.name}/{path.stem}, {law}, image {i}, cosine {target}"
+        tally.add("smallest radius for a cosine, by the length", name, fine)
+
+
+def _length_allows(cosine: arb, length: arb, law: str, ratio: arb, dimension: int) -> bool:
+    """Whether the length of the mean gives a cosine for an epsilon of this ratio to the radius of the noise."""
+    if law == "uniform":
+        p = (ratio * ratio / 4).beta_lower(arb(1) / 2, arb(dimension + 1) / 2, True)
+        return uniform_allows(cosine, length, p)
+    return gaussian_allows(cosine, length, ratio * arb(dimension + 2).sqrt())
 
 
 def _check_image(
@@ -494,6 +522,9 @@ def _check_votes(
     name: str, numbers: Numbers, i: int, maps: dict, k: int, place: str, sigma: float, tally: Tally
 ) -> None:  # fmt: skip
     """Of votes for single pixels, what follows from how many pixels have how many of them."""
+    if f"votes/top_with/{k}/{place}/image-{i}" not in numbers:
+        tally.add(f"votes without their counts (votes/top_with/{k}/{place})", name, fine=False)
+        return
     top, others = (
         [
             votes
