@@ -164,8 +164,8 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     seeds = sorted({m.seed for m in here if m.seed is not None})
     choices["interval"] = tuple(INTERVALS if len(seeds) > 1 else OF_ONE_RUN)
     norms = {m.norm for m in here if m.norm and any(m.quantity in (c.quantity, c.baseline) for c in claim.comparisons)}
-    epsilons = tuple(_with_unit(e, norms) for e in _epsilons(claim, quantities))
-    for name, options in (("measure", _measures(claim, quantities)), ("epsilon", epsilons)):
+    epsilons = {_with_unit(e, norms): e for e in _epsilons(claim, quantities)}
+    for name, options in (("measure", _measures(claim, quantities)), ("epsilon", tuple(epsilons))):
         if options:
             choices[name] = ("as asked", *options)
     for name, ends in VARIANTS.items():
@@ -183,7 +183,7 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     for protocol in itertools.product(*rest.values()):
         option = dict(zip(rest, protocol, strict=True))
         outcomes = []
-        for comparison in (_chosen(each, quantities, option) for each in claim.comparisons):
+        for comparison in (_chosen(each, quantities, option, epsilons) for each in claim.comparisons):
             data = (option.get(name) for name in ("interval", "seeds", "failed attacks", "images"))
             key = comparison.model_dump_json(), *data
             if key not in seen:
@@ -196,12 +196,14 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
     return Multiverse(claim, choices, verdicts)
 
 
-def _chosen(comparison: Comparison, quantities: set[str], option: Mapping[str, str]) -> Comparison:
-    """The comparison of the quantities that a protocol chooses."""
+def _chosen(
+    comparison: Comparison, quantities: set[str], option: Mapping[str, str], epsilons: Mapping[str, str]
+) -> Comparison:
+    """The comparison of the quantities that a protocol chooses; epsilons by the names of their options."""
     if (measure := option.get("measure", "as asked")) != "as asked":
         comparison = _renamed(comparison, lambda q: _in_measure(q, measure))
     if (epsilon := option.get("epsilon", "as asked")) != "as asked":
-        comparison = _renamed(comparison, lambda q: _at_epsilon(q, _without_unit(epsilon)))
+        comparison = _renamed(comparison, lambda q: _at_epsilon(q, epsilons[epsilon]))
     for name, ends in VARIANTS.items():
         if (chosen := option.get(name, "as asked")) != "as asked":
             comparison = _renamed(comparison, partial(_varied, end=ends[chosen], quantities=quantities))
@@ -298,10 +300,6 @@ def _epsilons(claim: Claim, quantities: set[str]) -> tuple[str, ...]:
 def _with_unit(epsilon: str, norms: set[Literal["linf", "l2"]]) -> str:
     """Names have epsilons in 1/255 for the largest change of a pixel, and l2 lengths as they are."""
     return {frozenset({"linf"}): f"{epsilon}/255", frozenset({"l2"}): f"l2 {epsilon}"}.get(frozenset(norms), epsilon)
-
-
-def _without_unit(option: str) -> str:
-    return option.removesuffix("/255").removeprefix("l2 ")
 
 
 def _epsilon_of(quantity: str) -> str | None:
