@@ -97,16 +97,19 @@ def test_every_attack_is_measured_on_every_image(measured: grids.Measured, model
     assert measured.dataset["name"] == "digits"
 
 
+@pytest.mark.parametrize("baseline", ["data-set-mean", "own-mean"])
 @pytest.mark.parametrize("method", [*fragility.FROM_BASELINE])
-def test_channel_means_of_the_clean_image_are_the_baseline_of_the_attacked_one(method: str) -> None:
-    """By hand: both maps from the gray of the clean image, and not from black."""
+def test_both_maps_start_at_the_baseline_of_the_clean_image(method: str, baseline: Any) -> None:
+    """By hand: both maps from the gray of the clean image, or of CIFAR-10; and not from black."""
     model = models.build("lenet", activation="softplus", beta=3.0, seed=1).eval().requires_grad_(False)
     x = data.load("cifar10-samples", limit=3, seed=0).images
     config = Fragility(
-        attributions=(method,), attribution_baseline="channel-means", attribution_steps=4, iterations=2, step=4, k=20
+        attributions=(method,), attribution_baseline=baseline, attribution_steps=4, iterations=2, step=4, k=20
     )
     values, moved = fragility.attack_images(model, config, x, method, "top-k", 8.0)
     gray = torch.stack([torch.stack([c.mean() for c in image]) for image in x])[:, :, None, None]
+    if baseline == "data-set-mean":
+        gray = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
     y = model(x).argmax(1)
     options: dict[str, Any] = {} if method == "deeplift" else {"steps": 4}
     one, two = (METHODS[method](model, z, y, **options, baseline=gray) for z in (x, moved))
@@ -117,14 +120,20 @@ def test_channel_means_of_the_clean_image_are_the_baseline_of_the_attacked_one(m
     assert values["cosine"] != fragility.attack_images(model, black, x, method, "top-k", 8.0)[0]["cosine"]
 
 
+def test_a_model_without_a_mean_has_none_of_its_data_set() -> None:
+    config = Fragility(attributions=("deeplift",), attribution_baseline="data-set-mean")
+    with pytest.raises(ValueError, match="Sequential subtracts no mean: accepted is a network of robattr"):
+        config.method("deeplift", torch.nn.Sequential(), torch.zeros(1, 3, 4, 4))
+
+
 def test_every_method_with_a_baseline_takes_one() -> None:
     with_one = {name for name, method in METHODS.items() if "baseline" in inspect.signature(method).parameters}
     assert set(fragility.FROM_BASELINE) == with_one
 
 
 def test_a_baseline_is_refused_where_no_method_has_one() -> None:
-    with pytest.raises(ValidationError, match="attribution_baseline is channel-means; gradient have none"):
-        Fragility(attributions=("gradient",), attribution_baseline="channel-means")
+    with pytest.raises(ValidationError, match="attribution_baseline is own-mean; gradient have none"):
+        Fragility(attributions=("gradient",), attribution_baseline="own-mean")
 
 
 def test_attacks_do_more_than_chance() -> None:

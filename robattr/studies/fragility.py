@@ -57,7 +57,7 @@ FROM_BASELINE: Mapping[str, Callable[..., Tensor]] = {
     "layer_integrated_gradients": layer_integrated_gradients,
     "deeplift": deeplift,
 }
-BaselineName = Literal["black", "channel-means"]
+BaselineName = Literal["black", "data-set-mean", "own-mean"]
 
 Region = tuple[float, float, float, float]
 """Top, left, bottom and right of a target, as fractions of the image."""
@@ -135,8 +135,8 @@ class Fragility(BaseModel):
     )
     attribution_baseline: BaselineName = Field(
         "black",
-        description="integrated gradients, DeepLIFT: black, or the means of the clean image's channels, of which its "
-        "attacked copy is explained too",
+        description="integrated gradients, DeepLIFT: black; the mean color that the network subtracts; or that of the "
+        "clean image, which its attacked copy keeps",
     )
     attacks: tuple[AttackName, ...] = ATTACKS
     epsilons: tuple[float, ...] = (8.0,)
@@ -176,17 +176,29 @@ class Fragility(BaseModel):
         check_region(self.region)
         return self
 
-    def method(self, name: str, clean: Tensor) -> Attribution:
+    def method(self, name: str, model: nn.Module, clean: Tensor) -> Attribution:
         """An attribution method with its options bound.
 
         Args:
             name: of the method.
-            clean: the images [N, C, H, W] without an attack; a baseline of channel means is theirs.
+            model: of which the mean color of the data set is known, where that is the baseline.
+            clean: the images [N, C, H, W] without an attack, where their own mean color is.
+
+        Raises:
+            ValueError: the model subtracts no mean, and that of the data set is asked for.
         """
         bound: Callable[..., Tensor] = bound_method(name, self.attribution_steps if name in OF_STEPS else None)
         if self.attribution_baseline == "black" or name not in FROM_BASELINE:
             return bound
-        return partial(bound, baseline=clean.mean((2, 3), keepdim=True))
+        if self.attribution_baseline == "own-mean":
+            return partial(bound, baseline=clean.mean((2, 3), keepdim=True))
+        mean = getattr(getattr(model, "normalize", None), "mean", None)
+        if mean is None:
+            raise ValueError(
+                f"attribution_baseline is data-set-mean; {type(model).__name__} subtracts no mean: accepted is a "
+                "network of robattr.models, or another baseline"
+            )
+        return partial(bound, baseline=mean)
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region, bool [height, width]; at least one pixel."""
@@ -387,7 +399,7 @@ def attack_images(
         The values of :func:`measure`, an entry an image, by quantity; and the attacked images.
     """
     mask = config.mask(*x.shape[2:]).to(x.device)
-    attribution = config.method(method, x)
+    attribution = config.method(method, model, x)
     common: dict[str, Any] = {
         "objective": attack_objective(attack, config.k, mask),
         "epsilon": epsilon / 255,

@@ -384,7 +384,7 @@ class _Pair:
 def _pair(model: Classifier, config: Fragility, x: Tensor, moved: Tensor, method: str) -> _Pair:
     with torch.no_grad():
         labels, after = model(x).argmax(1), model(moved)
-    attribution = config.method(method, x)
+    attribution = config.method(method, model, x)
     # Two logits that rounding could put into the other order are no other prediction.
     top = after.max(1).values
     kept = top - after.gather(1, labels[:, None]).squeeze(1) <= ROUNDING * after.abs().amax(1)
