@@ -51,9 +51,12 @@ def below(t: arb) -> arb:
 def quantile(p: arb, *, up: bool) -> arb:
     """A t with ``below(t) >= p`` if up, else ``<= p``, as near as floating point comes."""
     middle = float(p.mid())
-    if not 0 < middle < 1:
-        return arb("inf") if middle >= 1 else arb("-inf")
-    t = NormalDist().inv_cdf(middle)
+    if up and middle >= 1:
+        return arb("inf")
+    if not up and middle <= 0:
+        return arb("-inf")
+    # Where floating point cannot tell p from 0 or 1 the search below goes on from there.
+    t = NormalDist().inv_cdf(min(max(middle, 1e-300), 1 - 2**-53))
     step = 1e-15
     while not (below(arb(t)) >= p if up else below(arb(t)) <= p):
         t += (step if up else -step) * max(1, abs(t))
@@ -168,7 +171,10 @@ def best_cut(a: float, cost: Callable[[float, float, float, float], float]) -> t
 
     def at(point: tuple[float, float]) -> float:
         low, high = max(point[0], -12.0), min(point[1], 2 * a + 12.0)
-        return cost(*cut_roughly(a, low, high)) if low <= high else math.inf
+        try:
+            return cost(*cut_roughly(a, low, high)) if low <= high else math.inf
+        except OverflowError:
+            return math.inf
 
     grid = [a / 2 + (a + 6) * v for v in (-1.0, -0.7, -0.5, -0.3, -0.15, 0.0, 0.15, 0.3, 0.5, 0.7, 1.0)]
     start = min(itertools.combinations(grid, 2), key=at)
@@ -327,26 +333,85 @@ class Tally:
         if fine:
             self.confirmed[kind] += 1
         else:
-            self.refuted.append(f"{place}: {kind} is not confirmed")
+            self.refuse(place, f"{kind}: not confirmed")
+
+    def refuse(self, place: str, why: str) -> None:
+        self.refuted.append(f"{place}: {why}")
 
 
 def read(path: Path) -> tuple[dict, Numbers]:
-    """A record's description and its numbers of single images."""
+    """A record's description and its numbers of single images.
+
+    Raises:
+        ValueError: a quantity is there twice, or has no values, or one that is no number.
+    """
     head = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return head, {row["quantity"]: row["values"] for row in map(json.loads, lines) if "values" in row}
+    numbers: Numbers = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        name, values = row["quantity"], row.get("values")
+        if name.partition("/")[0] not in (*CERTIFIED, "of_map", "norm_lower"):
+            continue
+        if name in numbers:
+            raise ValueError(f"{name} is there twice")
+        if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            raise ValueError(f"{name} has no values, or one that is no number")
+        numbers[name] = values
+    return head, numbers
+
+
+CERTIFIED = ("certified", "certified_epsilon", "smallest_radius", "votes")
 
 
 def check_record(path: Path, tally: Tally, every: int = 1) -> None:
     """Check every certified number of a record, of every n-th image."""
-    head, numbers = read(path)
-    config, dimension = head["config"], head["dimension"]
+    try:
+        head, numbers = read(path)
+        _check_numbers(path, head["config"], head["dimension"], numbers, every, tally)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        tally.refuse(path.stem, f"it cannot be checked: {type(error).__name__}: {error}")
+
+
+def _expected(config: dict, numbers: Numbers) -> dict[str, int]:
+    """Certified numbers that a record with this configuration may have, and how many values of each."""
+    images, maps = config["images"], config.get("heatmaps")
+    found = {
+        f"certified_epsilon/{target}/{law}/{radius:g}": images
+        for target in ("0.8", "0.9") for law in config.get("laws", ()) for radius in config.get("radii", ())
+    }  # fmt: skip
+    found |= {f"smallest_radius/0.9/{law}": min(images, 8) for law in config.get("laws", ())}
+    if not maps:
+        return found
+    for method, sigma in itertools.product(maps["methods"], maps["sigmas"]):
+        place = f"{method}/{sigma:g}"
+        found |= {f"certified_epsilon/{target}/{place}": images for target in ("0.8", "0.9")}
+        kinds = [
+            "cosine",
+            "center",
+            "disc",
+            *(f"{kind}-{k}" for kind in ("mass", "top", "top-seen") for k in maps["k"]),
+        ]
+        found |= {f"certified/{kind}/{place}/{e:g}": images for kind in kinds for e in maps["epsilons"]}
+        if maps.get("votes"):
+            for k in maps["k"]:
+                said = itertools.product(("overlap", "stay", "stay_out"), maps["epsilons"])
+                found |= {f"votes/{kind}/{k}/{place}/{e:g}": images for kind, e in said}
+                counted = itertools.product(("top", "others"), range(images))
+                found |= {f"votes/{which}_with/{k}/{place}/image-{i}": maps["samples"] + 1 for which, i in counted}
+    return found
+
+
+def _check_numbers(path: Path, config: dict, dimension: int, numbers: Numbers, every: int, tally: Tally) -> None:
+    expected = _expected(config, numbers)
     for name, values in numbers.items():
         kind, *parts = name.split("/")
+        if kind in CERTIFIED and len(values) != expected.get(name, 0):
+            wanted = f"{len(values)} values, {expected[name]} follow" if name in expected else "nothing like it follows"
+            tally.refuse(path.stem, f"{name}: {wanted} from the configuration")
+            continue
         if kind == "certified_epsilon" and parts[1] in ("uniform", "gaussian"):
             _check_lengths(path, numbers, dimension, parts, values, every, tally)
         if kind == "smallest_radius":
-            _check_radii(path, numbers, dimension, *parts, values, tally)
+            _check_radii(path, numbers, dimension, *parts, values, every, tally)
     maps = config.get("heatmaps")
     if not maps:
         return
@@ -363,9 +428,10 @@ def check_record(path: Path, tally: Tally, every: int = 1) -> None:
                 ] = values
         for i in range(0, config["images"], every):
             image = {name: [column[j][i] for j in sorted(column)] for name, column in columns.items()}
+            where = f"{path.stem}, {place}, image {i}"
+            _check_image(where, image, numbers, i, maps, place, sigma, dimension, tally)
             for k in maps["k"] if maps.get("votes") else ():
-                _check_votes(f"{path.stem}, {place}, image {i}", numbers, i, maps, k, place, sigma, tally)
-            _check_image(f"{path.stem}, {place}, image {i}", image, numbers, i, maps, place, sigma, dimension, tally)
+                _check_votes(where, numbers, i, maps, k, place, sigma, _side(dimension) ** 2, tally)
 
 
 def _check_lengths(
@@ -380,30 +446,40 @@ def _check_lengths(
             continue
         length = (arb(lower[i]) * (1 + arb(HALF_DIGIT))).min(arb(1))
         epsilon = arb(values[i]) * (1 - arb(HALF_DIGIT))
-        fine = _length_allows(arb(target), length, law, epsilon / arb(radius), dimension)
+        fine = epsilon > 0 and _length_allows(arb(target), length, law, epsilon / arb(radius), dimension)
         name = f"{path.parent.name}/{path.stem}, {law}/{radius}, image {i}, cosine {target}"
         tally.add(f"epsilon of a cosine, {law} noise, by the length", name, fine)
 
 
 def _check_radii(
-    path: Path, numbers: Numbers, dimension: int, target: str, law: str, values: list[float], tally: Tally
+    path: Path, numbers: Numbers, dimension: int, target: str, law: str, values: list[float], every: int, tally: Tally
 ) -> None:
     """The smallest radii that certify nine tenths of the largest epsilon, by lengths interpolated between two radii."""
     places = [name.split("/") for name in numbers if name.startswith(f"norm_lower/{law}/")]
     measured = sorted((float(radius), radius) for _, _, radius in places)
-    for i, value in enumerate(values):
+    for i in range(0, len(values), every):
         epsilon = 0.9 * max(numbers[f"certified_epsilon/{target}/{law}/{radius}"][i] for _, radius in measured)
-        # The largest radius and the least that are rounded to it: what is certified rises with it and with the length.
-        most, least = (value * (1 + sign * HALF_DIGIT) for sign in (1, -1))
         heights = [(radius, numbers[f"norm_lower/{law}/{name}"][i]) for radius, name in measured]
-        length = heights[0][1]
-        for (a, low), (b, high) in itertools.pairwise(heights):
-            if a <= least:
-                length = low + (high - low) * min((least - a) / (b - a), 1)
-        ratio = arb(epsilon) * (1 - arb(HALF_DIGIT)) / arb(most)
-        fine = _length_allows(arb(target), (arb(length) * (1 + arb(HALF_DIGIT))).min(arb(1)), law, ratio, dimension)
+        # Of the radii that are rounded to it the largest, and the largest length: both certify more.
+        least, most = (values[i] * (1 + sign * HALF_DIGIT) for sign in (-1, 1))
+        length = max(_between(heights, least), _between(heights, most))
+        fine = heights[0][0] <= most and least <= heights[-1][0]  # nothing is known of smaller and larger ones
+        if fine:
+            ratio = arb(epsilon) * (1 - arb(HALF_DIGIT)) / arb(most)
+            length = min(length * (1 + HALF_DIGIT), 1.0)
+            fine = _length_allows(arb(target), arb(length), law, ratio, dimension)
         name = f"{path.parent.name}/{path.stem}, {law}, image {i}, cosine {target}"
         tally.add("smallest radius for a cosine, by the length", name, fine)
+
+
+def _between(points: list[tuple[float, float]], x: float) -> float:
+    """Linear between points, and as the nearest beyond them."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (a, low), (b, high) in itertools.pairwise(points):
+        if x <= b:
+            return low + (high - low) * (x - a) / (b - a)
+    return points[-1][1]
 
 
 def _length_allows(cosine: arb, length: arb, law: str, ratio: arb, dimension: int) -> bool:
@@ -412,6 +488,11 @@ def _length_allows(cosine: arb, length: arb, law: str, ratio: arb, dimension: in
         p = (ratio * ratio / 4).beta_lower(arb(1) / 2, arb(dimension + 1) / 2, True)
         return uniform_allows(cosine, length, p)
     return gaussian_allows(cosine, length, ratio * arb(dimension + 2).sqrt())
+
+
+def _side(dimension: int) -> int:
+    """Of a square image with three channels, or one."""
+    return next(math.isqrt(dimension // c) for c in (3, 1) if c * math.isqrt(dimension // c) ** 2 == dimension)
 
 
 def _check_image(
@@ -426,7 +507,7 @@ def _check_image(
     tally: Tally,
 ) -> None:
     samples, counts = maps["samples"], maps["k"]
-    side = next(math.isqrt(dimension // c) for c in (3, 1) if c * math.isqrt(dimension // c) ** 2 == dimension)
+    side = _side(dimension)
     # Four statements for each number of pixels, two about the direction, five others, share alpha.
     alpha = arb(maps["alpha"]) / (4 * len(counts) + 7)
     one = {key: values[0] for key, values in image.items()}
@@ -448,7 +529,8 @@ def _check_image(
         if epsilon == 0:
             tally.silent += 1
             continue
-        fine = any((1 - s * s) >= arb(target) ** 2 for s in sines(length, spread, arb(epsilon) / arb(sigma)) if s < 1)
+        angles = sines(length, spread, arb(epsilon) / arb(sigma)) if epsilon > 0 else ()
+        fine = any((1 - s * s) >= arb(target) ** 2 for s in angles if s < 1)
         tally.add("epsilon of a cosine, by the spread", f"{name}, cosine {target}", fine)
     diagonal = arb(2).sqrt() * (side - 1)
     for epsilon in maps["epsilons"]:
@@ -460,12 +542,14 @@ def _check_image(
         }
         where = f"{name}, epsilon {epsilon:g}"
         cosine = said["cosine"]
-        if cosine > 0:
-            claimed = arb(cosine)
-            fine = any(1 - s * s >= claimed**2 for s in sines(length, spread, shift) if s < 1)
-            tally.add("cosine", where, fine or gaussian_allows(claimed, length, shift))
-        else:
+        if cosine in (-1, 0):
             tally.silent += 1
+        else:
+            claimed, fine = arb(cosine), 0 < cosine <= 1
+            if fine:
+                by_spread = any(1 - s * s >= claimed**2 for s in sines(length, spread, shift) if s < 1)
+                fine = by_spread or gaussian_allows(claimed, length, shift)
+            tally.add("cosine", where, fine)
         moved = list(distances(arb(one["center_spread"]), shift, diagonal))
         log, width = (1 / alpha).log(), (2 * arb(one["center_spread"]) / samples).sqrt()
         error = (
@@ -489,24 +573,29 @@ def _check_pixels(
     groups = len(image["mass_law"]) // several
     law = image["mass_law"][j * groups : (j + 1) * groups]
     mass = said[f"mass-{k}"]
-    if mass > 0:
-        bounds = least_means(image["mass_mean"][j], image["mass_deviation"][j], law, samples, alpha, shift)
-        tally.add("mass of the top pixels", f"{where}, mass-{k}", any(bound >= mass for bound in bounds))
-    else:
+    if mass == 0:
         tally.silent += 1
+    else:
+        bounds = least_means(image["mass_mean"][j], image["mass_deviation"][j], law, samples, alpha, shift)
+        fine = 0 < mass <= 1 and any(bound >= mass for bound in bounds)
+        tally.add("mass of the top pixels", f"{where}, mass-{k}", fine)
     reach = image[f"reach/{k}"]
     spread = arb(image["spread_upper"][0])
     log = (len(reach) / alpha).log()
     here = (2 * log * spread / samples).sqrt() + arb(2).sqrt() * log / (3 * samples)
     for kind in ("top", "top-seen"):
         share = said[f"{kind}-{k}"]
-        if share <= 0:
+        if share == 0:
             tally.silent += 1
             continue
-        # share = (k - m + 1) / k, where m pixels cannot leave: up to that distance.
+        # share = (k - m + 1) / k, where m pixels cannot leave: up to the distance of the most that is not above m.
         m = k + 1 - round(share * k)
-        index = min(range(len(reach)), key=lambda r: abs(math.ceil(k * (r + 1) / len(reach) - 1e-9) - m))
+        counted = [math.ceil(k * (r + 1) / len(reach) - 1e-9) for r in range(len(reach))]
+        index = max((r for r, count in enumerate(counted) if count <= m), default=None)
         fine = False
+        if index is None or not 0 < share <= 1:
+            tally.add("top pixels that stay", f"{where}, {kind}-{k}", fine)
+            continue
         for moved in distances(spread, shift, arb(2).sqrt()):
             total = moved + here
             if kind == "top-seen":
@@ -519,23 +608,27 @@ def _check_pixels(
 
 
 def _check_votes(
-    name: str, numbers: Numbers, i: int, maps: dict, k: int, place: str, sigma: float, tally: Tally
-) -> None:  # fmt: skip
+    name: str, numbers: Numbers, i: int, maps: dict, k: int, place: str, sigma: float, pixels: int, tally: Tally
+) -> None:
     """Of votes for single pixels, what follows from how many pixels have how many of them."""
-    if f"votes/top_with/{k}/{place}/image-{i}" not in numbers:
-        tally.add(f"votes without their counts (votes/top_with/{k}/{place})", name, fine=False)
+    samples, kept = maps["samples"], [f"votes/{which}_with/{k}/{place}/image-{i}" for which in ("top", "others")]
+    if any(quantity not in numbers for quantity in kept):
+        tally.refuse(f"{name}, votes", f"the counts from which they follow are not recorded ({kept[0]})")
         return
-    top, others = (
-        [
-            votes
-            for votes, pixels in enumerate(numbers[f"votes/{which}_with/{k}/{place}/image-{i}"])
-            for _ in range(int(pixels))
-        ]
-        for which in ("top", "others")
-    )
+    counted = [numbers[quantity] for quantity in kept]
+    if any(number < 0 or number != int(number) for each in counted for number in each):
+        tally.refuse(f"{name}, votes", f"the counts are no whole numbers >= 0 ({kept[0]})")
+        return
+    if [sum(each) for each in counted] != [k, pixels - k]:
+        tally.refuse(f"{name}, votes", f"the counts are not of {k} top pixels and {pixels - k} others ({kept[0]})")
+        return
+    if sum(votes * number for each in counted for votes, number in enumerate(each)) != k * samples:
+        tally.refuse(f"{name}, votes", f"{samples} samples with {k} votes each have not given these ({kept[0]})")
+        return
+    top, others = ([votes for votes, number in enumerate(each) for _ in range(int(number))] for each in counted)
     everyone = sorted(top + others)
-    tally.add("the top pixels of votes", name, len(top) == k and top[0] >= others[-1])
-    samples, alpha = maps["samples"], math.nextafter(maps["alpha"] / (2 * len(everyone)), 0)
+    tally.add("the top pixels of votes", name, top[0] >= others[-1])
+    alpha = math.nextafter(maps["alpha"] / (2 * pixels), 0)
     for epsilon in maps["epsilons"]:
         overlap, stay, stay_out = (
             numbers[f"votes/{said}/{k}/{place}/{epsilon:g}"][i] for said in ("overlap", "stay", "stay_out")
@@ -549,19 +642,20 @@ def _check_votes(
             return quantile(share_of_votes(votes, samples, alpha, up=True), up=True) + shift
 
         leaving = k - round(overlap * k)
-        if leaving < k:
-            # Were one more to leave, these two would have changed their order.
-            fine = leaving >= len(others) or least(top[leaving]) > most(others[-1 - leaving])
-            tally.add(
-                "top pixels that stay, by votes",
-                f"{where}, overlap",
-                fine and overlap <= (1 - leaving / k) * (1 + 1e-7),
-            )
-        for kind, number in (("stay", stay), ("stay_out", stay_out)):
-            if number > 0:
-                fine = least(everyone[-int(number)]) > 0 if kind == "stay" else most(everyone[int(number) - 1]) < 0
-                tally.add("single pixels, by votes", f"{where}, {kind}", fine and number == int(number))
-        tally.silent += (leaving == k) + (stay == 0) + (stay_out == 0)
+        if overlap != 0:
+            fine = 0 < overlap <= 1 and leaving < k and overlap <= (1 - leaving / k) * (1 + 1e-7)
+            if fine and leaving < len(others):
+                # Were one more to leave, these two would have changed their order.
+                fine = bool(least(top[leaving]) > most(others[-1 - leaving]))
+            tally.add("top pixels that stay, by votes", f"{where}, overlap", fine)
+        for kind, said in (("stay", stay), ("stay_out", stay_out)):
+            number = int(said)
+            if said != 0:
+                fine = 0 < said <= pixels and number == said
+                if fine:
+                    fine = bool(least(everyone[-number]) > 0 if kind == "stay" else most(everyone[number - 1]) < 0)
+                tally.add("single pixels, by votes", f"{where}, {kind}", fine)
+        tally.silent += (overlap == 0) + (stay == 0) + (stay_out == 0)
 
 
 def certifications(paths: list[Path]) -> list[Path]:

@@ -577,7 +577,9 @@ def test_the_network_stands_among_those_that_can_be_compared(done: Audited, tmp_
     assert "30%" in page
 
 
-@pytest.mark.parametrize("changed", [{"k": 3}, {"epsilons": [4.0]}, {"attributions": ["lrp"]}])
+@pytest.mark.parametrize(
+    "changed", [{"k": 3}, {"epsilons": [4.0]}, {"attributions": ["lrp"]}, {"attribution_baseline": "own-mean"}]
+)
 def test_what_cannot_be_compared_is_not(done: Audited, tmp_path: Path, changed: dict[str, Any]) -> None:
     found = audit.standing(done, audit.peers(recorded(tmp_path, **changed)))
     assert found == []

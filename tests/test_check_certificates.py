@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -72,16 +73,11 @@ def refuted(path: Path) -> list[str]:
 
 def changed(path: Path, quantity: str, change: float, to: Path) -> Path:
     """The record with one number of the first image changed by so many units of its sixth digit."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["quantity"] == quantity:
-            unit = 10.0 ** (np.floor(np.log10(abs(row["values"][0]))) - 5)
-            row["values"][0] += change * unit
-        lines.append(json.dumps(row))
-    to.with_suffix(".jsonl").write_text("\n".join(lines), encoding="utf-8")
-    to.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
-    return to.with_suffix(".jsonl")
+
+    def by_units(numbers: dict[str, list[float]]) -> None:
+        numbers[quantity][0] += change * 10.0 ** (np.floor(np.log10(abs(numbers[quantity][0]))) - 5)
+
+    return tampered(path, by_units, to)
 
 
 def test_a_record_is_confirmed(written: Path) -> None:
@@ -129,32 +125,109 @@ def test_one_unit_in_the_sixth_digit_is_caught(written: Path, tmp_path: Path, qu
         assert refuted(changed(written, quantity, -change, tmp_path / "c")) == []
 
 
-def test_one_more_pixel_is_caught(written: Path, tmp_path: Path) -> None:
-    lines = []
-    for line in written.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["quantity"] == "certified/top-40/gradient/0.1/0.01":
-            assert 0 < row["values"][0] < 1
-            row["values"][0] += 2 / 40  # of 40 numbers of pixels every second one is looked at
-        lines.append(json.dumps(row))
-    (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+def tampered(path: Path, change: Callable[[dict[str, list[float]]], object], to: Path) -> Path:
+    """The record after a change to its numbers, by name."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    numbers = {row["quantity"]: row["values"] for row in rows if "values" in row}
+    change(numbers)
+    kept = [json.dumps(row | {"values": numbers.pop(row["quantity"], None)}) for row in rows]
+    kept += [json.dumps({"quantity": name, "values": values}) for name, values in numbers.items()]
+    to.with_suffix(".jsonl").write_text("\n".join(kept), encoding="utf-8")
+    to.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
+    return to.with_suffix(".jsonl")
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_one_more_pixel_is_caught(written: Path, tmp_path: Path, more: int) -> None:
+    """Of 40 numbers of pixels every second one is looked at; one between them does not follow either."""
+
+    def change(numbers: dict[str, list[float]]) -> None:
+        share = numbers["certified/top-40/gradient/0.1/0.01"]
+        assert 0 < share[0] < 1
+        share[0] += more / 40
+
+    assert len(refuted(tampered(written, change, tmp_path / "b"))) == 1
+
+
+VOTES, WITH = "votes/{}/40/gradient/0.1/0.1", "votes/{}_with/40/gradient/0.1/image-0"
+
+
+def _set(name: str, value: float) -> Callable[[dict[str, list[float]]], object]:
+    return lambda numbers: numbers[name].__setitem__(0, value)
+
+
+def _all_voted(numbers: dict[str, list[float]]) -> None:
+    numbers[WITH.format("top")][:] = [0] * 2000 + [40]
+
+
+def _one_other(numbers: dict[str, list[float]]) -> None:
+    others = numbers[WITH.format("others")]
+    others[:] = [1] + [0] * (len(others) - 1)
+
+
+def _negative(numbers: dict[str, list[float]]) -> None:
+    others = numbers[WITH.format("others")]
+    others[0], others[1] = others[0] + others[1] + 1, -1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *((_set(VOTES.format("overlap"), v), "overlap: ") for v in (1.5, -0.5)),
+        *((_set(VOTES.format("stay"), v), "stay: ") for v in (-3, 1000, 0.5)),
+        *((_set(VOTES.format("stay_out"), v), "stay_out: ") for v in (-3, 65)),
+        (_set(VOTES.format("stay"), float("nan")), "has no values, or one that is no number"),
+        (_set(WITH.format("others"), 1000), "not of 40 top pixels and 24 others"),
+        (_one_other, "not of 40 top pixels and 24 others"),
+        (_negative, "no whole numbers"),
+        (_all_voted, "2000 samples with 40 votes each have not given these"),
+        (lambda numbers: numbers.pop(WITH.format("others")), "has no values"),
+        (lambda numbers: numbers.update({"votes/stay/40/gradient/0.1/0.2": [60, 60]}), "nothing like it follows"),
+        (lambda numbers: numbers["certified/cosine/gradient/0.1/0.01"].append(1.0), "3 values, 2 follow"),
+        *((_set("certified/cosine/gradient/0.1/0.01", v), "cosine: ") for v in (1.5, -0.5)),
+        *((_set("certified/mass-40/gradient/0.1/0.01", v), "mass-40: ") for v in (1.5, -0.5)),
+        *((_set("certified/top-40/gradient/0.1/0.01", v), "top-40: ") for v in (1.5, -0.5)),
+        *((_set("smallest_radius/0.9/uniform", v), "smallest radius") for v in (0.9, -5.0, 1e9)),
+        (_set("certified_epsilon/0.9/gradient/0.1", -1e-3), "epsilon of a cosine"),
+        (_set("certified_epsilon/0.9/uniform/1", -1e-3), "epsilon of a cosine"),
+    ],
+)
+def test_what_cannot_be_is_refuted_in_a_line(
+    written: Path, tmp_path: Path, change: Callable[[dict[str, list[float]]], object], said: str
+) -> None:
+    found = refuted(tampered(written, change, tmp_path / "b"))
+    assert any(said in line for line in found)
+    assert not any("\n" in line for line in found)
+
+
+def test_a_quantity_that_is_there_twice_is_refuted(written: Path, tmp_path: Path) -> None:
+    lines = written.read_text(encoding="utf-8").splitlines()
+    twice = next(line for line in lines if json.loads(line)["quantity"].startswith("certified/cosine"))
+    (tmp_path / "b.jsonl").write_text("\n".join([*lines, twice]), encoding="utf-8")
     (tmp_path / "b.json").write_bytes(written.with_suffix(".json").read_bytes())
-    assert len(refuted(tmp_path / "b.jsonl")) == 1
+    (line,) = refuted(tmp_path / "b.jsonl")
+    assert "is there twice" in line
+
+
+def test_long_shifts_and_shares_near_one_are_computed() -> None:
+    """Floating point has no exp(2500), and none of the numbers between 1 - 2^-53 and 1."""
+    assert min(float(d) for d in check.distances(arb("0.01"), arb(50), arb(2).sqrt())) <= 2 * np.sqrt(2) + 1e-9
+    near = 1 - arb(2) ** -60
+    assert check.below(check.quantile(near, up=False)) <= near
+    assert 8 < float(check.quantile(near, up=False)) < 9
+    assert float(check.quantile(1 - near, up=True)) < -8
 
 
 @pytest.mark.parametrize("quantity", ["overlap", "stay", "stay_out"])
 def test_one_more_pixel_by_votes_is_caught(written: Path, tmp_path: Path, quantity: str) -> None:
     """What is recorded is the most that is certified, so one pixel more is too much."""
-    lines, one, most = [], *((1 / 40, 1) if quantity == "overlap" else (1, 63))
-    for line in written.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["quantity"] == f"votes/{quantity}/40/gradient/0.1/0.1":
-            assert 0 < row["values"][0] < most
-            row["values"][0] += one
-        lines.append(json.dumps(row))
-    (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "b.json").write_bytes(written.with_suffix(".json").read_bytes())
-    (line,) = refuted(tmp_path / "b.jsonl")
+
+    def change(numbers: dict[str, list[float]]) -> None:
+        one, most = (1 / 40, 1) if quantity == "overlap" else (1, 63)
+        assert 0 < numbers[VOTES.format(quantity)][0] < most
+        numbers[VOTES.format(quantity)][0] += one
+
+    (line,) = refuted(tampered(written, change, tmp_path / "b"))
     assert line.startswith(f"b, gradient/0.1, image 0, epsilon 0.1, votes, {quantity}: ")
 
 
@@ -182,7 +255,7 @@ def test_it_runs_without_torch(written: Path, tmp_path: Path) -> None:
         )
         assert run.returncode == status, run.stderr
         assert re.search(line, run.stdout)
-    assert "image 0, epsilon 0.1: cosine is not confirmed" in run.stderr
+    assert "image 0, epsilon 0.1: cosine: not confirmed" in run.stderr
 
 
 def test_committed_records() -> None:
@@ -216,19 +289,12 @@ def test_every_kind_of_certified_number_is_looked_at(tmp_path: Path) -> None:
     for kind, factor in factors.items():
         file, name = kinds[kind]
         tally = check.Tally()
-        check.check_record(scaled(file, name, factor, tmp_path / kind), tally, every=1000)
+
+        def change(numbers: dict[str, list[float]], name: str = name, factor: float = factor) -> None:
+            numbers[name] = [factor * value for value in numbers[name]]
+
+        check.check_record(tampered(file, change, tmp_path / kind), tally, every=1000)
         assert tally.refuted != [], kind
-
-
-def scaled(path: Path, quantity: str, factor: float, to: Path) -> Path:
-    """The record with all values of a quantity times a factor."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        if row["quantity"] == quantity:
-            row["values"] = [factor * value for value in row["values"]]
-    to.with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    to.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
-    return to.with_suffix(".jsonl")
 
 
 def test_an_epsilon_by_the_length_is_caught(tmp_path: Path) -> None:

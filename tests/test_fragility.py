@@ -97,7 +97,7 @@ def test_every_attack_is_measured_on_every_image(measured: grids.Measured, model
     assert measured.dataset["name"] == "digits"
 
 
-@pytest.mark.parametrize("baseline", ["data-set-mean", "own-mean"])
+@pytest.mark.parametrize("baseline", ["network-zero", "own-mean"])
 @pytest.mark.parametrize("method", [*fragility.FROM_BASELINE])
 def test_both_maps_start_at_the_baseline_of_the_clean_image(method: str, baseline: Any) -> None:
     """By hand: both maps from the gray of the clean image, or of CIFAR-10; and not from black."""
@@ -108,7 +108,7 @@ def test_both_maps_start_at_the_baseline_of_the_clean_image(method: str, baselin
     )
     values, moved = fragility.attack_images(model, config, x, method, "top-k", 8.0)
     gray = torch.stack([torch.stack([c.mean() for c in image]) for image in x])[:, :, None, None]
-    if baseline == "data-set-mean":
+    if baseline == "network-zero":
         gray = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
     y = model(x).argmax(1)
     options: dict[str, Any] = {} if method == "deeplift" else {"steps": 4}
@@ -120,10 +120,13 @@ def test_both_maps_start_at_the_baseline_of_the_clean_image(method: str, baselin
     assert values["cosine"] != fragility.attack_images(model, black, x, method, "top-k", 8.0)[0]["cosine"]
 
 
-def test_a_model_without_a_mean_has_none_of_its_data_set() -> None:
-    config = Fragility(attributions=("deeplift",), attribution_baseline="data-set-mean")
-    with pytest.raises(ValueError, match="Sequential subtracts no mean: accepted is a network of robattr"):
-        config.method("deeplift", torch.nn.Sequential(), torch.zeros(1, 3, 4, 4))
+@pytest.mark.parametrize("model", [torch.nn.Sequential(), models.build("digits-cnn")])
+def test_a_network_that_subtracts_nothing_has_no_zero_but_black(model: torch.nn.Module) -> None:
+    config = Fragility(attributions=("deeplift",), attribution_baseline="network-zero")
+    with pytest.raises(
+        ValueError, match=r"(Sequential|Classifier) subtracts nothing from images: accepted is a network"
+    ):
+        config.method("deeplift", model, torch.zeros(1, 3, 4, 4))
 
 
 def test_every_method_with_a_baseline_takes_one() -> None:

@@ -163,6 +163,13 @@ def test_halves_are_the_first_and_the_last_images() -> None:
     assert states(found, images="second half", **kept) == {VerdictName.NOT}
 
 
+def test_halves_are_of_what_is_compared() -> None:
+    """Another quantity of the grid may have many entries, which are no images."""
+    few = [*run("a", 0, kept=[0.9] * 8, votes=[1.0] * 400), *run("a", 1, kept=[0.8] * 8)]
+    found = only(Comparison(quantity="kept", of="*", direction="greater", by=0.4), few, images=8, runs=1)
+    assert "images" not in found.choices
+
+
 def test_theorems_and_what_has_no_records_have_no_protocols() -> None:
     theorem = claim(STEADIER).model_copy(update={"kind": "theorem"})
     elsewhere = claim(STEADIER).model_copy(update={"grid": "none"})

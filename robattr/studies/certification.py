@@ -543,8 +543,11 @@ def _attack_maps(
 
 
 def _cautious(bounds: NDArray[np.float64], *, up: bool) -> NDArray[np.float64]:
-    """Bounds with the digits of a record, none of which says more than was certified."""
-    return np.array([rounded(float(v), up=up) for v in bounds])
+    """Bounds with the digits of a record, none of which says more than was certified.
+
+    A cosine so near 1 that floating point has none between them was less than 1.
+    """
+    return np.array([rounded(float(v) if up or v != 1 else np.nextafter(1.0, 0.0), up=up) for v in bounds])
 
 
 def _row(statistics: dict[str, Tensor]) -> dict[str, float]:

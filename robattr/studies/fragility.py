@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robattr import attacks, metrics, regularizers
+from robattr import attacks, data, metrics, regularizers
 from robattr._files import file_digest, free, keep_values, kept_values, write_tensors
 from robattr.attributions import (
     METHODS,
@@ -57,7 +57,7 @@ FROM_BASELINE: Mapping[str, Callable[..., Tensor]] = {
     "layer_integrated_gradients": layer_integrated_gradients,
     "deeplift": deeplift,
 }
-BaselineName = Literal["black", "data-set-mean", "own-mean"]
+BaselineName = Literal["black", "network-zero", "own-mean"]
 
 Region = tuple[float, float, float, float]
 """Top, left, bottom and right of a target, as fractions of the image."""
@@ -135,8 +135,8 @@ class Fragility(BaseModel):
     )
     attribution_baseline: BaselineName = Field(
         "black",
-        description="integrated gradients, DeepLIFT: black; the mean color that the network subtracts; or that of the "
-        "clean image, which its attacked copy keeps",
+        description="of integrated gradients and DeepLIFT: black; the color that the network sees as zero; or the mean "
+        "color of the clean image, which its attacked copy keeps",
     )
     attacks: tuple[AttackName, ...] = ATTACKS
     epsilons: tuple[float, ...] = (8.0,)
@@ -181,24 +181,24 @@ class Fragility(BaseModel):
 
         Args:
             name: of the method.
-            model: of which the mean color of the data set is known, where that is the baseline.
-            clean: the images [N, C, H, W] without an attack, where their own mean color is.
+            model: of which the color that it sees as zero is known, where that is the baseline.
+            clean: the images [N, C, H, W] without an attack, where their mean color is.
 
         Raises:
-            ValueError: the model subtracts no mean, and that of the data set is asked for.
+            ValueError: the color that the model sees as zero is asked for, and it is black or not known.
         """
         bound: Callable[..., Tensor] = bound_method(name, self.attribution_steps if name in OF_STEPS else None)
         if self.attribution_baseline == "black" or name not in FROM_BASELINE:
             return bound
         if self.attribution_baseline == "own-mean":
             return partial(bound, baseline=clean.mean((2, 3), keepdim=True))
-        mean = getattr(getattr(model, "normalize", None), "mean", None)
-        if mean is None:
+        zero = getattr(getattr(model, "normalize", None), "mean", None)
+        if zero is None or not zero.any():
             raise ValueError(
-                f"attribution_baseline is data-set-mean; {type(model).__name__} subtracts no mean: accepted is a "
-                "network of robattr.models, or another baseline"
+                f"attribution_baseline is network-zero; {type(model).__name__} subtracts nothing from images: accepted "
+                "is a network of robattr.models that does, or another baseline"
             )
-        return partial(bound, baseline=mean)
+        return partial(bound, baseline=zero)
 
     def mask(self, height: int, width: int) -> Tensor:
         """The target region, bool [height, width]; at least one pixel."""
@@ -398,6 +398,7 @@ def attack_images(
     Returns:
         The values of :func:`measure`, an entry an image, by quantity; and the attacked images.
     """
+    data.check_images(x)
     mask = config.mask(*x.shape[2:]).to(x.device)
     attribution = config.method(method, model, x)
     common: dict[str, Any] = {

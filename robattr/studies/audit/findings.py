@@ -220,6 +220,8 @@ def standing(audited: Audited, recorded: Iterable[Recorded]) -> list[Standing]:
     places = [place for place in places if audited.get(place) is not None]
     for record in recorded:
         theirs = record.content["config"]
+        if theirs.get("attribution_baseline", "black") != "black":
+            continue
         # Pictures of the book have three channels.
         if abs(theirs["k"] / (record.content["dimension"] / 3) - share) > 1e-3 * share:
             continue

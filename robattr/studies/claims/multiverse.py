@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import Literal
 
@@ -175,7 +176,9 @@ def _of(claim: Claim, here: Sequence[Measurement]) -> Multiverse:
         choices["failed attacks"] = ("count as unchanged", "left out")
     if len(seeds) > 2:
         choices["seeds"] = ("all", *(f"without {seed}" for seed in seeds))
-    if any(m.values is not None and m.n >= 20 for m in here):
+    named = [q for c in claim.comparisons for q in (c.quantity, c.baseline, c.rank_with) if q]
+    compared = [m for m in here if any(fnmatchcase(m.quantity, name) for name in named)]
+    if any(m.values is not None and m.n >= 20 for m in compared):
         choices["images"] = ("all", "first half", "second half")
     verdicts: dict[tuple[str, ...], VerdictName] = {}
     seen: dict[tuple[str | None, ...], Outcome] = {}  # a rank correlation has no top pixels, whatever their number
