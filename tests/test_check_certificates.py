@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -232,11 +233,13 @@ def test_one_more_pixel_by_votes_is_caught(written: Path, tmp_path: Path, quanti
 
 
 def test_shares_of_votes_are_those_of_the_package() -> None:
-    """To the digits of floating point, and never above what they are in it."""
-    for count in (0, 1, 37, 499, 500):
-        lower, upper = smoothing.vote_bounds(np.array([count]), 500, 1e-8)
-        assert float(check.share_of_votes(count, 500, 1e-8, up=False)) == pytest.approx(lower[0], rel=1e-9)
-        assert float(check.share_of_votes(count, 500, 1e-8, up=True)) == pytest.approx(upper[0], rel=1e-9)
+    """Two programs, one number, from one sample to many and from nearly no risk to nearly all."""
+    for samples, alpha in itertools.product((1, 5, 500, 20_000), (1e-12, 1e-8, 1e-3, 0.4, 0.9)):
+        for count in {0, 1, samples // 3, samples - 1, samples}:
+            lower, upper = smoothing.vote_bounds(np.array([count]), samples, alpha)
+            assert float(check.share_of_votes(count, samples, alpha, up=False)) == pytest.approx(lower[0], rel=1e-9)
+            fewer = 1 - check.share_of_votes(count, samples, alpha, up=True)
+            assert float(fewer) == pytest.approx(1 - upper[0], rel=1e-9, abs=1e-15)
 
 
 def test_it_runs_without_torch(written: Path, tmp_path: Path) -> None:
