@@ -29,7 +29,6 @@ from robattr._files import file_digest, free, keep_values, kept_values, write_te
 from robattr.attributions import (
     METHODS,
     Attribution,
-    deeplift,
     gradient,
     heatmap,
     integrated_gradients,
@@ -52,11 +51,7 @@ OF_STEPS = ("integrated_gradients", "smoothgrad", "layer_integrated_gradients")
 _POINTS = 50  # of them, at most, where their own number is left to them
 
 # Methods that explain the difference to a baseline.
-FROM_BASELINE: Mapping[str, Callable[..., Tensor]] = {
-    "integrated_gradients": integrated_gradients,
-    "layer_integrated_gradients": layer_integrated_gradients,
-    "deeplift": deeplift,
-}
+FROM_BASELINE = ("integrated_gradients", "layer_integrated_gradients", "deeplift")
 BaselineName = Literal["black", "network-zero", "own-mean"]
 
 Region = tuple[float, float, float, float]
