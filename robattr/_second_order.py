@@ -1,4 +1,4 @@
-"""Second derivatives where PyTorch has none, and cheap ones of convolutions, Softplus and max-pooling.
+"""Second derivatives where PyTorch has none, and cheap ones of convolutions, norms, Softplus and max-pooling.
 
 Training or attacking an explanation differentiates a gradient. PyTorch's double backward of a convolution forms the
 mixed derivative with respect to the weight group by group, whether or not anybody asked for it (9,000 small
@@ -10,8 +10,8 @@ its input and linear in its weight: with the three maps
 each one's derivatives are the other two, to any order. Softplus gives its slope as a second output: the backward pass
 is then a product with what was kept, and the double backward pass needs no exponential. Max-pooling picks pixels:
 scattering and picking are each other's derivative, and neither changes the layout of memory. PyTorch's batch
-normalization has no third derivative, which the gradient of a Hessian's norm needs: on request it is made of operations
-that have all of them.
+normalization has no third derivative, which the gradient of a Hessian's norm needs; here it is one product and one sum
+with numbers a channel, so that its derivatives of any order take few passes over the values and keep few of them.
 
 The fused kernels of attention have a first derivative only; PyTorch's own composition of matrix products and a softmax
 computes the same and has all. The derivative of a hard sigmoid is a constant almost everywhere, and is given as one.
@@ -39,19 +39,17 @@ _Pair = Sequence[int]
 class SecondOrder(TorchFunctionMode):
     """Within this context what requires a gradient has a second one, too.
 
-    ``conv2d``, ``softplus``, ``max_pool2d``, ``hardsigmoid`` and ``normalize`` are this module's, attention is composed
-    of matrix products, and recurrent layers are not cuDNN's. Values and derivatives stay what they are. Graphs made
-    within one mode belong together, see :meth:`inputs_only`.
+    ``conv2d``, ``batch_norm``, ``softplus``, ``max_pool2d``, ``hardsigmoid`` and ``normalize`` are this module's,
+    attention is composed of matrix products, and recurrent layers are not cuDNN's. Values and derivatives stay what
+    they are. Graphs made within one mode belong together, see :meth:`inputs_only`.
 
     Args:
         training: backward passes outside of :meth:`inputs_only` are for parameters: a convolution of the image itself
             then forms no gradient for it.
-        third: there will be third derivatives: ``batch_norm`` is this module's as well. It takes more memory.
     """
 
-    def __init__(self, training: bool = False, *, third: bool = False) -> None:
+    def __init__(self, training: bool = False) -> None:
         super().__init__()
-        self._third = third
         self._switch = _Switch(training)
 
     @contextmanager
@@ -97,7 +95,7 @@ class SecondOrder(TorchFunctionMode):
         if func in _RECURRENT:
             with torch.backends.cudnn.flags(enabled=False):
                 return func(*args, **kwargs)
-        if func is F.batch_norm and self._third:
+        if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -460,15 +458,36 @@ def _batch_norm(
             raise ValueError(
                 f"input is {list(x.shape)}; batch normalization in training takes several values a channel"
             )
-        mean = x.mean(every)
-        centered = x - over_channels(mean)
-        variance = centered.square().mean(every)
+        # Division and negation of [channels]: those of all values would have derivatives of all values.
+        mean = x.sum(every) / n
+        x = x + over_channels(-mean)
+        variance: Tensor = _SquareSum.apply(x, every) / n
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_(variance.to(running_var.dtype) * (n / (n - 1)), momentum)
+        center = None
     else:
-        centered, variance = x - over_channels(running_mean), running_var
+        center, variance = running_mean, running_var
     scale = (variance + eps).rsqrt()
-    out = centered * over_channels(scale if weight is None else scale * weight)
-    return (out if bias is None else out + over_channels(bias)).to(input.dtype)
+    if weight is not None:
+        scale = scale * weight
+    shift = bias
+    if center is not None:  # a constant: taken off together with the bias
+        shift = -center * scale if bias is None else bias - center * scale
+    out = x * over_channels(scale)
+    return (out if shift is None else out.add_(over_channels(shift))).to(input.dtype)
+
+
+class _SquareSum(torch.autograd.Function):
+    """Of each channel. Its gradient is one product, which has all derivatives as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, every: list[int]) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().sum(every)
+
+    @staticmethod
+    def backward(ctx: Any, gs: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return x * (2 * gs).view(1, -1, *[1] * (x.ndim - 2)), None

@@ -282,7 +282,7 @@ class HessianPenalty(_Scaled):
     def forward(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Losses:
         _check_mode(type(self).__name__)
         v = self.draw(x.shape, None, x.device) if noise is None else noise
-        with torch.enable_grad(), SecondOrder(training=True, third=True) as mode:
+        with torch.enable_grad(), SecondOrder(training=True) as mode:
             z = x.detach().requires_grad_()
             logits, g = _input_gradient(self.model, z, y, mode, create_graph=True)
             hv = _hessian_product(g, z, v, self.scale, mode, graph=True)

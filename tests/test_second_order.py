@@ -460,7 +460,7 @@ def normalized(norm: nn.BatchNorm2d, order: int, ours: bool) -> list[Tensor]:
     """As :func:`derivatives`, in the image and the layer's parameters."""
     x = normal(4, 3, 5, 6, seed=0, layout=torch.channels_last).requires_grad_()
     leaves = [x, *norm.parameters()]
-    with SecondOrder(third=True) if ours else nullcontext():
+    with SecondOrder() if ours else nullcontext():
         value = norm(x * x.cos())
         found, scalar = [value.detach()], (value.cos() * value).sum()
         for k in range(order):
@@ -495,7 +495,7 @@ def test_batch_normalization_has_a_third_derivative(training: bool) -> None:
     direction = normal(3, 2, 2, 2, seed=1)
 
     def second(x: Tensor, weight: Tensor) -> Tensor:
-        with SecondOrder(third=True):
+        with SecondOrder():
             value = torch.func.functional_call(norm, {"weight": weight}, (x,)).exp().sum()
             (g,) = torch.autograd.grad(value, x, create_graph=True)
             (h,) = torch.autograd.grad((g * direction).sum(), x, create_graph=True)
@@ -507,14 +507,14 @@ def test_batch_normalization_has_a_third_derivative(training: bool) -> None:
 
 def test_batch_normalization_of_one_value_is_refused() -> None:
     x = normal(1, 3, 1, 1, seed=0).requires_grad_()
-    with SecondOrder(third=True), pytest.raises(ValueError, match=r"input is \[1, 3, 1, 1\]; .* several values"):
+    with SecondOrder(), pytest.raises(ValueError, match=r"input is \[1, 3, 1, 1\]; .* several values"):
         nn.BatchNorm2d(3).double()(x)
 
 
 def test_batch_normalization_in_bfloat16_keeps_its_statistics_in_float32() -> None:
     ours, plain = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     x = normal(8, 3, 5, 5, seed=0).to(torch.bfloat16).requires_grad_()
-    with SecondOrder(third=True):
+    with SecondOrder():
         found = ours(x)
     expected = plain(x)
     assert found.dtype == expected.dtype == torch.bfloat16
