@@ -35,7 +35,7 @@ SNAKEMAKE = $(ALONE) $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS)
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=2 (chapters or trainings at once), PYTHON=python3 (3.11 or newer),"
-	@echo "  UV= (install with pip though uv is there)"
+	@echo "  UV= (install with pip though uv is there), AGAIN=1 (make reference: what is recorded, too)"
 
 env: $(INSTALLED)  ## the environment in .venv, from requirements.lock, with uv where it is there
 
@@ -58,7 +58,8 @@ lessons: $(INSTALLED)  ## every lesson as a zip: _build/lessons/NAME.zip
 
 reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
 	@$(ALONE) $(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
-		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going
+		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going \
+		$(if $(AGAIN),--forcerun record)
 
 reference-gpu: $(INSTALLED)  ## what is not recorded of GRIDS, the most worth first, on one GPU within MINUTES
 	$(BIN)/python -m robattr.studies.gpu run --minutes $(MINUTES) --workers 6 $(GRIDS:%=results/reference/%.yaml)

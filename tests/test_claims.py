@@ -571,7 +571,14 @@ def test_tables_name_claim_verdict_and_where(ledger: list[Claim]) -> None:
     row = claims.table([found]).splitlines()[2]
     assert row.partition(" | <details")[0] == "| New is better. | {ref}`reproduced <here>` | this book"
     text = claims.details(found)
-    for part in ("Reproduced.", "made up", "`abc`", "../records/a-claim.jsonl", "make reference GRID=grid", "holds"):
+    for part in (
+        "Reproduced.",
+        "made up",
+        "`abc`",
+        "../records/a-claim.jsonl",
+        "again: `make reference GRID=grid AGAIN=1`",
+        "holds",
+    ):
         assert part in text
     (as_json,) = claims.as_json([found])
     assert (as_json["verdict"], as_json["outcomes"][0]["runs"][0]) == ("reproduced", "grid/new-0")

@@ -268,9 +268,23 @@ def test_a_threshold_is_as_old_as_it_stands_unchanged(tmp_path: Path) -> None:
     commit(tmp_path, 3, claim(STEADIER, KEPT, other))
     commit(tmp_path, 4, claim(STEADIER, KEPT))
     commit(tmp_path, 5, claim(STEADIER, KEPT, other))
+    asked = claim(STEADIER, KEPT, other).model_copy(update={"smaller": ("larger",)})
+    commit(tmp_path, 6, asked)
     found = claims.history_of(tmp_path)
-    since = {c: r.date[:10] for c in (STEADIER, KEPT, other) for r in [found.comparisons[claims.comparison_digest(c)]]}
-    assert since == {STEADIER: "2026-01-01", KEPT: "2026-01-03", other: "2026-01-05"}
+
+    def since(of: Claim) -> dict[str, str]:
+        return {
+            c.label or str(c.by): found.comparisons[claims.registration_key(of, c)].date[:10] for c in of.comparisons
+        }
+
+    names = [c.label or str(c.by) for c in asked.comparisons]
+    assert since(asked) == dict(zip(names, ("2026-01-01", "2026-01-03", "2026-01-05"), strict=True))
+    # The same comparison asked of a grid that the claim does not come from is a new one.
+    elsewhere = claim(STEADIER).model_copy(update={"id": "elsewhere", "grid": "another"})
+    commit(tmp_path, 7, asked, elsewhere)
+    found = claims.history_of(tmp_path)
+    assert since(elsewhere) == {names[0]: "2026-01-07"}
+    assert since(asked)[names[0]] == "2026-01-01"
     assert found.lowered == {}
     path = tmp_path / "history.json"
     claims.write_history(path, found)
@@ -295,7 +309,7 @@ def test_fixed_before_or_after_the_first_record() -> None:
         ("2026-01-01T00:30:00+02:00", True, "before its records"),  # an hour and a half before midnight in UTC
         ("2026-01-02T00:00:00+00:00", False, "after its records"),
     ):
-        past = claims.History({claims.comparison_digest(STEADIER): claims.Registration("abc", date)})
+        past = claims.History({claims.registration_key(claim(STEADIER), STEADIER): claims.Registration("abc", date)})
         records_ = [m.model_copy(update={"date": "2026-01-01T00:00:00+00:00"}) for m in [*NEW, *OLD]]
         (found,) = claims.judge([claim(STEADIER)], records_, past=past)
         assert found.outcomes[0].fixed_before is before

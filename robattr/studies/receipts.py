@@ -57,8 +57,8 @@ class Receipt:
 
     @property
     def command(self) -> str:
-        """What makes the records again, where they are not there; empty of what the notebook makes itself."""
-        return "" if self.grid == OWN else f"make reference GRID={self.grid}"
+        """What makes the records again; empty of what the notebook makes itself."""
+        return "" if self.grid == OWN else f"make reference GRID={self.grid} AGAIN=1"
 
     @property
     def records(self) -> str:

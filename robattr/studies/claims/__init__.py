@@ -24,6 +24,7 @@ from robattr.studies.claims.history import (
     comparison_digest,
     history_of,
     read_history,
+    registration_key,
     write_history,
 )
 from robattr.studies.claims.judging import Outcome, State, Verdict, VerdictName, judge, read_ledger, used
@@ -62,6 +63,7 @@ __all__ = [
     "rank_agreement",
     "read_history",
     "read_ledger",
+    "registration_key",
     "summary",
     "table",
     "used",

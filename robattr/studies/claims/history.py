@@ -1,8 +1,9 @@
 """When a threshold was set: the commit since which a comparison stands as it is, read from the history of the claims.
 
-A comparison that was fixed before its records could not be fitted to them. What counts is what is compared and by how
-much; not the words, and not the grid: the same comparison may move to records at a larger scale. The evidence that a
-claim asks for may rise; where it fell, that is kept too.
+A comparison that was fixed before its records could not be fitted to them. What counts is what is compared, by how much
+and of which grid; not the words. The same comparison may move to records at a larger scale, where the claim names those
+that it comes from as smaller ones; asked of any other grid it is a new one. The evidence that a claim asks for may rise;
+where it fell, that is kept too.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robattr import _yaml
 from robattr._files import write_text
-from robattr.studies.claims.schema import Comparison
+from robattr.studies.claims.schema import Claim, Comparison
 
 CLAIMS, HISTORY = "results/claims.yaml", "results/claims-history.json"
 
@@ -40,7 +41,7 @@ class History:
     """What the history of the claims says.
 
     Attributes:
-        comparisons: since when each stands, by :func:`comparison_digest`.
+        comparisons: since when each stands, by :func:`registration_key`.
         lowered: of each claim that asks for less evidence than it once did, what it asked for.
     """
 
@@ -51,6 +52,11 @@ class History:
 def comparison_digest(comparison: Comparison) -> str:
     """Twelve hexadecimal digits of a comparison without its words."""
     return _digest(comparison.model_dump(mode="json", exclude={"label"}))
+
+
+def registration_key(claim: Claim, comparison: Comparison) -> str:
+    """Name of a comparison of a claim in a :class:`History`."""
+    return f"{claim.id}/{comparison_digest(comparison)}"
 
 
 def history_of(repository: Path | str) -> History:
@@ -65,15 +71,16 @@ def history_of(repository: Path | str) -> History:
     log = _git(repository, "log", "--reverse", "--format=%h%x09%cI", "--", CLAIMS)
     if shallow or not log:
         raise ValueError(f"{repository} has not the history of {CLAIMS}; git fetch --unshallow")
-    stands: dict[str, Registration] = {}
+    asked_at: list[tuple[Registration, set[tuple[str, str]]]] = []
+    content: list[dict[str, Any]] = []
     most: dict[str, tuple[int, int]] = {}
     now: dict[str, tuple[int, int]] = {}
     for line in log.splitlines():
         commit, date = line.split("\t")
         # An older file has other fields than today's: it is read as data, not as claims.
         content = _yaml.parse(_git(repository, "show", f"{commit}:{CLAIMS}"), CLAIMS)
-        here = [_digest(c) for claim in content for c in claim.get("comparisons", [])]
-        stands = {d: stands.get(d, Registration(commit, date)) for d in here}
+        here = {(_digest(c), claim.get("grid", "")) for claim in content for c in claim.get("comparisons", [])}
+        asked_at.append((Registration(commit, date), here))
         now = {}
         for claim in content:
             evidence = claim.get("evidence") or {}
@@ -85,7 +92,22 @@ def history_of(repository: Path | str) -> History:
         for name, asked in now.items()
         if asked[0] < most[name][0] or asked[1] < most[name][1]
     }
+    stands = {
+        f"{claim['id']}/{digest}": _since(digest, {claim.get("grid", ""), *claim.get("smaller", [])}, asked_at)
+        for claim in content
+        for digest in map(_digest, claim.get("comparisons", []))
+    }
     return History(stands, lowered)
+
+
+def _since(digest: str, grids: set[str], asked_at: Sequence[tuple[Registration, set[tuple[str, str]]]]) -> Registration:
+    """The first of the last commits in all of which one of the grids was asked for a comparison."""
+    since = asked_at[-1][0]
+    for registration, here in reversed(asked_at):
+        if not any((digest, grid) in here for grid in grids):
+            break
+        since = registration
+    return since
 
 
 def read_history(path: Path | str) -> History:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from robattr.studies.claims.history import HISTORY, History, Registration, comparison_digest, read_history
+from robattr.studies.claims.history import HISTORY, History, Registration, read_history, registration_key
 from robattr.studies.claims.schema import Claim, Comparison, Evidence, check_claims, load_claims
 from robattr.studies.intervals import Interval, two_way_interval
 from robattr.studies.receipts import Receipt, note, receipts
@@ -146,7 +146,7 @@ def judge(
             if claim.kind == "experiment" and outcome.effect is not None:
                 outcome = replace(outcome, corrected=outcome_of(comparison, claim.evidence, here, level=together).state)
             dates = [m.date for m in here if m.run in outcome.runs]
-            since = past.comparisons.get(comparison_digest(comparison)) if past else None
+            since = past.comparisons.get(registration_key(claim, comparison)) if past else None
             first = min(dates, key=_time, default="")
             at = _at_scales(claim, comparison, measurements, level) if outcome.effect is not None else ()
             outcomes.append(replace(outcome, registered=since, measured=first, smaller=at))

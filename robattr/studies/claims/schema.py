@@ -121,7 +121,7 @@ class Claim(BaseModel):
 
     @property
     def command(self) -> str:
-        """What measures it again; empty where nothing does."""
+        """What measures it; empty where nothing does."""
         return f"make reference GRID={self.grid}" if self.grid else ""
 
 

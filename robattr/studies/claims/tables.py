@@ -190,7 +190,7 @@ def details(verdict: Verdict) -> str:
             f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, {cost} of measuring, code of {commits}, on "
             f"{markdown('; '.join(verdict.hardware))}. [Records](../records/{claim.id}.jsonl)."
         )
-    lines[-1] += f" Measure it again: `{claim.command}`."
+    lines[-1] += f" Measure it{f' again: `{claim.command} AGAIN=1`' if verdict.networks else f': `{claim.command}`'}."
     return "\n".join(lines) + "\n"
 
 
