@@ -2,8 +2,8 @@
 
 A comparison that was fixed before its records could not be fitted to them. What counts is what is compared, by how much
 and of which grid; not the words. The same comparison may move to records at a larger scale, where the claim names those
-that it comes from as smaller ones; asked of any other grid it is a new one. The evidence that a claim asks for may rise;
-where it fell, that is kept too.
+that it comes from as smaller ones; asked of any other grid it is a new one. The evidence that a claim asks for may
+rise; where it fell, that is kept too.
 """
 
 from __future__ import annotations
