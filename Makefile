@@ -17,6 +17,7 @@ GRIDS ?= cifar10-lenet cifar10-lenet-full-attacks photographs-gradient-full cert
 	photographs-methods-full certificates-photographs-methods-full certificates-photographs-votes \
 	tiny-imagenet-100-resnet18 certificates-full cifar10-resnet18
 MINUTES ?= 12
+INTO ?= results/reference
 
 BIN := $(VENV)/bin
 # uv reads the same lock and checks the same hashes as pip, in a fraction of the time.
@@ -35,7 +36,7 @@ SNAKEMAKE = $(ALONE) $(BIN)/python -m snakemake --cores $$(($(JOBS) * $(THREADS)
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PROFILE=quick (profiles/*.yaml), JOBS=2 (chapters or trainings at once), PYTHON=python3 (3.11 or newer),"
-	@echo "  UV= (install with pip though uv is there), AGAIN=1 (make reference: what is recorded, too)"
+	@echo "  UV= (install with pip though uv is there), INTO=again (make reference: all runs, to again/GRID)"
 
 env: $(INSTALLED)  ## the environment in .venv, from requirements.lock, with uv where it is there
 
@@ -58,8 +59,7 @@ lessons: $(INSTALLED)  ## every lesson as a zip: _build/lessons/NAME.zip
 
 reference: $(INSTALLED)  ## train and measure the networks of GRID, as far as they are not: results/reference/GRID/
 	@$(ALONE) $(BIN)/python -m snakemake --snakefile results/reference/Snakefile --cores $$(($(JOBS) * $(THREADS))) \
-		--config grid=$(GRID) threads=$(THREADS) --quiet host reason --rerun-incomplete --show-failed-logs --keep-going \
-		$(if $(AGAIN),--forcerun record)
+		--config grid=$(GRID) threads=$(THREADS) into="$(INTO)" --quiet host reason --rerun-incomplete --show-failed-logs --keep-going
 
 reference-gpu: $(INSTALLED)  ## what is not recorded of GRIDS, the most worth first, on one GPU within MINUTES
 	$(BIN)/python -m robattr.studies.gpu run --minutes $(MINUTES) --workers 6 $(GRIDS:%=results/reference/%.yaml)

@@ -444,15 +444,25 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not input.requires_grad:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    half = input.dtype in (torch.bfloat16, torch.float16)
+    kinds = (input.dtype, torch.float32) if half else (input.dtype,)
+    fits = all(
+        part is None or (part.dtype in kinds and part.shape == input.shape[1:2])
+        for part in (running_mean, running_var, weight, bias)
+    )
+    tracked = running_mean is not None and running_var is not None
+    if not (input.requires_grad and input.numel() and fits and (training or tracked)):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)  # or its refusal
 
     def over_channels(values: Tensor) -> Tensor:
         return values.view(1, -1, *[1] * (input.ndim - 2))
 
-    # As PyTorch's: statistics of half-precision values are formed in float32.
-    x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-    if training or running_mean is None or running_var is None:
+    # As PyTorch's: all arithmetic on half-precision values is in float32.
+    x = input.float() if half else input
+    shift = None if bias is None else bias.to(x.dtype)
+    if not training and running_mean is not None and running_var is not None:
+        scale = (running_var.to(x.dtype) + eps).rsqrt()
+    else:
         every = [dim for dim in range(x.ndim) if dim != 1]
         if (n := x.numel() // x.shape[1]) == 1:
             raise ValueError(
@@ -466,15 +476,12 @@ def _batch_norm(
             with torch.no_grad():
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_(variance.to(running_var.dtype) * (n / (n - 1)), momentum)
-        center = None
-    else:
-        center, variance = running_mean, running_var
-    scale = (variance + eps).rsqrt()
+        scale = (variance + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight
-    shift = bias
-    if center is not None:  # a constant: taken off together with the bias
-        shift = -center * scale if bias is None else bias - center * scale
+        scale = scale * weight.to(x.dtype)
+    if not training and running_mean is not None:  # a constant: taken off together with the bias
+        moved = -running_mean.to(x.dtype) * scale
+        shift = moved if shift is None else shift + moved
     out = x * over_channels(scale)
     return (out if shift is None else out.add_(over_channels(shift))).to(input.dtype)
 

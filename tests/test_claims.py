@@ -576,7 +576,7 @@ def test_tables_name_claim_verdict_and_where(ledger: list[Claim]) -> None:
         "made up",
         "`abc`",
         "../records/a-claim.jsonl",
-        "again: `make reference GRID=grid AGAIN=1`",
+        "again: `make reference GRID=grid INTO=again`",
         "holds",
     ):
         assert part in text

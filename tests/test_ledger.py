@@ -285,6 +285,12 @@ def test_a_threshold_is_as_old_as_it_stands_unchanged(tmp_path: Path) -> None:
     found = claims.history_of(tmp_path)
     assert since(elsewhere) == {names[0]: "2026-01-07"}
     assert since(asked)[names[0]] == "2026-01-01"
+    # A claim by another name is the same one; what was not committed of another grid has no date.
+    renamed = asked.model_copy(update={"id": "renamed"})
+    commit(tmp_path, 8, renamed)
+    found = claims.history_of(tmp_path)
+    assert since(renamed)[names[0]] == "2026-01-01"
+    assert claims.registration_key(renamed.model_copy(update={"grid": "new"}), STEADIER) not in found.comparisons
     assert found.lowered == {}
     path = tmp_path / "history.json"
     claims.write_history(path, found)

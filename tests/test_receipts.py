@@ -74,7 +74,7 @@ def test_a_receipt_sums_the_runs_of_a_grid() -> None:
     assert (b.grid, b.runs, b.seconds, b.commits) == ("b", ("1", "2"), 90, ("c1", "c2"))
     assert b.dates == ("2026-01-01", "2026-01-02")
     assert (b.command, b.records, b.minutes) == (
-        "make reference GRID=b AGAIN=1",
+        "make reference GRID=b INTO=again",
         "results/reference/b/*.jsonl",
         "2 min",
     )

@@ -505,6 +505,37 @@ def test_batch_normalization_has_a_third_derivative(training: bool) -> None:
     assert torch.autograd.gradcheck(second, (normal(3, 2, 2, 2, seed=0).requires_grad_(), weight.requires_grad_()))
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_batch_normalization_in_evaluation_is_no_worse_in_half_precision(kind: torch.dtype) -> None:
+    """Of a network in half precision: a large mean is taken off in float32, so one rounding to the type is left."""
+    norm = nn.BatchNorm2d(3).eval()
+    with torch.no_grad():
+        norm.running_mean.fill_(50)  # type: ignore[union-attr]
+    norm = norm.to(kind)
+    x = (normal(4, 3, 5, 5, seed=0) + 50).to(kind).requires_grad_()
+    with SecondOrder():
+        found = norm(x)
+    exact = (x.double() - 50) / (1 + norm.eps) ** 0.5
+    # Eps is not a number of the type; values up to 50 are rounded once to float32, the outcome once to the type.
+    bound = torch.finfo(kind).eps * exact.abs() + 4 * 50 * 2.0**-24
+    assert bool(((found.double() - exact).abs() <= bound).all())
+
+
+def test_batch_normalization_leaves_to_pytorch_what_it_does_not_know() -> None:
+    x = normal(2, 3, 4, 4, seed=0).float().requires_grad_()
+    with SecondOrder():
+        with pytest.raises((RuntimeError, ValueError)):
+            nn.functional.batch_norm(x, None, None, training=False)
+        with pytest.raises((RuntimeError, ValueError)):
+            nn.functional.batch_norm(x, torch.zeros(1), torch.ones(1), training=False)
+        with pytest.raises((RuntimeError, ValueError)):
+            nn.functional.batch_norm(x.double(), None, None, torch.ones(3), training=True)
+        norm = nn.BatchNorm2d(3)
+        norm(x[:0])
+    assert norm.running_mean is not None
+    assert norm.running_mean.isfinite().all()
+
+
 def test_batch_normalization_of_one_value_is_refused() -> None:
     x = normal(1, 3, 1, 1, seed=0).requires_grad_()
     with SecondOrder(), pytest.raises(ValueError, match=r"input is \[1, 3, 1, 1\]; .* several values"):

@@ -58,7 +58,7 @@ class Receipt:
     @property
     def command(self) -> str:
         """What makes the records again; empty of what the notebook makes itself."""
-        return "" if self.grid == OWN else f"make reference GRID={self.grid} AGAIN=1"
+        return "" if self.grid == OWN else f"make reference GRID={self.grid} INTO=again"
 
     @property
     def records(self) -> str:

@@ -55,8 +55,8 @@ def comparison_digest(comparison: Comparison) -> str:
 
 
 def registration_key(claim: Claim, comparison: Comparison) -> str:
-    """Name of a comparison of a claim in a :class:`History`."""
-    return f"{claim.id}/{comparison_digest(comparison)}"
+    """Name of a comparison of a claim, of the records of its grid, in a :class:`History`."""
+    return f"{claim.id}/{claim.grid}/{comparison_digest(comparison)}"
 
 
 def history_of(repository: Path | str) -> History:
@@ -93,7 +93,9 @@ def history_of(repository: Path | str) -> History:
         if asked[0] < most[name][0] or asked[1] < most[name][1]
     }
     stands = {
-        f"{claim['id']}/{digest}": _since(digest, {claim.get("grid", ""), *claim.get("smaller", [])}, asked_at)
+        f"{claim['id']}/{claim.get('grid', '')}/{digest}": _since(
+            digest, {claim.get("grid", ""), *claim.get("smaller", [])}, asked_at
+        )
         for claim in content
         for digest in map(_digest, claim.get("comparisons", []))
     }

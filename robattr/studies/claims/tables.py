@@ -190,7 +190,8 @@ def details(verdict: Verdict) -> str:
             f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, {cost} of measuring, code of {commits}, on "
             f"{markdown('; '.join(verdict.hardware))}. [Records](../records/{claim.id}.jsonl)."
         )
-    lines[-1] += f" Measure it{f' again: `{claim.command} AGAIN=1`' if verdict.networks else f': `{claim.command}`'}."
+    measured = bool(verdict.networks)
+    lines[-1] += f" Measure it{' again' * measured}: `{claim.command}{' INTO=again' * measured}`."
     return "\n".join(lines) + "\n"
 
 
