@@ -485,6 +485,19 @@ def test_an_effect_is_that_of_a_claim() -> None:
     assert claims.effect(everything, "rps", of="new-*", against="other-*") is None
 
 
+def test_a_pair_of_lone_numbers_has_no_interval() -> None:
+    one = [*accuracy("new", [0.9]), *accuracy("old", [0.8])]
+    assert claims.effect(one, "accuracy", of="new-*", against="old-*") is None
+    (found,) = verdict(claim(KEPT, runs=1), one).outcomes
+    assert (found.state, found.reason) == (State.MISSING, "1 number, and an interval takes several")
+    assert claims.effect(
+        [*one, *accuracy("new", [0.9, 0.7])[1:], *accuracy("old", [0.8, 0.5])[1:]],
+        "accuracy",
+        of="new-*",
+        against="old-*",
+    )
+
+
 def test_effects_in_several_grids() -> None:
     both = [*measured("new", 0.85), *measured("old", 0.8)]
     alone = measured("new", 0.9)

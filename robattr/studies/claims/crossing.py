@@ -59,7 +59,7 @@ def mean_of(measurements: Sequence[Measurement], quantity: str, *, grid: str, ru
 
 
 def effect(measurements: Sequence[Measurement], quantity: str, *, of: str, against: str) -> Interval | None:
-    """How much a quantity of some runs is above that of others, as a claim compares them; None without a pair.
+    """How much a quantity of some runs is above that of others, as a claim compares them; None without an interval.
 
     Args:
         measurements: of one grid.
@@ -89,7 +89,7 @@ def effects(
         rivals: other objectives.
 
     Returns:
-        Label -> rival -> grid -> effect, see :func:`effect`; None where the grid has no pair.
+        Label -> rival -> grid -> effect, see :func:`effect`; None without a pair, or an interval.
     """
     return {
         label: {

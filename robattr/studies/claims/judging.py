@@ -269,6 +269,8 @@ def outcome_of(
     if (short := _short(comparison, evidence, runs, len(first), points)) is not None:
         return short
     table = effects_of(comparison, first, second)
+    if table.size == 1:  # a mean over images whose values are not kept, of one run
+        return Outcome(comparison, State.MISSING, None, runs, "1 number, and an interval takes several")
     if not np.isfinite(table).all():
         return Outcome(comparison, State.MISSING, None, runs, "numbers that are not above 0 have no ratio")
     effect = intervals(table, shares=are_shares(first, second, table), level=level)
