@@ -454,9 +454,6 @@ def _batch_norm(
     if not (input.requires_grad and input.numel() and fits and (training or tracked)):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)  # or its refusal
 
-    def over_channels(values: Tensor) -> Tensor:
-        return values.view(1, -1, *[1] * (input.ndim - 2))
-
     # As PyTorch's: all arithmetic on half-precision values is in float32.
     x = input.float() if half else input
     shift = None if bias is None else bias.to(x.dtype)
@@ -470,7 +467,7 @@ def _batch_norm(
             )
         # Division and negation of [channels]: those of all values would have derivatives of all values.
         mean = x.sum(every) / n
-        x = x + over_channels(-mean)
+        x = x + _over_channels(-mean, x)
         variance: Tensor = _SquareSum.apply(x, every) / n
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
@@ -482,8 +479,13 @@ def _batch_norm(
     if not training and running_mean is not None:  # a constant: taken off together with the bias
         moved = -running_mean.to(x.dtype) * scale
         shift = moved if shift is None else shift + moved
-    out = x * over_channels(scale)
-    return (out if shift is None else out.add_(over_channels(shift))).to(input.dtype)
+    out = x * _over_channels(scale, x)
+    return (out if shift is None else out.add_(_over_channels(shift, x))).to(input.dtype)
+
+
+def _over_channels(values: Tensor, x: Tensor) -> Tensor:
+    """A value a channel, in a shape that goes with x."""
+    return values.view(1, -1, *[1] * (x.ndim - 2))
 
 
 class _SquareSum(torch.autograd.Function):
@@ -497,4 +499,4 @@ class _SquareSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gs: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return x * (2 * gs).view(1, -1, *[1] * (x.ndim - 2)), None
+        return x * _over_channels(2 * gs, x), None

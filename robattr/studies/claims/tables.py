@@ -190,8 +190,10 @@ def details(verdict: Verdict) -> str:
             f" {verdict.networks} run{'s' if verdict.networks > 1 else ''}, {cost} of measuring, code of {commits}, on "
             f"{markdown('; '.join(verdict.hardware))}. [Records](../records/{claim.id}.jsonl)."
         )
-    measured = bool(verdict.networks)
-    lines[-1] += f" Measure it{' again' * measured}: `{claim.command}{' INTO=again' * measured}`."
+    if verdict.receipts:
+        lines[-1] += f" Measure it again: `{verdict.receipts[0].command}`."
+    else:
+        lines[-1] += f" Measure it: `{claim.command}`."
     return "\n".join(lines) + "\n"
 
 
