@@ -38,6 +38,16 @@ class State(StrEnum):
     OPEN = "open"
     MISSING = "missing"
 
+    def said(self, count: int = 1) -> str:
+        """The verb after one comparison, or after ``count``: 1 holds, 2 hold; 1 is undecided, 2 are undecided."""
+        one, more = {
+            State.HOLDS: ("holds", "hold"),
+            State.FAILS: ("fails", "fail"),
+            State.OPEN: ("is undecided", "are undecided"),
+            State.MISSING: ("has too little data", "have too little data"),
+        }[self]
+        return one if count == 1 else more
+
 
 class VerdictName(StrEnum):
     """What they say about a claim; the last two are about theorems and implementations."""
