@@ -428,7 +428,7 @@ def test_one_name_is_one_number(ledger: list[Claim]) -> None:
     other = comparison.model_copy(update={"quantity": "certified_epsilon/0.9/gradient/0.1"})
     more = claim.model_copy(update={"id": "other", "comparisons": (other,)})
     assert named_alike([*ledger, more]) == [comparison.label]
-    narrower = comparison.model_copy(update={"of": "cifar10-l2+cosine-0"})
+    narrower = comparison.model_copy(update={"of": "l2+cosine-0"})
     assert named_alike([*ledger, claim.model_copy(update={"comparisons": (narrower,)})]) == [comparison.label]
 
 
