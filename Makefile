@@ -14,8 +14,8 @@ THREADS ?= $(shell t=$$(($(CORES) / $(JOBS))); echo $$((t > 1 ? t : 1)))
 PYTEST_ARGS ?=
 GRID ?= cifar10-lenet-medium
 GRIDS ?= cifar10-lenet cifar10-lenet-full-attacks photographs-gradient-full certificates-photographs \
-	photographs-methods-full certificates-photographs-methods-full certificates-photographs-votes \
-	tiny-imagenet-100-resnet18 certificates-full cifar10-resnet18
+	photographs-methods-full photographs-baselines certificates-photographs-methods-full certificates-photographs-votes \
+	tiny-imagenet-100-resnet18 certificates-full cifar10-lenet-full-influence cifar10-resnet18
 MINUTES ?= 12
 INTO ?= results/reference
 

@@ -153,7 +153,7 @@ def _one(receipt: Receipt) -> str:
     lines = {
         "Records": f"<code>{escape(receipt.records)}</code> ({escape(', '.join(receipt.runs))})",
         "Command": f"<code>{escape(receipt.command)}</code>" if receipt.command else "executing this page",
-        "Cost": f"{receipt.minutes} of measuring",
+        "Cost": f"{receipt.minutes} of measuring, trainings not counted",
         "Machine": escape("; ".join(receipt.machines)),
         "Code": ", ".join(f"<code>{escape(each)}</code>" for each in receipt.commits),
         "Date": " to ".join(days),

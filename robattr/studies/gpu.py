@@ -411,6 +411,7 @@ def main(words: Sequence[str] | None = None) -> int:
             command.add_argument("--minutes", type=float, default=12)
             command.add_argument("--workers", type=int, default=4)
             command.add_argument("--together", type=int, default=12)
+            command.add_argument("--skip-corrupt", action="store_true", help="name and count such images, and go on")
         if name == "pack":
             command.add_argument("folder", type=Path)
         command.add_argument(
@@ -423,7 +424,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if name in ("rates", "precision"):
             command.add_argument("--output", type=Path)
     chosen = parser.parse_args(words)
-    compute = Compute(accelerator=chosen.accelerator)
+    skip = getattr(chosen, "skip_corrupt", False)
+    compute = Compute(accelerator=chosen.accelerator, corrupt="skip" if skip else "stop")
     if chosen.command == "run":
         left = within(
             chosen.grids,
