@@ -275,13 +275,13 @@ def test_every_attack_has_a_color_and_a_marker() -> None:
     assert names <= MARKERS.keys()
 
 
-def test_features_are_those_that_were_largest() -> None:
+def test_features_are_those_that_were_largest_before_or_after() -> None:
     names = ["a", "b", "c", "d"]
-    columns = {"network": {"before": [0.1, 0.4, 0.2, 0.3], "after": [0.4, 0.3, 0.2, 0.1]}}
+    columns = {"network": {"before": [0.1, 0.4, 0.2, 0.3], "after": [0.35, 0.3, 0.2, 0.1]}}
     (ax,) = feature_bars(names, columns, shown=2, title="t").axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "d"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
     widths = [[bar.get_width() for bar in each] for each in ax.containers]
-    assert widths == [[0.4, 0.3], [0.3, 0.1]]
+    assert widths == [[0.4, 0.1], [0.3, 0.35]]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]
 
 

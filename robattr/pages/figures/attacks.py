@@ -198,9 +198,9 @@ def interval_curves(
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(label)
         ax.set_ylabel(quantity)
-        ax.set_ylim(
-            *((-0.02, 1.02) if all(0 <= f.high <= 1.02 for p in lines.values() for f in p.values()) else (None, None))
-        )
+        every = [f for points in lines.values() for f in points.values()]
+        if all(0 <= f.high <= 1.02 for f in every):
+            ax.set_ylim(min(0.0, *(f.low for f in every)) - 0.02, 1.02)
         tidy(ax)
     axes[0][0].legend(frameon=False, fontsize=9)
     return closed(figure, title)
@@ -214,14 +214,14 @@ def feature_bars(
     Args:
         names: of the features.
         columns: network -> which explanation (before, then after) -> a number a feature.
-        shown: how many features, the largest before the attack, those of the first network in every panel.
+        shown: how many features, the largest in any explanation of the first network, the same ones in every panel.
         title: the finding.
     """
-    first = np.asarray(next(iter(next(iter(columns.values())).values())))
-    rows = np.argsort(-first, kind="stable")[:shown]
+    largest = np.max(list(next(iter(columns.values())).values()), axis=0)
+    rows = np.argsort(-largest, kind="stable")[:shown]
     figure, axes = plt.subplots(
-        1, len(columns), figsize=(2.2 + 2.9 * len(columns), 0.3 * len(rows) + 1.5), sharey=True, squeeze=False,
-        layout="constrained",
+        1, len(columns), figsize=(2.2 + 2.9 * len(columns), 0.3 * len(rows) + 1.5), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
     )  # fmt: skip
     for ax, (network, explanations) in zip(axes[0], columns.items(), strict=True):
         for j, (when, values) in enumerate(explanations.items()):

@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, Circle, Ellipse
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy import special
 from torch import Tensor
 
@@ -268,8 +268,7 @@ def certified_and_attacked(records: Mapping[str, Record], *, title: str) -> Figu
             ax.fill_between(tried, low, high, color=color, alpha=0.15, lw=0)
             ax.plot(tried, middle, color=color, lw=1.2, ls="--", marker=MARKERS[name], ms=5, label=f"{name}: attacked")
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xticks(tried, [f"{e:g}" for e in tried])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(f"epsilon (l2), {'Gaussian' if law == 'gaussian' else law} noise")
         ax.set_ylim(-0.02, 1.02)
@@ -366,7 +365,8 @@ def kept_shares(epsilon: Sequence[float], shares: Mapping[str, Numbers], *, titl
     for (name, values), (color, dashes) in zip(shares.items(), styles, strict=True):
         for row in values:
             ax.plot(epsilon, row, color=color, lw=0.7, alpha=0.5)
-        ax.plot(epsilon, np.mean(values, axis=0), color=color, ls=dashes, lw=2, label=name)
+        mark = "o" if len(epsilon) <= 10 else ""  # few lengths are points that a line joins
+        ax.plot(epsilon, np.mean(values, axis=0), color=color, ls=dashes, lw=2, marker=mark, label=name)
     ax.set_xlabel("epsilon (l2, in units of a [0, 1] image)")
     ax.set_ylabel("share of the top pixels")
     ax.set_ylim(0, min(1.02, 1.1 * max(float(np.max(values)) for values in shares.values()) + 0.01))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from robattr.pages.figures.style import closed
 from robattr.studies.intervals import Interval
@@ -68,8 +69,11 @@ def cross_table(
         for j, name in enumerate(names):
             if (found := values[measure].get(name)) is not None:
                 half = f"\n± {(found.high - found.low) / 2:.2g}" if found.n > 1 else ""
-                color = "white" if place[i, j] > 0.6 else "black"
+                color = "white" if place[i, j] > 0.8 else "black"
                 ax.text(j, i, f"{found.mean:.3g}{half}", ha="center", va="center", fontsize=8, color=color)
+            else:  # white is the worst of a measure, so what was not run looks like nothing else
+                cell = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor="#BBBBBB", lw=0)
+                ax.add_patch(cell)
     labels = [f"{measure} {'↑' if higher[measure] else '↓'}" for measure in measures]
     ax.set_yticks(range(len(measures)), labels, fontsize=8)
     ax.xaxis.tick_top()

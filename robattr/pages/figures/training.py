@@ -7,8 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from robattr.pages.figures.style import COLORS, MARKERS, closed, tidy
 from robattr.studies.alignment import Spread
@@ -96,9 +97,7 @@ def network_scatter(
                 x, y, s=42, color=COLORS[name], marker=MARKERS[name], label=name, edgecolors="white", linewidths=0.5
             )
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_locator(NullLocator())
+        _label_log(ax)
         ax.set_xlabel(horizontal)
         ax.set_ylabel(vertical)
         tidy(ax)
@@ -128,17 +127,23 @@ def distributions(values: Mapping[str, Mapping[str, Sequence[float]]], *, title:
             box.set_facecolor(COLORS[name])
             box.set_alpha(0.75)
         ax.set_xscale("log")
-        low, high = ax.get_xlim()
-        # Within a factor of five there may be no 1, 2 or 5; over many of them there is no room for all.
-        subs = (1, 2, 5) if high < 20 * low else (1, 3)
-        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8) if high > 5 * low else MaxNLocator(3))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.xaxis.set_minor_locator(NullLocator())
+        _label_log(ax)
         ax.tick_params(axis="x", labelsize=8)
         ax.set_yticks(range(1, len(names) + 1), names if i == 0 else [""] * len(names), fontsize=9)
         ax.set_xlabel(label, fontsize=9)
         tidy(ax, "x")
     return closed(figure, title)
+
+
+def _label_log(ax: Axes) -> None:
+    """Ticks of a logarithmic horizontal axis: a few with numbers, all others without, which shows that it is one."""
+    low, high = ax.get_xlim()
+    # Within a factor of five there may be no 1, 2 or 5; over many of them there is no room for all.
+    subs = (1, 2, 5) if high < 20 * low else (1, 3)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8) if high > 5 * low else MaxNLocator(4))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(LogLocator(subs=range(1, 10), numticks=100))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def objective_dots(values: Mapping[str, Mapping[str, Spread]], *, title: str) -> Figure:
@@ -218,10 +223,10 @@ def histories(records: Sequence[Record], *, title: str) -> Figure:
         label = None if name in named else name
         named.add(name)
         epochs = [epoch.epoch for epoch in record.history]
-        axes[0].plot(epochs, [epoch.cross_entropy for epoch in record.history], label=label, **style)
+        axes[0].plot(epochs, [epoch.cross_entropy for epoch in record.history], **style)
         measured = [(epoch.epoch, epoch.alignment) for epoch in record.history if epoch.alignment is not None]
         style |= {"marker": MARKERS[name], "markersize": 3.5}
-        axes[1].plot(*zip(*measured, strict=True), **style)
+        axes[1].plot(*zip(*measured, strict=True), label=label, **style)
         losses = {epoch.epoch: epoch.cross_entropy for epoch in record.history}
         axes[2].plot([losses[epoch] for epoch, _ in measured], [value for _, value in measured], **style)
     axes[0].set_ylabel("training cross-entropy (nats)")
@@ -230,6 +235,8 @@ def histories(records: Sequence[Record], *, title: str) -> Figure:
         ax.set_xlabel(axis)
         tidy(ax)
     axes[2].invert_xaxis()  # as in training, the loss falls to the right
+    for ax in axes[:2]:
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return closed(figure, title)
 

@@ -123,7 +123,7 @@ def _draw(ax: Axes, at: Interval, y: float, *, color: str, lw: float = 1.6, **ma
     ax.plot([low, high], [y, y], color=color, lw=lw, solid_capstyle="butt")
     for end, cut, arrow in ((at.low, low, "<"), (at.high, high, ">")):
         if end != cut:
-            ax.plot(cut, y, arrow, color=color, markersize=5)
+            ax.plot(1.1 * cut, y, arrow, color=color, markersize=5)  # beside a mark that is cut as well
     ax.plot(mean, y, color=color, ls="none", **mark)
 
 
