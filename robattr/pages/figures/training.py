@@ -27,7 +27,7 @@ def rescaling(factors: Sequence[float], l2: Sequence[float], cosine: Sequence[fl
         title: the finding.
     """
     figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
-    ax.plot(factors, l2, color=COLORS["l2"], marker=MARKERS["l2"], label="l2 criterion (squared logit / intensity)")
+    ax.plot(factors, l2, color=COLORS["l2"], marker=MARKERS["l2"], label="l2 criterion ((logit / intensity)²)")
     ax.plot(factors, cosine, color=COLORS["cosine"], marker=MARKERS["cosine"], label="cosine criterion (no unit)")
     ax.set_xscale("log")
     ax.set_yscale("log")
