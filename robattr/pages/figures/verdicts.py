@@ -162,6 +162,10 @@ def small_forest(verdicts: Sequence[Verdict]) -> str:
             counts[outcome.state] += 1
             x, y = place(at.mean), y + step
             parts.append(f'<path d="M{place(at.low)} {y}H{place(at.high)}" stroke="{color}" stroke-width="2"/>')
+            if at.low < _ENDS[0]:  # an arrow where an interval goes on outside, beside a mark that is cut as well
+                parts.append(f'<path d="M{left - 5} {y - 4}v8l-7 -4z" fill="{color}"/>')
+            if at.high > _ENDS[1]:
+                parts.append(f'<path d="M{right + 5} {y - 4}v8l7 -4z" fill="{color}"/>')
             parts.append(_mark(outcome.state, x, y, color))
         y += 16
     zero, height = place(0), y + 46
