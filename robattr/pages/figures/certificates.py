@@ -67,7 +67,7 @@ def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
     at = np.radians(0.72 * angle)
     right.text(0.21 * np.cos(at), 0.21 * np.sin(at), f"{angle:.0f}°", va="center", fontsize=9)
     right.set_xlim(-0.1, 1.35)
-    right.set_ylim(-p - 0.05, v[1] + p + 0.1)
+    right.set_ylim(-p - 0.05, max(v[1] + p, longest / 2 * np.sin(np.radians(75))) + 0.1)
     for ax, along, across in (
         (left, "along δ (radii)", "across δ (radii)"),
         (right, "component along h (units of M)", "component across h (units of M)"),
