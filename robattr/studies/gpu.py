@@ -22,7 +22,7 @@ import tarfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -424,8 +424,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if name in ("rates", "precision"):
             command.add_argument("--output", type=Path)
     chosen = parser.parse_args(words)
-    skip = getattr(chosen, "skip_corrupt", False)
-    compute = Compute(accelerator=chosen.accelerator, corrupt="skip" if skip else "stop")
+    compute = Compute(accelerator=chosen.accelerator)
     if chosen.command == "run":
         left = within(
             chosen.grids,
@@ -433,7 +432,7 @@ def main(words: Sequence[str] | None = None) -> int:
             workers=chosen.workers,
             together=chosen.together,
             root=chosen.root,
-            compute=compute,
+            compute=replace(compute, corrupt="skip" if chosen.skip_corrupt else "stop"),
         )
         return 1 if left else 0
     if chosen.command == "pack":

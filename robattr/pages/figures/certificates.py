@@ -56,7 +56,10 @@ def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
     right.add_patch(Circle(tuple(h), p, fill=False, edgecolor=first, ls=":", lw=1.3))
     right.add_patch(Circle(tuple(v), p, fill=False, edgecolor=second, ls=":", lw=1.3))
     longest, angle = 2 * (1 - p), float(np.degrees(np.arccos(field.cosine)))
-    right.add_patch(Arc((0, 0), longest, longest, theta1=-15, theta2=75, color=COLORS["tight"], ls="--", lw=1.2))
+    ends = -15, 75  # of its arc, in degrees
+    right.add_patch(
+        Arc((0, 0), longest, longest, theta1=ends[0], theta2=ends[1], color=COLORS["tight"], ls="--", lw=1.2)
+    )
     zero = np.zeros(2)
     _arrow(right, zero, h, "h", "black", (8, -3))
     _arrow(right, v, h, "p a", first, (7, 3), middle=True)
@@ -67,7 +70,7 @@ def two_balls(mean_norm: float, epsilon: float, *, title: str) -> Figure:
     at = np.radians(0.72 * angle)
     right.text(0.21 * np.cos(at), 0.21 * np.sin(at), f"{angle:.0f}°", va="center", fontsize=9)
     right.set_xlim(-0.1, 1.35)
-    right.set_ylim(-p - 0.05, max(v[1] + p, longest / 2 * np.sin(np.radians(75))) + 0.1)
+    right.set_ylim(-p - 0.05, max(v[1] + p, longest / 2 * np.sin(np.radians(ends[1]))) + 0.1)
     for ax, along, across in (
         (left, "along δ (radii)", "across δ (radii)"),
         (right, "component along h (units of M)", "component across h (units of M)"),

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from robattr.pages.figures.style import COLORS, MARKERS, closed, tidy
 from robattr.studies.alignment import Spread
@@ -141,7 +141,7 @@ def _label_log(ax: Axes) -> None:
     # Within a factor of five there may be no 1, 2 or 5; over many of them there is no room for all.
     subs = (1, 2, 5) if high < 20 * low else (1, 3)
     ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8) if high > 5 * low else MaxNLocator(4))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.xaxis.set_minor_locator(LogLocator(subs=range(1, 10), numticks=100))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
