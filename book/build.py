@@ -217,6 +217,7 @@ HEADLINES = (
     "joo-robust",
     "joo-robust-hessian",
     "wang-never-violated",
+    "wang-never-violated-full",
     "wang-quoted-formula",
     "ours-alignment-spectral",
     "ours-photographs",

@@ -40,7 +40,11 @@ def _numbers(comparison: Comparison, effect: Interval) -> str:
     # A plus is for differences.
     alone = comparison.against is None and comparison.baseline is None and comparison.rank_with is None
     sign, times = ("", " times") if comparison.ratio else ("" if alone else "+", "")
-    mean, low, high = (f"{v:{sign}.3g}" for v in (effect.mean, effect.low, effect.high))
+    ends = effect.low, effect.high
+    asked = {comparison.by, -comparison.by, *([1 / comparison.by] if comparison.ratio and comparison.by else [])}
+    # An end is not written as what was asked for where it is on one side of it.
+    digits = next((d for d in range(3, 6) if not any(float(f"{v:.{d}g}") in asked and v not in asked for v in ends)), 6)
+    mean, low, high = (f"{v:{sign}.{digits}g}" for v in (effect.mean, *ends))
     return f"{mean} [{low}, {high}]{times}"
 
 
