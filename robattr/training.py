@@ -216,7 +216,7 @@ def train(
     keeper = _Keeper(
         None if folder is None else Path(folder), fabric, objective, run.optimizer, checkpoint_seconds, unreadable
     )
-    run.state = state = keeper.resume(schedule, seed, len(images))
+    run.state = state = keeper.resume(schedule, seed, images, validation)
     check = 1 if fabric.device.type == "cpu" else 20
     bar = tqdm(
         total=run.steps * schedule.epochs,
@@ -783,10 +783,14 @@ class _Keeper:
             keep_bytes(path, write)
         self.fabric.barrier()
 
-    def resume(self, schedule: Schedule, seed: int, n: int) -> _State:
+    def resume(
+        self, schedule: Schedule, seed: int, images: ImageSet | ImageStream, validation: ImageSet | ImageStream
+    ) -> _State:
         """The state to go on from; a fresh one where there is no checkpoint, or a damaged one."""
-        described = [schedule.model_dump(mode="json"), seed, n]
-        described += [type(self.objective).__name__, self.objective.extra_repr()]
+        described = [schedule.model_dump(mode="json"), seed]
+        described += [each.provenance["sha256"] for each in (images, validation)]
+        # With the layers of its network.
+        described += [type(self.objective).__name__, repr(self.objective)]
         self._run = json.dumps([*described, self.fabric.world_size, type(self.fabric._precision).__name__])
         state = _State()
         path = None if self.folder is None else self.folder / "checkpoint.pt"
@@ -801,8 +805,8 @@ class _Keeper:
             whole, ours = None, True
         if not ours:
             raise ValueError(
-                f"{path} belongs to another objective, schedule, seed, data or number of processes; choose another "
-                "folder, or delete it"
+                f"{path} belongs to another objective, network, schedule, seed, data or number of processes; choose "
+                "another folder, or delete it"
             )
         if whole is None:
             logging.getLogger("robattr").warning("%s is not what was kept: the training begins again", path)

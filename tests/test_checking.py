@@ -294,6 +294,22 @@ def test_what_is_kept_is_what_the_attack_found(photographs: Path) -> None:
         np.testing.assert_array_equal(noted, found.record.values[f"{place}/success"][list(found.index)])
 
 
+def test_what_is_kept_stays_where_keeping_again_fails(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photographs, tmp_path / "root")
+    folder = tmp_path / "root" / checking.REFERENCE / "photos"
+    steps = iter([kept._steps])
+
+    def fails(*args: Any) -> Any:
+        return next(steps)(*args)
+
+    monkeypatch.setattr(kept, "_steps", fails)  # at the second attack
+    with pytest.raises(StopIteration):
+        kept.keep(folder / "net.json", images=1, seed=2)
+    assert all(each.state == "ok" for each in kept.verify(kept.load_kept(folder / kept.FOLDER / "net.json")))
+
+
 def test_parts_are_run_again_and_agree(photographs: Path) -> None:
     found = rerun(photographs, "small", minutes=5, images=2, seed=0, parts=2)
     assert len(found) == 8

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,17 @@ from robattr import _files, cli, models, training
 from robattr.studies import alignment, fragility, grids, records, trainings
 from robattr.studies.alignment import Alignment
 from robattr.studies.fragility import Fragility
-from robattr.studies.grids import Network, Record, Total, load_grid, load_record, load_records, run_record, save_record
+from robattr.studies.grids import (
+    Network,
+    Record,
+    Total,
+    load_grid,
+    load_record,
+    load_records,
+    making,
+    run_record,
+    save_record,
+)
 
 # --- grids ----------------------------------------------------------------------------------------------------------
 
@@ -346,6 +357,52 @@ def test_a_run_becomes_its_record(grid_file: Path, tmp_path: Path, counted: Coun
     assert counted.calls == 1
     assert again.weights == made.weights
     assert all(np.array_equal(again.values[name], made.values[name]) for name in made.values if name != "cost/step")
+
+
+def test_weights_stay_with_their_record_until_there_is_another(
+    grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny" / "l2+cosine-3.json"
+    options: dict[str, Any] = {"root": tmp_path / "runs", "compute": CPU, "progress": False}
+    run_record(load_grid(grid_file), "l2+cosine-3", path, **options)
+    other = tmp_path / "other.yaml"
+    other.write_text(grid_file.read_text().replace("cosine: 0.5", "cosine: 0.25"))
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "_measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_record(load_grid(other), "l2+cosine-3", path, **options)
+    load_record(path).load_model(path.parent)
+
+
+def test_what_is_measured_has_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = SimpleNamespace(
+        cudnn=SimpleNamespace(allow_tf32=True), cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True))
+    )
+    monkeypatch.setattr(torch, "backends", flags)
+    with making._float32():
+        assert (flags.cudnn.allow_tf32, flags.cuda.matmul.allow_tf32) == (False, False)
+    assert (flags.cudnn.allow_tf32, flags.cuda.matmul.allow_tf32) == (True, True)
+
+
+def test_a_change_of_trainings_keeps_what_it_does_not_name(grid_file: Path, tmp_path: Path) -> None:
+    measurement = {"dataset": "digits", "images": 4, "k": 5, "attacks": ["random-sign"]}
+    path = tmp_path / "changed.yaml"
+    changed = {"short": {"schedule": {"epochs": 1, "milestones": []}}, "other": {"model": "torchvision:resnet18"}}
+    path.write_text(yaml.safe_dump(
+        {"description": "x", "trainings": {"of": "tiny", "changed": changed}, "fragility": measurement}
+    ))  # fmt: skip
+    found = {name: network.training for name, network in load_grid(path).networks.items()}
+    short, other = found["short-l2+cosine-3"], found["other-l2+cosine-3"]
+    before = load_grid(grid_file).networks["l2+cosine-3"].training
+    assert short is not None
+    assert other is not None
+    assert before is not None
+    assert short.schedule == before.schedule.model_copy(update={"epochs": 1, "milestones": ()})
+    # What the grid gives stays; what it leaves out is the published value of the model.
+    assert (other.options["cosine"], other.options["l2"]) == (0.5, 1.0)
 
 
 def test_another_grid_measures_the_weights_that_were_recorded(

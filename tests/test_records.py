@@ -58,9 +58,10 @@ def test_a_measurement_is_the_mean_of_its_rounded_values() -> None:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     accuracy = Measurement(quantity="accuracy", value=0.5, unit="share of images", n=100, **CONTEXT)
     records.write(tmp_path / "b" / "one.jsonl", [COSINES, accuracy])
-    records.write(tmp_path / "a.jsonl", [accuracy])
+    other = accuracy.model_copy(update={"run": "grid/two-0"})
+    records.write(tmp_path / "a.jsonl", [other])
     assert records.read(tmp_path / "b" / "one.jsonl") == [COSINES, accuracy]
-    assert records.read(tmp_path) == [accuracy, COSINES, accuracy]
+    assert records.read(tmp_path) == [other, COSINES, accuracy]
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["a.jsonl", "one.jsonl"]
     # What does not apply is left out of a line, not null.
     assert "epsilon" not in json.loads((tmp_path / "a.jsonl").read_text())
@@ -106,6 +107,13 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_numbers_are_finite() -> None:
     with pytest.raises(ValidationError):
         records.of_values(CONTEXT, "q", np.array([1.0, np.nan]), unit="1")
+
+
+def test_a_copy_of_a_run_does_not_count_as_another_one(tmp_path: Path) -> None:
+    records.write(tmp_path / "one-0.jsonl", [COSINES])
+    records.write(tmp_path / "two-0.jsonl", [COSINES])
+    with pytest.raises(RecordError, match=r"two-0\.jsonl, line 1: the run grid/one-0 stands in .*one-0\.jsonl too"):
+        records.read(tmp_path)
 
 
 def test_conflicts_are_two_values_of_one_quantity_of_one_run() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from robattr import _files, models, training
 from robattr.studies import _code, alignment, fragility
 from robattr.studies._code import code_digest
-from robattr.studies.runs import files_digest, public_name, state_digest
+from robattr.studies.runs import environment, files_digest, public_name, state_digest
 from robattr.studies.trainings import Training
 
 
@@ -50,6 +50,12 @@ def home(source: Path, name: str) -> Path:
     """The file of the copy that defines a name."""
     (found,) = [file for file in source.rglob("*.py") if f"\ndef {name}(" in file.read_text(encoding="utf-8")]
     return found
+
+
+@pytest.mark.parametrize("threads", ["2,1", ""])
+def test_the_environment_is_noted_however_threads_are_named(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert environment()["threads"] == torch.get_num_threads()
 
 
 def test_the_copy_says_what_the_package_says(source: Path) -> None:

@@ -601,9 +601,11 @@ def test_a_checkpoint_of_something_else_is_refused(sets: tuple[ImageSet, ImageSe
         (CrossEntropy(small()), sets[0], schedule(epochs=2, learning_rate=0.1), 0),
         (CrossEntropy(small()), sets[0], plan, 1),
         (CrossEntropy(small()), sets[0].select(torch.arange(99)), plan, 0),
+        (CrossEntropy(small()), sets[0].select(torch.arange(100).flip(0)), plan, 0),  # as many, and others
+        (CrossEntropy(small(norm=True)), sets[0], plan, 0),
         (GradientAlignment(small()), sets[0], plan, 0),
     ):
-        with pytest.raises(ValueError, match="belongs to another objective, schedule, seed") as error:
+        with pytest.raises(ValueError, match="belongs to another objective, network, schedule, seed") as error:
             run(objective, (images, sets[1]), other, seed=seed, folder=tmp_path)
         assert "\n" not in str(error.value)
         assert str(tmp_path) in str(error.value)

@@ -8,8 +8,11 @@ kept beside them where they are small; others come from the data set.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from robattr import data, metrics, models
-from robattr._files import file_digest, write_text
+from robattr._files import beside, file_digest, write_text
 from robattr.attacks.climbing import linf_ball
 from robattr.attributions import heatmap
 from robattr.models import Classifier
@@ -129,10 +132,12 @@ def keep(
     chosen = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed))[:images].sort().values.tolist()
     x = drawn[torch.as_tensor(there)[chosen]].to(device)
     folder = path.parent / FOLDER / path.stem
-    folder.mkdir(parents=True, exist_ok=True)
+    # Files are written when all of them are there: until then those of an earlier call stay as they are.
+    files: dict[str, bytes] = {}
     clean = None
     if max(x.shape[2:]) <= _SMALL:
-        clean = _written(folder / "clean.png", _levels(x))
+        files["clean.png"] = _png(_levels(x))
+        clean = _entry("clean.png", files)
     kept = {}
     for place in places:
         attack: Any = place.split("/")[1]
@@ -141,9 +146,10 @@ def keep(
         unit = 1.0 if attack == "random-sign" else min(config.step, 1.0)
         steps = _steps(x, moved, unit)
         values = _effect(_pair(model, config, x, _moved(x, steps, unit, epsilon), method), config.k)
-        file = _written(folder / f"{place.replace('/', '-')}.png", (steps + _NONE).to(torch.uint8))
+        file = f"{place.replace('/', '-')}.png"
+        files[file] = _png((steps + _NONE).to(torch.uint8))
         kept[place] = {
-            **file,
+            **_entry(file, files),
             "unit": unit,
             "values": {name: [float(f"{v:.6g}") for v in found.tolist()] for name, found in values.items()},
         }
@@ -158,6 +164,10 @@ def keep(
         "attacks": kept,
         "made": environment(),
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, png in files.items():
+        with beside(folder / file) as temporary:
+            temporary.write_bytes(png)
     said = folder.with_suffix(".json")
     write_text(said, json.dumps(content, indent=1) + "\n")
     return said
@@ -444,12 +454,17 @@ def _levels(x: Tensor) -> Tensor:
     return levels.to(torch.uint8).cpu()
 
 
-def _written(path: Path, pictures: Tensor) -> dict[str, Any]:
+def _png(pictures: Tensor) -> bytes:
     """Pictures uint8 [N, C, H, W] as one PNG, below each other."""
     n, channels, height, width = pictures.shape
     sheet = pictures.permute(0, 2, 3, 1).reshape(n * height, width, channels).numpy()
-    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(path, format="PNG", optimize=True)
-    return {"file": path.name, "sha256": file_digest(path)}
+    found = BytesIO()
+    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(found, format="PNG", optimize=True)
+    return found.getvalue()
+
+
+def _entry(file: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    return {"file": file, "sha256": hashlib.sha256(files[file]).hexdigest()}
 
 
 def _read(kept: Kept, entry: dict[str, Any]) -> Tensor:

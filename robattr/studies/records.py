@@ -208,9 +208,11 @@ def read(*paths: Path | str) -> list[Measurement]:
     In a notebook those of one grid are noted for its receipts, see :mod:`robattr.studies.receipts`.
 
     Raises:
-        RecordError: a line is no measurement, or there are none; one line names file, line number and field.
+        RecordError: a line is no measurement, or there are none; one line names file, line number and field. Or a run
+            stands in two files: a copy would count as one network more.
     """
     found: list[Measurement] = []
+    stands_in: dict[str, Path] = {}
     for path in map(Path, paths):
         for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
             try:
@@ -219,13 +221,18 @@ def read(*paths: Path | str) -> list[Measurement]:
                 raise RecordError(f"{file}: cannot be read ({error})") from None
             for number, line in enumerate(lines, 1):
                 try:
-                    found.append(Measurement.model_validate_json(line))
+                    measurement = Measurement.model_validate_json(line)
                 except ValidationError as error:
                     first = error.errors(include_url=False, include_input=False)[0]
                     field = ".".join(map(str, first["loc"])) or "line"
                     raise RecordError(
                         f"{file}, line {number}: {field}: {first['msg'].removeprefix('Value error, ')}"
                     ) from None
+                if (first_file := stands_in.setdefault(measurement.run, file)) != file:
+                    raise RecordError(
+                        f"{file}, line {number}: the run {measurement.run} stands in {first_file} too; keep one of them"
+                    )
+                found.append(measurement)
     if not found:
         raise RecordError(f"no measurements in {', '.join(map(str, paths)) or 'nothing'}; accepted are .jsonl files")
     if len({m.run.partition("/")[0] for m in found}) == 1:  # of all grids nobody uses all: who does says so

@@ -104,7 +104,7 @@ def environment(root: Path | None = None) -> dict[str, Any]:
         "versions": _versions(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu(),
         "commit": _commit(root or Path(__file__).parents[2]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,8 +87,21 @@ class Trainings(BaseModel):
         for prefix, change in self.changed.items() or [("", {})]:
             for name, training in trained.items():
                 if self.objectives is None or training.objective in self.objectives:
-                    fields = training.model_dump() | change
+                    # Options that are published for its model are, after the change, those of the other model.
+                    published = Training(model=training.model, objective=training.objective).options
+                    own = {option: value for option, value in training.options.items() if value != published[option]}
+                    fields = _merged(training.model_dump() | {"options": own}, change)
                     yield f"{prefix}-{name}".lstrip("-"), _read(Training, fields)
+
+
+def _merged(fields: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with some of them changed, field by field where a field has fields of its own, as a schedule has."""
+    inner = {
+        name: _merged(fields[name], value)
+        for name, value in change.items()
+        if isinstance(value, Mapping) and isinstance(fields.get(name), Mapping)
+    }
+    return {**fields, **change, **inner}
 
 
 class _Crossed(BaseModel):

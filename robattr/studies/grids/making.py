@@ -6,17 +6,19 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from robattr import data, models
-from robattr._files import file_digest, intact, keep_values, kept_values, locked, store, write_tensors
+from robattr._files import intact, keep_values, kept_values, locked, store, write_tensors
 from robattr.studies import trainings
 from robattr.studies.grids.grid import Grid
 from robattr.studies.grids.kinds import Kind
@@ -62,8 +64,9 @@ def run_record(
     )
     if not trainings.is_first():
         return None
+    kept: dict[str, Tensor] = {}
     if grid.kind.keeps_weights and loaded.history:
-        loaded = _rounded(loaded, path)
+        loaded, kept = _rounded(loaded, path)
     config, device = dict(grid.runs())[name], _device(compute)
     text = json.dumps([config.model_dump(mode="json"), loaded.source["weights"]["sha256"]], sort_keys=True)
     text += grid.kind.code + files_digest(config.dataset, data_root=data_root)
@@ -75,6 +78,10 @@ def run_record(
         record = _measured(
             grid.kind, name, grid.networks[name], loaded, config, parts, data_root, device, progress, options
         )
+        if kept:  # only now: until here an earlier record may stand there, with weights of its own
+            weights = path.parent / record.weights["file"]
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(weights, kept)
         save_record(record, path)
     return record
 
@@ -190,16 +197,17 @@ def _measured(
     kind.check(config, loaded.model.input_size)
     earlier, started = _begin(parts), time.monotonic()
     training = loaded.source.get("training")
-    measured = kind.measure(
-        loaded.model.to(device),
-        config,
-        training=None if training is None else Training.model_validate(training),
-        data_root=data_root,
-        device=device,
-        folder=parts,
-        progress=progress,
-        **(options or {}),
-    )
+    with _float32():
+        measured = kind.measure(
+            loaded.model.to(device),
+            config,
+            training=None if training is None else Training.model_validate(training),
+            data_root=data_root,
+            device=device,
+            folder=parts,
+            progress=progress,
+            **(options or {}),
+        )
     keeps = kind.keeps_weights
     return Record(
         kind=kind,
@@ -214,8 +222,7 @@ def _measured(
             "dataset": measured.dataset,
             "device": str(device),
             "code": kind.code,
-            "threads": torch.get_num_threads(),
-            "tf32": device.type != "cpu" and torch.backends.cudnn.allow_tf32,
+            "tf32": False,
             "seconds": round(earlier + time.monotonic() - started, 3),
             **environment(),
         },
@@ -223,6 +230,17 @@ def _measured(
         best=loaded.best if keeps else None,
         tensors=measured.tensors,
     )
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """What is measured is float32, and so are its products: without TF32, whoever asks for the record."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _begin(parts: Path) -> float:
@@ -240,15 +258,13 @@ def _begin(parts: Path) -> float:
     return earlier
 
 
-def _rounded(loaded: Loaded, path: Path) -> Loaded:
-    """The network with its weights rounded to float16, which are kept beside the record."""
+def _rounded(loaded: Loaded, path: Path) -> tuple[Loaded, dict[str, Tensor]]:
+    """The network with its weights rounded to float16, and those, which are to be kept beside the record."""
     state = {name: v.half() if v.is_floating_point() else v for name, v in loaded.model.state_dict().items()}
     loaded.model.load_state_dict(state)
-    kept = path.parent / "weights" / f"{path.stem}.safetensors"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(kept, state)
-    weights = {"sha256": file_digest(kept), "file": f"weights/{kept.name}"}
-    return Loaded(loaded.model, loaded.source | {"weights": weights}, loaded.history, loaded.best)
+    state = {name: v.detach().cpu().contiguous() for name, v in state.items()}
+    weights = {"sha256": hashlib.sha256(save(state)).hexdigest(), "file": f"weights/{path.stem}.safetensors"}
+    return replace(loaded, source=loaded.source | {"weights": weights}), state
 
 
 def _device(compute: Compute | None) -> torch.device:
