@@ -282,7 +282,7 @@ def reference(
     if run is None:
         table = Table("run", "recorded", "options", title=loaded.description)
         for name, network in loaded.networks.items():
-            here = "yes" if (folder / f"{name}.json").exists() else "no"
+            here = _recorded(folder / f"{name}.json")
             options = {} if network.training is None else network.training.options
             table.add_row(name, here, ", ".join(f"{k} {v:g}" for k, v in options.items()))
         _show(table)
@@ -298,10 +298,24 @@ def reference(
     )
     try:
         if grids.run_record(loaded, run, path, root=root, compute=compute) is None:
+            click.echo("robattr: not the first process of its launcher, which writes the record", err=True)
             return
     except TrainingError as error:
         _refuse(error)
     click.echo(path)
+
+
+def _recorded(path: Path) -> str:
+    """Whether a record stands there: yes, no, or damaged."""
+    from robattr.studies.grids import load_record
+
+    if not path.exists():
+        return "no"
+    try:
+        load_record(path)
+    except ValueError:
+        return "damaged"
+    return "yes"
 
 
 @main.command(short_help="How far a network's attribution maps can be trusted.")

@@ -284,8 +284,8 @@ def test_records_are_in_the_order_of_objectives_and_seeds(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"experiment": "fragile"}, "no kind 'fragile' of study (there are alignment, "),
-        ({"experiment": "fragility"}, "draws: Extra inputs are not permitted"),
-        ({"network": {"training": {"objective": "l1"}}}, "training.objective: "),
+        ({"experiment": "fragility"}, "draws: there is no such field"),
+        ({"network": {"training": {"objective": "l1"}}}, "training.objective is 'l1': "),
         ({"history": [{"epoch": 1}]}, "missing"),
         ({"dimension": ...}, "dimension"),
     ],
@@ -545,8 +545,8 @@ def call(*words: str) -> Any:
 
 
 def test_the_runs_of_a_grid_are_listed(grid_file: Path) -> None:
-    (grid_file.parent / "tiny").mkdir()
-    (grid_file.parent / "tiny" / "l2+cosine-0.json").write_text("{}")
+    save_record(record("l2+cosine"), grid_file.parent / "tiny" / "l2+cosine-0.json")
+    (grid_file.parent / "tiny" / "cross-entropy-3.json").write_text("{}")
     result = call(str(grid_file))
     assert result.exit_code == 0, result.output
     assert "Digits, for a moment." in result.stdout
@@ -554,7 +554,7 @@ def test_the_runs_of_a_grid_are_listed(grid_file: Path) -> None:
     assert rows == [
         ["cross-entropy-0", "no", ""],
         ["l2+cosine-0", "yes", "l2 0.01, cosine 0.5, epsilon 4"],
-        ["cross-entropy-3", "no", ""],
+        ["cross-entropy-3", "damaged", ""],
         ["l2+cosine-3", "no", "l2 0.01, cosine 0.5, epsilon 4"],
     ]
 

@@ -372,8 +372,13 @@ def load_records(folder: Path | str, *, missing_ok: bool = False) -> list[Record
 def said(error: Exception) -> str:
     """An error in one line; of several fields that are wrong, the first."""
     if isinstance(error, ValidationError):
-        first, *rest = error.errors(include_url=False, include_input=False)
+        first, *rest = error.errors(include_url=False)
         message, place = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
+        given = first["input"]
+        if first["type"] == "extra_forbidden":
+            message = "there is no such field"
+        elif first["type"] != "value_error" and isinstance(given, (int, float, str)):  # others name what they refuse
+            place = f"{place} is {given!r}"
         return (f"{place}: {message}" if place else message) + (f", and {len(rest)} more" if rest else "")
     if isinstance(error, KeyError):
         return f"there is no {error}"
