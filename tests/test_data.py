@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 from torchvision import transforms
 
@@ -541,6 +541,35 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1\.png cannot be read as an image") as error:
         load(f"folder:{tmp_path}")
     message_of(error)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "GIF", "DDS"])
+def test_another_format_with_a_pictures_suffix_is_named(form: str, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a/1.jpg", 200, 200)
+    Image.open(picture(tmp_path / "a/2.png")).save(path, form)
+    with pytest.raises(DataError, match=r"1\.jpg cannot be read as an image \(cannot identify image file") as error:
+        load(f"folder:{tmp_path}", size=8)
+    message_of(error)
+    assert load(f"folder:{tmp_path}", size=8, lenient=True).provenance["unreadable"] == "a/1.jpg"
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("Failed to decode frame 0"), NotImplementedError(), EOFError("x")])
+def test_whatever_a_decoder_raises_names_the_file(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_pixels(image: ImageFile.ImageFile) -> None:
+        if image.format == "JPEG":
+            raise raised
+        plain(image)
+
+    plain = ImageFile.ImageFile.load
+    picture(tmp_path / "a/1.jpg")
+    picture(tmp_path / "a/2.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load_pixels)
+    said = str(raised) or type(raised).__name__
+    with pytest.raises(DataError, match=rf"1\.jpg cannot be read as an image \({said}\); replace or remove it"):
+        load(f"folder:{tmp_path}", size=8)
+    assert len(load(f"folder:{tmp_path}", size=8, lenient=True)) == 1
 
 
 def test_a_16_bit_picture_is_refused(tmp_path: Path) -> None:

@@ -321,6 +321,18 @@ def test_corrupt_images_are_left_out_named_and_counted(damaged: ImageStream, cap
     assert "(3 so far in tiny-imagenet-100)" in caplog.records[-1].getMessage()
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=1) / "tiny-imagenet-100" / "train" / TINY[0]
+    (folder / "a.JPEG").symlink_to(tmp_path / "not there")
+    (folder / "b.JPEG").symlink_to("b.JPEG")
+    found = some(tmp_path, 3)
+    assert found.sizes.tolist()[:2] == [-1, -1]
+    with pytest.raises(DataError, match=r"a\.JPEG cannot be read as an image"):
+        found.read()
+    assert len(batches(found, torch.arange(3).view(1, 3), corrupt="skip")[1]) == 1
+    assert [name.split("/")[-1] for name in found.unreadable] == ["a.JPEG", "b.JPEG"]
+
+
 def test_the_place_of_a_corrupt_image_is_taken_by_the_next(damaged: ImageStream) -> None:
     taken = [0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10, 0]
     for workers in (1, 3):

@@ -310,13 +310,21 @@ def _listed_class(path: Path, _changed: int) -> tuple[NDArray[np.bytes_], NDArra
     """Names, with those of split and class, and sizes of the images of a class; listed once in a process."""
     with os.scandir(path) as entries:
         found = sorted(
-            (os.fsencode(f"{path.parent.name}/{path.name}/{entry.name}"), entry.stat().st_size)
+            (os.fsencode(f"{path.parent.name}/{path.name}/{entry.name}"), _size_of(entry))
             for entry in entries
             if Path(entry.name).suffix.lower() in _IMAGE_SUFFIXES and not entry.name.startswith(".")
         )
     if not found:
         raise DataError(f"{path} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))}); add those of the class")
     return np.array([name for name, _ in found]), np.array([size for _, size in found], np.int64)
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    """Size of a file in bytes; -1 of what has none, as a link to nothing: who reads it, names it."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1
 
 
 def _listing_digest(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> str:
