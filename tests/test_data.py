@@ -39,6 +39,7 @@ from robattr.data import (
     fetch,
     load,
     loading,
+    pictures,
     sources,
 )
 
@@ -465,6 +466,39 @@ def test_a_large_area_in_a_small_file_is_not_decoded(tmp_path: Path) -> None:
     assert len(load(f"folder:{tmp_path}", size=8, max_pixels=1200)) == 1
     with pytest.raises(DataError, match="max_pixels must be at least 1; got 0"):
         load(f"folder:{tmp_path}", max_pixels=0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 65_000), (65_000, 1)])
+def test_of_a_long_line_the_center_alone_is_enlarged(
+    width: int, height: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dark up to the middle and light from there, at 256 times the size: the center goes from one to the other."""
+
+    def resize(image: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
+        assert size[0] * size[1] <= pictures.MAX_PIXELS
+        return plain(image, size, *arguments, **options)
+
+    plain = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    (tmp_path / "a").mkdir()
+    along = np.where(np.arange(65_000) < 32_500, 50, 200).astype(np.uint8)
+    Image.fromarray(along.reshape(height, width)).save(tmp_path / "a" / "1.png")
+    image = load(f"folder:{tmp_path}", size=224).images[0] * 255
+    line = image[0, 0] if width > 1 else image[0, :, 0]
+    assert line[0] < 60 < 190 < line[-1]
+    assert line[111] <= 125 <= line[112]
+
+
+@pytest.mark.parametrize("how", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_the_center_alone_is_that_of_the_whole(how: Image.Resampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width, height in ((40, 31), (31, 40), (500, 375), (33, 900)):
+        coarse = Image.fromarray(np.random.default_rng(width).integers(0, 256, (5, 6, 3), np.uint8))
+        rgb = coarse.resize((width, height), Image.Resampling.BICUBIC)
+        whole = np.array(pictures._central(rgb, 64, how)).astype(int)
+        monkeypatch.setattr(pictures, "MAX_PIXELS", 1)
+        alone = np.array(pictures._central(rgb, 64, how)).astype(int)
+        monkeypatch.undo()
+        assert abs(alone - whole).max() <= 2  # of 255, by rounding
 
 
 def test_folder_with_splits(tmp_path: Path) -> None:

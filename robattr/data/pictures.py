@@ -123,9 +123,15 @@ def _central(rgb: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
     """The center of an image whose shorter side is made a little longer than ``size``."""
     # The longer side is cut to whole pixels, as torchvision's Resize does.
     resized, shorter = _resized(size), min(rgb.size)
-    rgb = rgb.resize((resized * rgb.width // shorter, resized * rgb.height // shorter), how)
-    left, top = round((rgb.width - size) / 2), round((rgb.height - size) / 2)
-    return rgb.crop((left, top, left + size, top + size))
+    width, height = resized * rgb.width // shorter, resized * rgb.height // shorter
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    if width * height > MAX_PIXELS:
+        # Of a line of some bytes the whole would be GBs. Ordinary pictures are not read like that, since a box rounds
+        # some values otherwise than the whole does.
+        across, down = rgb.width / width, rgb.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return rgb.resize((size, size), how, box=box)
+    return rgb.resize((width, height), how).crop((left, top, left + size, top + size))
 
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
