@@ -157,6 +157,34 @@ def test_what_is_not_there_is_answered_with_its_place(tmp_path: Path) -> None:
     assert not any(info.present for info in data.available(tmp_path) if "imagenet-100" in info.name)
 
 
+def test_a_split_with_other_classes_is_refused_by_their_names(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=1) / "tiny-imagenet-100"
+    (folder / "val" / TINY[3]).rename(folder / "val" / "n00000001")
+    for split, order in (("train", ("train", "val")), ("test", ("val", "train"))):
+        names = (TINY[3], "n00000001") if split == "train" else ("n00000001", TINY[3])
+        said = f"only {order[0]} has {names[0]}; only {order[1]} has {names[1]}; give both the same folders"
+        for call in (data.load, data.stream, data.contents):
+            with pytest.raises(DataError, match=rf"^tiny-imagenet-100 has other classes in [^\n]+: {said}$"):
+                call("tiny-imagenet-100", split, root=tmp_path)
+    assert not {info.name: info.present for info in data.available(tmp_path)}["tiny-imagenet-100"]
+    for number in range(4, 9):
+        (folder / "val" / TINY[number]).rename(folder / "val" / f"n0000000{number}")
+    with pytest.raises(DataError, match=rf"only train has {TINY[3]}, {TINY[4]}, {TINY[5]} and 3 more; only val has"):
+        data.fetch("tiny-imagenet-100", tmp_path)
+    # One split alone is enough for what reads that one.
+    (folder / "val").rename(tmp_path / "elsewhere")
+    assert len(data.stream("tiny-imagenet-100", root=tmp_path)) == 100
+
+
+def test_other_classes_than_the_hundred_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=1) / "imagenet" / "val" / imagenet.IMAGENET100_CLASSES[5]
+    folder.rename(folder.with_name("n00000001"))
+    for call in (data.load, data.contents):
+        with pytest.raises(DataError, match=rf"imagenet-100 has no [^\n]+/val/{folder.name}; put ImageNet"):
+            call("imagenet-100", "test", root=tmp_path)
+    assert not {info.name: info.present for info in data.available(tmp_path)}["imagenet-100"]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
