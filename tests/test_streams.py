@@ -329,7 +329,9 @@ def damaged(tmp_path: Path) -> ImageStream:
 
 def test_a_corrupt_image_stops_and_is_named(damaged: ImageStream) -> None:
     for workers in (1, 3):
-        with pytest.raises(DataError, match="cannot be read as an image") as error:
+        with pytest.raises(DataError, match="with --skip-corrupt a training goes on without it"):
+            batches(damaged, torch.arange(12).view(3, 4), workers=workers, crops=(0, 0))
+        with pytest.raises(DataError, match=r"cannot be read as an image .*; replace or remove it$") as error:
             batches(damaged, torch.arange(12).view(3, 4), workers=workers)
         assert damaged.names[4].decode() in str(error.value)
         assert "\n" not in str(error.value)
@@ -617,7 +619,14 @@ def test_the_key_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ROBATTR_DATA", str(tmp_path))
     assert small().key == first
     assert files_digest("imagenet-100") == files_digest("imagenet-100", data_root=tmp_path)
+    # A test picture is none of what is trained on; what is measured on it has a digest of both.
+    both = files_digest("imagenet-100")
     picture(1, 50, 50).save(tmp_path / "imagenet" / "val" / imagenet.IMAGENET100_CLASSES[0] / "new.JPEG")
+    streams._listed_class.cache_clear()
+    assert small().key == first
+    assert files_digest("imagenet-100") != both
+    picture(1, 50, 50).save(tmp_path / "imagenet" / "train" / imagenet.IMAGENET100_CLASSES[0] / "new.JPEG")
+    streams._listed_class.cache_clear()
     second = small().key
     assert second != first
     # What is none of the 100 classes is not read.
@@ -673,6 +682,29 @@ def test_the_grids_run_on_a_small_folder_of_the_same_form(
         assert record.totals["accuracy"].n == 100
         assert record.dimension == 3 * 64 * 64
         assert len(record.history) == 1
+
+
+@pytest.mark.parametrize("skip", [[], ["--skip-corrupt"]])
+def test_a_test_picture_that_cannot_be_read_is_refused_before_the_training(
+    skip: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBATTR_DATA", str(write(tmp_path / "data", train=1)))
+    monkeypatch.setattr(trainings, "run_training", lambda *_, **__: pytest.fail("it was trained"))
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(shrunk("imagenet-100-resnet18"), sort_keys=False))
+    wnid = imagenet.IMAGENET100_CLASSES[60]
+    damaged = tmp_path / "data" / "imagenet" / "val" / wnid / f"{wnid}_0.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    done = CliRunner().invoke(cli.main, ["reference", str(path), "hessian-0", *skip, "--root", str(tmp_path / "runs")])
+    assert done.exit_code == 2, done.output
+    (line,) = done.output.splitlines()
+    assert line.startswith(f"robattr: {damaged} cannot be read as an image (")
+    assert line.endswith("; replace or remove it; --skip-corrupt leaves out pictures of the training alone")
+    # What is not drawn is not asked of.
+    place = data.load("tiny-imagenet-100", "test", root=tmp_path / "data", limit=100).labels.tolist().index(60)
+    data.check_pictures("imagenet-100", root=tmp_path / "data", limit=place)
+    with pytest.raises(DataError, match=f"{wnid}_0.JPEG cannot be read"):
+        data.check_pictures("imagenet-100", root=tmp_path / "data", limit=place + 1)
 
 
 def test_the_planned_grids_have_the_published_protocol() -> None:

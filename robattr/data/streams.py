@@ -165,7 +165,9 @@ class ImageStream:
                     pixels = self._image(index, crops)
                 except DataError as error:
                     if corrupt == "stop":
-                        raise
+                        if crops is None:
+                            raise
+                        raise DataError(f"{error}; with --skip-corrupt a training goes on without it") from error
                     self._enter(os.fsdecode(self.names[index]), str(error))
                     continue
                 found.append(pixels)
@@ -277,8 +279,9 @@ def side_of(name: str) -> int:
     return _SIDES[name]
 
 
-def listing_digest(name: str, root: str | os.PathLike[str] | None = None) -> str:
-    """SHA-256 of names and sizes of all files of a streamed set, hexadecimal; "" where it is not under the data root.
+def listing_digest(name: str, root: str | os.PathLike[str] | None = None, split: str | None = None) -> str:
+    """SHA-256 of names and sizes of all files of a streamed set, or of one split, hexadecimal; "" where it is not under
+    the data root.
 
     Contents are not read: there may be 100 GB of them. A file whose content changes and whose size does not is not
     noticed.
@@ -286,8 +289,8 @@ def listing_digest(name: str, root: str | os.PathLike[str] | None = None) -> str
     folder = data_root(root) / _named(name).folder
     digest = hashlib.sha256()
     try:
-        for split in SPLITS:
-            names, sizes, _ = _listed(name, folder, split)
+        for part in SPLITS if split is None else (split,):
+            names, sizes, _ = _listed(name, folder, part)
             digest.update(_listing_digest(names, sizes).encode())
     except DataError:
         return ""
