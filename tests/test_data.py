@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 from torchvision import transforms
 
@@ -39,6 +39,7 @@ from robattr.data import (
     fetch,
     load,
     loading,
+    pictures,
     sources,
 )
 
@@ -467,6 +468,39 @@ def test_a_large_area_in_a_small_file_is_not_decoded(tmp_path: Path) -> None:
         load(f"folder:{tmp_path}", max_pixels=0)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 65_000), (65_000, 1)])
+def test_of_a_long_line_the_center_alone_is_enlarged(
+    width: int, height: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dark up to the middle and light from there, at 256 times the size: the center goes from one to the other."""
+
+    def resize(image: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
+        assert size[0] * size[1] <= pictures.MAX_PIXELS
+        return plain(image, size, *arguments, **options)
+
+    plain = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    (tmp_path / "a").mkdir()
+    along = np.where(np.arange(65_000) < 32_500, 50, 200).astype(np.uint8)
+    Image.fromarray(along.reshape(height, width)).save(tmp_path / "a" / "1.png")
+    image = load(f"folder:{tmp_path}", size=224).images[0] * 255
+    line = image[0, 0] if width > 1 else image[0, :, 0]
+    assert line[0] < 60 < 190 < line[-1]
+    assert line[111] <= 125 <= line[112]
+
+
+@pytest.mark.parametrize("how", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_the_center_alone_is_that_of_the_whole(how: Image.Resampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width, height in ((40, 31), (31, 40), (500, 375), (33, 900)):
+        coarse = Image.fromarray(np.random.default_rng(width).integers(0, 256, (5, 6, 3), np.uint8))
+        rgb = coarse.resize((width, height), Image.Resampling.BICUBIC)
+        whole = np.array(pictures._central(rgb, 64, how)).astype(int)
+        monkeypatch.setattr(pictures, "MAX_PIXELS", 1)
+        alone = np.array(pictures._central(rgb, 64, how)).astype(int)
+        monkeypatch.undo()
+        assert abs(alone - whole).max() <= 2  # of 255, by rounding
+
+
 def test_folder_with_splits(tmp_path: Path) -> None:
     for file in ("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png", "val/b/5.png"):
         picture(tmp_path / file)
@@ -541,6 +575,35 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1\.png cannot be read as an image") as error:
         load(f"folder:{tmp_path}")
     message_of(error)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "GIF", "DDS"])
+def test_another_format_with_a_pictures_suffix_is_named(form: str, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a/1.jpg", 200, 200)
+    Image.open(picture(tmp_path / "a/2.png")).save(path, form)
+    with pytest.raises(DataError, match=r"1\.jpg cannot be read as an image \(cannot identify image file") as error:
+        load(f"folder:{tmp_path}", size=8)
+    message_of(error)
+    assert load(f"folder:{tmp_path}", size=8, lenient=True).provenance["unreadable"] == "a/1.jpg"
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("Failed to decode frame 0"), NotImplementedError(), EOFError("x")])
+def test_whatever_a_decoder_raises_names_the_file(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_pixels(image: ImageFile.ImageFile) -> None:
+        if image.format == "JPEG":
+            raise raised
+        plain(image)
+
+    plain = ImageFile.ImageFile.load
+    picture(tmp_path / "a/1.jpg")
+    picture(tmp_path / "a/2.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load_pixels)
+    said = str(raised) or type(raised).__name__
+    with pytest.raises(DataError, match=rf"1\.jpg cannot be read as an image \({said}\); replace or remove it"):
+        load(f"folder:{tmp_path}", size=8)
+    assert len(load(f"folder:{tmp_path}", size=8, lenient=True)) == 1
 
 
 def test_a_16_bit_picture_is_refused(tmp_path: Path) -> None:

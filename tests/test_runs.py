@@ -227,6 +227,19 @@ def test_keys_follow_the_contents_of_what_is_read(tmp_path: Path, monkeypatch: p
     assert files_digest("digits", "random") == files_digest("digits", None)
 
 
+def test_a_picture_of_another_split_does_not_change_the_key_of_a_training(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "a.png").write_bytes(b"one")
+    config = Training(dataset=f"folder:{tmp_path}", size=8, model="linear")
+    before, both = config.key, files_digest(config.dataset)
+    (tmp_path / "test" / "cat" / "a.png").write_bytes(b"two")
+    assert config.key == before
+    assert files_digest(config.dataset) != both
+    (tmp_path / "train" / "cat" / "a.png").write_bytes(b"two")
+    assert config.key != before
+
+
 def test_names_of_folders_are_said_without_their_paths() -> None:
     assert public_name("folder:/home/somebody/pictures") == "folder:pictures"
     assert public_name("cifar10") == "cifar10"

@@ -157,6 +157,34 @@ def test_what_is_not_there_is_answered_with_its_place(tmp_path: Path) -> None:
     assert not any(info.present for info in data.available(tmp_path) if "imagenet-100" in info.name)
 
 
+def test_a_split_with_other_classes_is_refused_by_their_names(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=1) / "tiny-imagenet-100"
+    (folder / "val" / TINY[3]).rename(folder / "val" / "n00000001")
+    for split, order in (("train", ("train", "val")), ("test", ("val", "train"))):
+        names = (TINY[3], "n00000001") if split == "train" else ("n00000001", TINY[3])
+        said = f"only {order[0]} has {names[0]}; only {order[1]} has {names[1]}; give both the same folders"
+        for call in (data.load, data.stream, data.contents):
+            with pytest.raises(DataError, match=rf"^tiny-imagenet-100 has other classes in [^\n]+: {said}$"):
+                call("tiny-imagenet-100", split, root=tmp_path)
+    assert not {info.name: info.present for info in data.available(tmp_path)}["tiny-imagenet-100"]
+    for number in range(4, 9):
+        (folder / "val" / TINY[number]).rename(folder / "val" / f"n0000000{number}")
+    with pytest.raises(DataError, match=rf"only train has {TINY[3]}, {TINY[4]}, {TINY[5]} and 3 more; only val has"):
+        data.fetch("tiny-imagenet-100", tmp_path)
+    # One split alone is enough for what reads that one.
+    (folder / "val").rename(tmp_path / "elsewhere")
+    assert len(data.stream("tiny-imagenet-100", root=tmp_path)) == 100
+
+
+def test_other_classes_than_the_hundred_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=1) / "imagenet" / "val" / imagenet.IMAGENET100_CLASSES[5]
+    folder.rename(folder.with_name("n00000001"))
+    for call in (data.load, data.contents):
+        with pytest.raises(DataError, match=rf"imagenet-100 has no [^\n]+/val/{folder.name}; put ImageNet"):
+            call("imagenet-100", "test", root=tmp_path)
+    assert not {info.name: info.present for info in data.available(tmp_path)}["imagenet-100"]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -301,7 +329,9 @@ def damaged(tmp_path: Path) -> ImageStream:
 
 def test_a_corrupt_image_stops_and_is_named(damaged: ImageStream) -> None:
     for workers in (1, 3):
-        with pytest.raises(DataError, match="cannot be read as an image") as error:
+        with pytest.raises(DataError, match="with --skip-corrupt a training goes on without it"):
+            batches(damaged, torch.arange(12).view(3, 4), workers=workers, crops=(0, 0))
+        with pytest.raises(DataError, match=r"cannot be read as an image .*; replace or remove it$") as error:
             batches(damaged, torch.arange(12).view(3, 4), workers=workers)
         assert damaged.names[4].decode() in str(error.value)
         assert "\n" not in str(error.value)
@@ -319,6 +349,18 @@ def test_corrupt_images_are_left_out_named_and_counted(damaged: ImageStream, cap
     assert len(caplog.records) == 3  # once each
     assert all(any(name in line.getMessage() for line in caplog.records) for name in names)
     assert "(3 so far in tiny-imagenet-100)" in caplog.records[-1].getMessage()
+
+
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=1) / "tiny-imagenet-100" / "train" / TINY[0]
+    (folder / "a.JPEG").symlink_to(tmp_path / "not there")
+    (folder / "b.JPEG").symlink_to("b.JPEG")
+    found = some(tmp_path, 3)
+    assert found.sizes.tolist()[:2] == [-1, -1]
+    with pytest.raises(DataError, match=r"a\.JPEG cannot be read as an image"):
+        found.read()
+    assert len(batches(found, torch.arange(3).view(1, 3), corrupt="skip")[1]) == 1
+    assert [name.split("/")[-1] for name in found.unreadable] == ["a.JPEG", "b.JPEG"]
 
 
 def test_the_place_of_a_corrupt_image_is_taken_by_the_next(damaged: ImageStream) -> None:
@@ -577,7 +619,14 @@ def test_the_key_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ROBATTR_DATA", str(tmp_path))
     assert small().key == first
     assert files_digest("imagenet-100") == files_digest("imagenet-100", data_root=tmp_path)
+    # A test picture is none of what is trained on; what is measured on it has a digest of both.
+    both = files_digest("imagenet-100")
     picture(1, 50, 50).save(tmp_path / "imagenet" / "val" / imagenet.IMAGENET100_CLASSES[0] / "new.JPEG")
+    streams._listed_class.cache_clear()
+    assert small().key == first
+    assert files_digest("imagenet-100") != both
+    picture(1, 50, 50).save(tmp_path / "imagenet" / "train" / imagenet.IMAGENET100_CLASSES[0] / "new.JPEG")
+    streams._listed_class.cache_clear()
     second = small().key
     assert second != first
     # What is none of the 100 classes is not read.
@@ -633,6 +682,29 @@ def test_the_grids_run_on_a_small_folder_of_the_same_form(
         assert record.totals["accuracy"].n == 100
         assert record.dimension == 3 * 64 * 64
         assert len(record.history) == 1
+
+
+@pytest.mark.parametrize("skip", [[], ["--skip-corrupt"]])
+def test_a_test_picture_that_cannot_be_read_is_refused_before_the_training(
+    skip: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBATTR_DATA", str(write(tmp_path / "data", train=1)))
+    monkeypatch.setattr(trainings, "run_training", lambda *_, **__: pytest.fail("it was trained"))
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(shrunk("imagenet-100-resnet18"), sort_keys=False))
+    wnid = imagenet.IMAGENET100_CLASSES[60]
+    damaged = tmp_path / "data" / "imagenet" / "val" / wnid / f"{wnid}_0.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    done = CliRunner().invoke(cli.main, ["reference", str(path), "hessian-0", *skip, "--root", str(tmp_path / "runs")])
+    assert done.exit_code == 2, done.output
+    (line,) = done.output.splitlines()
+    assert line.startswith(f"robattr: {damaged} cannot be read as an image (")
+    assert line.endswith("; replace or remove it; --skip-corrupt leaves out pictures of the training alone")
+    # What is not drawn is not asked of.
+    place = data.load("tiny-imagenet-100", "test", root=tmp_path / "data", limit=100).labels.tolist().index(60)
+    data.check_pictures("imagenet-100", root=tmp_path / "data", limit=place)
+    with pytest.raises(DataError, match=f"{wnid}_0.JPEG cannot be read"):
+        data.check_pictures("imagenet-100", root=tmp_path / "data", limit=place + 1)
 
 
 def test_the_planned_grids_have_the_published_protocol() -> None:

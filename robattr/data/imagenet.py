@@ -27,7 +27,8 @@ def class_folders(name: str, folder: Path, split: str) -> list[Path]:
     """The folder of each class, in order.
 
     Raises:
-        DataError: there is none, or one is missing; one line says where to put the data set.
+        DataError: there is none, or one is missing; one line says where to put the data set. Or the other split, where
+            it is there, has folders of other classes.
     """
     part = folder / SPLITS[split]
     if name == "imagenet-100":
@@ -38,10 +39,25 @@ def class_folders(name: str, folder: Path, split: str) -> list[Path]:
                 "train/<WordNet id>/*.JPEG and val/<WordNet id>/*.JPEG, or set ROBATTR_DATA"
             )
         return [part / wnid for wnid in IMAGENET100_CLASSES]
-    found = sorted(p for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")) if part.is_dir() else []
+    found = _folders(part)
     if len(found) != TINY_CLASSES:
         raise DataError(
             f"tiny-imagenet-100 has {len(found)} of its {TINY_CLASSES} classes in {part}; put those of Tiny-ImageNet "
             f"at {folder} as train/<WordNet id>/*.JPEG and val/<WordNet id>/*.JPEG, or set ROBATTR_DATA"
         )
+    # A class's number is its place among the folders: with others in the other split it would be another class there.
+    other = next(folder / each for each in SPLITS.values() if each != part.name)
+    here, there = ({each.name for each in folders} for folders in (found, _folders(other)))
+    if there and here != there:
+        differing = {part.name: sorted(here - there), other.name: sorted(there - here)}
+        said = "; ".join(
+            f"only {where} has {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
+            for where, names in differing.items()
+            if names
+        )
+        raise DataError(f"{name} has other classes in {part} than in {other}: {said}; give both the same folders")
     return found
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")) if path.is_dir() else []

@@ -131,17 +131,29 @@ def drawn_files(name: str, split: str = "test", *, limit: int | None = None, see
     return [files[i][0] for i in _Draw(name, limit, seed).indices(len(files)).tolist()]
 
 
-def check_pictures(name: str, split: str = "test", *, limit: int | None = None, seed: int = 0) -> None:
+def check_pictures(
+    name: str,
+    split: str = "test",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> None:
     """Decode the pictures that `load` would take from a folder, a JPEG at an eighth of its size.
 
     Args:
-        name: ``folder:PATH``.
-        split: See `load`, also for ``limit`` and ``seed``.
+        name: ``folder:PATH``, or a set that stays in its files, see `stream`.
+        split: See `load`, also for ``root``, ``limit`` and ``seed``.
 
     Raises:
         DataError: see `drawn_files`; or the first picture that `load` would refuse.
     """
-    for path in drawn_files(name, split, limit=limit, seed=seed):
+    if is_streamed(name):
+        drawn = _stream(_Draw(name, limit, seed), split, root, None)
+        paths = [drawn.folder / os.fsdecode(each) for each in drawn.names]
+    else:
+        paths = drawn_files(name, split, limit=limit, seed=seed)
+    for path in paths:
         with _begun(path, MAX_PIXELS) as image:
             image.draft(None, (1, 1))
             image.load()

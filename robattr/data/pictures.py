@@ -18,6 +18,8 @@ from robattr.data.sets import DataError, ImageSet, _Draw, _one_line
 from robattr.data.sources import _check_split
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+# Of those suffixes. What Pillow reads besides, a video's frames among it, is no picture however its file is called.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 
 MAX_PIXELS = 80_000_000
@@ -97,13 +99,15 @@ def _begun(path: Path, max_pixels: int, quiet: bool = True) -> Iterator[Image.Im
         with warnings.catch_warnings() if quiet else nullcontext():
             if quiet:
                 warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ValueError(f"{image.width} x {image.height} pixels, where max_pixels is {max_pixels:,}")
                 if image.mode not in _MODES:
                     raise ValueError(f"mode {image.mode}, where 8 bits a channel are needed")
                 yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise  # it says nothing of the file
+    except Exception as error:  # of damaged bytes decoders raise whatever the first wrong one leads to
         raise DataError(f"{path} cannot be read as an image ({_one_line(error)}); replace or remove it") from error
 
 
@@ -119,9 +123,15 @@ def _central(rgb: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
     """The center of an image whose shorter side is made a little longer than ``size``."""
     # The longer side is cut to whole pixels, as torchvision's Resize does.
     resized, shorter = _resized(size), min(rgb.size)
-    rgb = rgb.resize((resized * rgb.width // shorter, resized * rgb.height // shorter), how)
-    left, top = round((rgb.width - size) / 2), round((rgb.height - size) / 2)
-    return rgb.crop((left, top, left + size, top + size))
+    width, height = resized * rgb.width // shorter, resized * rgb.height // shorter
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    if width * height > MAX_PIXELS:
+        # Of a line of some bytes the whole would be GBs. Ordinary pictures are not read like that, since a box rounds
+        # some values otherwise than the whole does.
+        across, down = rgb.width / width, rgb.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return rgb.resize((size, size), how, box=box)
+    return rgb.resize((width, height), how).crop((left, top, left + size, top + size))
 
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})

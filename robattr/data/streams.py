@@ -165,7 +165,9 @@ class ImageStream:
                     pixels = self._image(index, crops)
                 except DataError as error:
                     if corrupt == "stop":
-                        raise
+                        if crops is None:
+                            raise
+                        raise DataError(f"{error}; with --skip-corrupt a training goes on without it") from error
                     self._enter(os.fsdecode(self.names[index]), str(error))
                     continue
                 found.append(pixels)
@@ -277,8 +279,9 @@ def side_of(name: str) -> int:
     return _SIDES[name]
 
 
-def listing_digest(name: str, root: str | os.PathLike[str] | None = None) -> str:
-    """SHA-256 of names and sizes of all files of a streamed set, hexadecimal; "" where it is not under the data root.
+def listing_digest(name: str, root: str | os.PathLike[str] | None = None, split: str | None = None) -> str:
+    """SHA-256 of names and sizes of all files of a streamed set, or of one split, hexadecimal; "" where it is not under
+    the data root.
 
     Contents are not read: there may be 100 GB of them. A file whose content changes and whose size does not is not
     noticed.
@@ -286,8 +289,8 @@ def listing_digest(name: str, root: str | os.PathLike[str] | None = None) -> str
     folder = data_root(root) / _named(name).folder
     digest = hashlib.sha256()
     try:
-        for split in SPLITS:
-            names, sizes, _ = _listed(name, folder, split)
+        for part in SPLITS if split is None else (split,):
+            names, sizes, _ = _listed(name, folder, part)
             digest.update(_listing_digest(names, sizes).encode())
     except DataError:
         return ""
@@ -310,13 +313,21 @@ def _listed_class(path: Path, _changed: int) -> tuple[NDArray[np.bytes_], NDArra
     """Names, with those of split and class, and sizes of the images of a class; listed once in a process."""
     with os.scandir(path) as entries:
         found = sorted(
-            (os.fsencode(f"{path.parent.name}/{path.name}/{entry.name}"), entry.stat().st_size)
+            (os.fsencode(f"{path.parent.name}/{path.name}/{entry.name}"), _size_of(entry))
             for entry in entries
             if Path(entry.name).suffix.lower() in _IMAGE_SUFFIXES and not entry.name.startswith(".")
         )
     if not found:
         raise DataError(f"{path} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))}); add those of the class")
     return np.array([name for name, _ in found]), np.array([size for _, size in found], np.int64)
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    """Size of a file in bytes; -1 of what has none, as a link to nothing: who reads it, names it."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1
 
 
 def _listing_digest(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> str:

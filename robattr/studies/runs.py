@@ -25,17 +25,20 @@ from robattr.studies._code import code_digest
 __all__ = ["code_digest", "environment", "files_digest", "public_name", "state_digest"]
 
 
-def files_digest(dataset: str, weights: str | None = None, *, data_root: Path | str | None = None) -> str:
+def files_digest(
+    dataset: str, weights: str | None = None, *, split: str | None = None, data_root: Path | str | None = None
+) -> str:
     """A digest of what names only point to: the contents of pictures of a ``folder:`` and of a weights file; names and
     sizes of the files of a set that stays in them, see :func:`robattr.data.listing_digest`.
 
-    Links are followed, ``~`` is the reader's home, and where a folder stands does not count.
+    Links are followed, ``~`` is the reader's home, and where a folder stands does not count. With a ``split``, files of
+    others do not either.
     """
     digest = hashlib.sha256()
     if data.is_streamed(dataset):
-        digest.update(data.listing_digest(dataset, data_root).encode())
+        digest.update(data.listing_digest(dataset, data_root, split).encode())
     kind, _, path = dataset.partition(":")
-    files = _files_below(Path(path).expanduser()) if kind == "folder" else {}
+    files = _files_below(Path(path).expanduser() / (split or "")) if kind == "folder" else {}
     if weights not in (None, "random"):
         files["weights"] = Path(str(weights)).expanduser()
     for name, file in files.items():

@@ -155,9 +155,12 @@ class Training(BaseModel):
         return self.key_under(None)
 
     def key_under(self, data_root: Path | str | None) -> str:
-        """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files."""
+        """Twelve hexadecimal digits of the configuration, the code that computes its result and the reader's files.
+
+        Of those, what is trained on and selected by: a test picture is removed or replaced without training again.
+        """
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        text += self.code + files_digest(self.dataset, data_root=data_root)
+        text += self.code + files_digest(self.dataset, split="train", data_root=data_root)
         text += "".join(models.code_digests(self.model).values())
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -157,7 +157,9 @@ def run(
 
 
 def _check_before(kind: Kind, network: Network, config: Any, data_root: Path | str | None) -> None:
-    """What would be found out only when a training is over: pictures and sizes that do not fit its network."""
+    """What would be found out only when a training is over: pictures and sizes that do not fit its network, and
+    pictures of the measurement that cannot be read.
+    """
     if network.training is None:
         return
     training = network.training
@@ -180,6 +182,15 @@ def _check_before(kind: Kind, network: Network, config: Any, data_root: Path | s
     wanted = [getattr(config, field, None) or 0 for field in ("images", "adversarial_images")]
     if max(wanted) > found.images:
         raise ValueError(f"images is {max(wanted)}; {config.dataset} ({split}) has {found.images}")
+    if config.dataset.startswith("folder:") or data.is_streamed(config.dataset):
+        # The accuracy of a study of alignment is that over the whole split.
+        drawn = None if kind.name == "alignment" or config.images is None else max(wanted)
+        try:
+            data.check_pictures(config.dataset, split, root=data_root, limit=drawn, seed=config.seed)
+        except data.DataError as error:
+            if not data.is_streamed(config.dataset):
+                raise
+            raise data.DataError(f"{error}; --skip-corrupt leaves out pictures of the training alone") from error
 
 
 def _measured(
