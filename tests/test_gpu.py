@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -93,6 +94,29 @@ def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Pa
     (added,) = {name.split("/")[1] for name in packed("again", grids) if "training-" in name}
     assert grid.networks["l2+cosine-3"].training is not None
     assert added == f"training-{grid.networks['l2+cosine-3'].training.key}"
+
+
+def test_nothing_is_trained_whose_records_are_there(grids: list[Path]) -> None:
+    grid = load_grid(grids[0])
+    for name in grid.networks:
+        run_record(grid, name, Path("trained") / f"{name}.json", compute=CPU, progress=False, timed=False)
+    shutil.rmtree("runs")  # on another machine, which has the records alone
+    assert gpu.within(grids[:1], 5, workers=1, compute=CPU, say=lambda line: None) == []
+    assert not Path("runs").exists()
+    Path("trained/cross-entropy-3.jsonl").unlink()  # half a record is none
+    lines: list[str] = []
+    assert gpu.within(grids, 5, workers=1, compute=CPU, say=lines.append) == []
+    assert [line.split("] ")[1].split(":")[0] for line in lines if "trained in" in line] == ["cross-entropy, seed 3"]
+    # What was attacked without a training are the weights that are kept.
+    kept = [record.weights for record in load_records("trained") if record.name.startswith("l2+cosine")]
+    assert [record.weights for record in load_records("attacked")] == kept
+
+
+def test_networks_that_no_record_keeps_are_trained_for_another_grid(grids: list[Path]) -> None:
+    lines: list[str] = []
+    assert gpu.within(grids[1:], 5, workers=1, compute=CPU, say=lines.append) == []
+    assert sum("trained in" in line for line in lines) == 2
+    assert len(load_records("attacked")) == 2
 
 
 def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:

@@ -21,8 +21,8 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from robattr._files import free, write_text
 from robattr.data import ImageSet, ImageStream
 from robattr.models import check_allowed
 from robattr.regularizers import Losses
-from robattr.studies.grids import Grid, Network, load_grid, run_record
+from robattr.studies.grids import Grid, Network, load_grid, load_record, run_record
 from robattr.studies.runs import environment
 from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
@@ -70,6 +70,9 @@ def within(
 ) -> list[str]:
     """Make every record of grids that is not there, or was of another configuration, as far as the minutes go.
 
+    Trained is what such a record needs: no network whose records are all there, nor one that another grid's record
+    keeps with its weights.
+
     Args:
         paths: YAML files, the most worth first. Of a grid of trainings, the objectives come in its own order, each with
             all its seeds.
@@ -95,6 +98,7 @@ def within(
         for name, network in grid.networks.items():
             check_allowed(network.code, f"{file}: {name}")
     deadline = began + 60 * minutes
+    tasks = _tasks(grids, root, data_root)
 
     def stamped(line: str) -> None:
         say(f"[{time.monotonic() - began:6.1f} s] {line}")
@@ -104,16 +108,16 @@ def within(
     measuring = [
         context.Process(
             target=_measure,
-            args=(number, files, Path(root), data_root, _device(compute), deadline - time.monotonic(), trained),
+            args=(number, tasks, Path(root), data_root, _device(compute), deadline - time.monotonic(), trained),
             daemon=True,
         )
-        for number in range(workers)
+        for number in range(workers if tasks else 0)
     ]
     for process in measuring:
         process.start()
     sets: dict[str, tuple[ImageSet | ImageStream, ImageSet | ImageStream]] = {}
-    for grid in grids.values():
-        for wave in _waves(grid, together):
+    for trainings in _wanted(tasks).values():
+        for wave in _waves(trainings, together):
             if time.monotonic() < deadline:
                 failed = run_trainings(
                     wave,
@@ -141,17 +145,74 @@ def within(
     return left
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A run that is not recorded.
+
+    Attributes:
+        file: of its grid.
+        name: of the run.
+        training: of its network, where that has to be trained for it.
+        needed: the file that is there once there is a network to measure; None where it is there from the start.
+        after: file and name of the run of another grid whose record has to be made first: it keeps the network.
+    """
+
+    file: Path
+    name: str
+    training: Training | None = None
+    needed: Path | None = None
+    after: tuple[Path, str] | None = None
+
+
+def _tasks(grids: Mapping[Path, Grid], root: Path | str, data_root: Path | str | None) -> list[_Task]:
+    """What is not recorded, in the order of the grids, and what has to be there before."""
+    runs = [(file, name) for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)]
+    places = {_path(file, name).resolve(): (file, name) for file, name in runs}
+    found = []
+    for file, name in runs:
+        network, kept = grids[file].networks[name], grids[file].recorded.get(name)
+        if network.training is None:
+            found.append(_Task(file, name, needed=None if network.record is None else Path(network.record)))
+        elif kept is not None and _keeps(kept, network.training):
+            found.append(_Task(file, name, needed=kept))
+        elif kept is not None and kept.resolve() in places:
+            found.append(_Task(file, name, after=places[kept.resolve()]))
+        else:
+            needed = Path(root) / f"training-{network.training.key_under(data_root)}" / "training.json"
+            found.append(_Task(file, name, network.training, needed))
+    return found
+
+
+def _keeps(path: Path, training: Training) -> bool:
+    """Whether a record names weights of a training; see :meth:`robattr.studies.grids.Network.load`."""
+    try:
+        found = load_record(path)
+    except (OSError, ValueError):
+        return False
+    return found.training == training and "file" in found.weights
+
+
+def _wanted(tasks: Sequence[_Task]) -> dict[Path, list[Training]]:
+    """What has to be trained, each network once, by the file of the first grid that needs it."""
+    seen: list[Training] = []
+    found: dict[Path, list[Training]] = {}
+    for task in tasks:
+        if task.training is not None and task.training not in seen:
+            seen.append(task.training)
+            found.setdefault(task.file, []).append(task.training)
+    return found
+
+
 def _trainings(grid: Grid) -> dict[str, Training]:
     """What a grid trains itself: not the networks whose weights another one's records keep."""
     found = {name: network.training for name, network in grid.networks.items() if name not in grid.recorded}
     return {name: training for name, training in found.items() if training is not None}
 
 
-def _waves(grid: Grid, together: int) -> Iterator[list[Training]]:
+def _waves(trainings: Sequence[Training], together: int) -> Iterator[list[Training]]:
     """Trainings of one precision that share the device, those of the first objectives first."""
-    ordered = list(_trainings(grid).values())
-    objectives = list(dict.fromkeys(training.objective for training in ordered))
-    ordered.sort(key=lambda training: (training.precision, objectives.index(training.objective)))
+    objectives = list(dict.fromkeys(training.objective for training in trainings))
+    ordered = sorted(trainings, key=lambda training: (training.precision, objectives.index(training.objective)))
     for _, same in itertools.groupby(ordered, key=lambda training: training.precision):
         each = list(same)
         yield from (each[i : i + together] for i in range(0, len(each), together))
@@ -162,9 +223,9 @@ def _path(file: Path, name: str) -> Path:
 
 
 def _record(grid: Grid, file: Path, name: str) -> bool:
-    """Whether a run has its record; one that the grid asked for before it was changed is none."""
+    """Whether a run has its record, whole; one that the grid asked for before it was changed is none."""
     path = _path(file, name)
-    if not path.exists():
+    if not path.exists() or not path.with_suffix(".jsonl").exists():
         return False
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -175,19 +236,17 @@ def _record(grid: Grid, file: Path, name: str) -> bool:
     return network == grid.networks[name] and config == dict(grid.runs())[name]
 
 
-def _needed(grid: Grid, name: str, root: Path, data_root: Path | str | None) -> Path | None:
-    """The file that is there once there is a network to measure; None where it is there from the start."""
-    network = grid.networks[name]
-    if name in grid.recorded:
-        return grid.recorded[name]
-    if network.training is not None:
-        return root / f"training-{network.training.key_under(data_root)}" / "training.json"
-    return None if network.record is None else Path(network.record)
+def _ready(grids: Mapping[Path, Grid], task: _Task) -> bool:
+    """Whether there is a network to measure."""
+    if task.after is not None:
+        file, name = task.after
+        return _record(grids[file], file, name)
+    return task.needed is None or task.needed.exists()
 
 
 def _measure(
     worker: int,
-    files: Sequence[Path],
+    tasks: Sequence[_Task],
     root: Path,
     data_root: Path | str | None,
     device: str,
@@ -200,21 +259,17 @@ def _measure(
     # What is measured is float32, and so are its products.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    grids = {file: load_grid(file) for file in files}
-    runs = [(file, name) for file, grid in grids.items() for name, _ in grid.runs()]
-    own = {file: _trainings(grid) for file, grid in grids.items()}
-    needed = {(file, name): _needed(grids[file], name, root, data_root) for file, name in runs}
+    grids = {file: load_grid(file) for file in dict.fromkeys(task.file for task in tasks)}
     failed: set[tuple[Path, str]] = set()
     while time.monotonic() - began < seconds:
         last = trained.is_set()
-        left = [
-            (file, name) for file, name in runs if not _record(grids[file], file, name) and (file, name) not in failed
-        ]
         found = False
-        for file, name in left:
+        for task in tasks:
+            file, name = task.file, task.name
+            if (file, name) in failed or _record(grids[file], file, name):
+                continue
             # What shares the device with trainings delays them: until they are done, only their own records are made.
-            network = needed[file, name]
-            if (not last and name not in own[file]) or (network is not None and not network.exists()):
+            if (not last and task.training is None) or not _ready(grids, task):
                 continue
             with free(_path(file, name)) as mine:
                 if not mine or _record(grids[file], file, name):
@@ -374,10 +429,9 @@ def pack(
     """
     files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
     files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
-    for path in map(Path, paths):
-        grid = load_grid(path)
-        waiting = [training for name, training in _trainings(grid).items() if not _record(grid, path, name)]
-        files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
+    grids = {Path(path): load_grid(path) for path in paths}
+    waiting = itertools.chain(*_wanted(_tasks(grids, root, None)).values())
+    files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
     files = [file for file in files if not file.name.startswith(".")]
     groups: list[list[Path]] = []
     room = 0
