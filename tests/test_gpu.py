@@ -14,7 +14,7 @@ import yaml
 
 from robattr.studies import gpu
 from robattr.studies.grids import load_grid, load_records, run_record
-from robattr.studies.trainings import run_training
+from robattr.studies.trainings import Training, run_training
 from robattr.training import Compute
 
 CPU = Compute(accelerator="cpu")
@@ -117,6 +117,37 @@ def test_networks_that_no_record_keeps_are_trained_for_another_grid(grids: list[
     assert gpu.within(grids[1:], 5, workers=1, compute=CPU, say=lines.append) == []
     assert sum("trained in" in line for line in lines) == 2
     assert len(load_records("attacked")) == 2
+
+
+def test_what_cannot_be_made_is_named_and_leaves_the_others(
+    grids: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROBATTR_DATA", str(tmp_path / "none"))
+    far, pictures = Path("far.yaml"), Path("pictures.yaml")
+    training = TRAINED["training"] | {"dataset": "tiny-imagenet-100", "model": "resnet18-cifar"}
+    measured = TRAINED["alignment"] | {"dataset": "tiny-imagenet-100"}
+    far.write_text(yaml.safe_dump(TRAINED | {"training": training, "alignment": measured}, sort_keys=False))
+    fragility = {"dataset": "folder:photographs", "images": 2, "attacks": ["random-sign"], "k": 5}
+    content = {"description": "p", "networks": {"one": {"model": "efficientnet-lite0"}}, "fragility": fragility}
+    pictures.write_text(yaml.safe_dump(content))
+    run_trainings = gpu.run_trainings
+
+    def failing(wave: list[Training], **options: Any) -> dict[str, Exception]:
+        if wave[0].objective == "l2+cosine":
+            raise RuntimeError("out of\nsomething")
+        return run_trainings(wave, **options)
+
+    monkeypatch.setattr(gpu, "run_trainings", failing)
+    words = ["run", "--accelerator", "cpu", "--workers", "1", "--together", "2"]
+    assert gpu.main([*words, "far.yaml", "pictures.yaml", "trained.yaml"]) == 1
+    found = capsys.readouterr()
+    first, second = found.err.splitlines()
+    assert first.startswith("robattr: far.yaml: none of its 4 runs without a record can be made: ")
+    assert "tiny-imagenet" in first
+    assert second.startswith("robattr: pictures.yaml: none of its 1 runs without a record can be made: ")
+    assert "photographs" in second
+    assert "2 trainings failed: RuntimeError: out of something" in found.out
+    assert {record.name for record in load_records("trained")} == {"cross-entropy-0", "cross-entropy-3"}
 
 
 def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:

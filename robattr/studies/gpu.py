@@ -29,11 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robattr import data
 from robattr._files import free, write_text
+from robattr._yaml import one_line
 from robattr.data import ImageSet, ImageStream
 from robattr.models import check_allowed
 from robattr.regularizers import Losses
 from robattr.studies.grids import Grid, Network, load_grid, load_record, run_record
+from robattr.studies.grids.making import _check_before
 from robattr.studies.runs import environment
 from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
@@ -71,7 +74,8 @@ def within(
     """Make every record of grids that is not there, or was of another configuration, as far as the minutes go.
 
     Trained is what such a record needs: no network whose records are all there, nor one that another grid's record
-    keeps with its weights.
+    keeps with its weights. Runs that cannot be made, for want of a data set perhaps, are named on stderr, a line a
+    grid, before the work begins; the others are made.
 
     Args:
         paths: YAML files, the most worth first. Of a grid of trainings, the objectives come in its own order, each with
@@ -85,7 +89,7 @@ def within(
         say: told how it goes, a line at a time.
 
     Returns:
-        The runs that were not reached, ``<grid>/<run>``.
+        The runs that were not reached or cannot be made, ``<grid>/<run>``.
 
     Raises:
         ValueError: a grid cannot be read, or names a file of Python code, see :func:`robattr.models.check_allowed`.
@@ -98,7 +102,11 @@ def within(
         for name, network in grid.networks.items():
             check_allowed(network.code, f"{file}: {name}")
     deadline = began + 60 * minutes
-    tasks = _tasks(grids, root, data_root)
+    runs = _unrecorded(grids)
+    refused = _refused(grids, runs, data_root)
+    for line in _complaints(runs, refused):
+        print(f"robattr: {line}", file=sys.stderr, flush=True)
+    tasks = _tasks(grids, [run for run in runs if run not in refused], root, data_root)
 
     def stamped(line: str) -> None:
         say(f"[{time.monotonic() - began:6.1f} s] {line}")
@@ -119,17 +127,21 @@ def within(
     for trainings in _wanted(tasks).values():
         for wave in _waves(trainings, together):
             if time.monotonic() < deadline:
-                failed = run_trainings(
-                    wave,
-                    root=root,
-                    data_root=data_root,
-                    compute=compute,
-                    stop=lambda: time.monotonic() > deadline,
-                    say=stamped,
-                    sets=sets,
-                )
-                for error in failed.values():
-                    stamped(f"a training failed: {error}")
+                try:
+                    failed = run_trainings(
+                        wave,
+                        root=root,
+                        data_root=data_root,
+                        compute=compute,
+                        stop=lambda: time.monotonic() > deadline,
+                        say=stamped,
+                        sets=sets,
+                    )
+                except Exception as error:  # of whatever kind: the other trainings go on
+                    stamped(f"{len(wave)} trainings failed: {type(error).__name__}: {one_line(error)}")
+                    continue
+                for each in failed.values():
+                    stamped(f"a training failed: {each}")
     trained.set()
     stamped("trained")
     for process in measuring:
@@ -138,16 +150,64 @@ def within(
         if process.is_alive():
             process.terminate()
             process.join()
-    left = [
-        f"{file.stem}/{name}" for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)
-    ]
+    left = [f"{file.stem}/{name}" for file, name in _unrecorded(grids)]
     stamped(f"not reached: {', '.join(left)}" if left else "everything is recorded")
     return left
 
 
+_Run = tuple[Path, str]  # the file of a grid, and a name in it
+
+
+def _unrecorded(grids: Mapping[Path, Grid]) -> list[_Run]:
+    """Runs without a record, in the order of the grids."""
+    return [(file, name) for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)]
+
+
+def _refused(grids: Mapping[Path, Grid], runs: Sequence[_Run], data_root: Path | str | None) -> dict[_Run, str]:
+    """Why runs cannot be made, as far as that can be known before; a data set that can be fetched is."""
+    known: dict[str, str | None] = {}
+    found = {}
+    for file, name in runs:
+        grid, training = grids[file], grids[file].networks[name].training
+        config, kept = dict(grid.runs())[name], grid.recorded.get(name)
+        trains = training is not None and (kept is None or not _keeps(kept, training))
+        # Seeds and objectives of a grid share what is looked at: a folder is listed once.
+        drawn = training and training.model_dump(mode="json", include={"dataset", "images", "validation", "size"})
+        asked = json.dumps([grid.kind.name, config.model_dump(mode="json"), drawn, trains])
+        if asked not in known:
+            try:
+                _check_before(grid.kind, grid.networks[name], config, data_root)
+                _check_data(config.dataset, getattr(config, "split", "test"), data_root)
+                if training is not None and trains:
+                    _check_data(training.dataset, "train", data_root)
+                known[asked] = None
+            except (ValueError, OSError) as error:
+                known[asked] = one_line(error, 400)
+        if (reason := known[asked]) is not None:
+            found[file, name] = reason
+    return found
+
+
+def _check_data(dataset: str, split: str, data_root: Path | str | None) -> None:
+    """Whether a data set is here, once it was fetched where that can be done; raises a DataError."""
+    if any(each.name == dataset and not each.present for each in data.available(data_root)):
+        data.fetch(dataset, data_root, split)
+    data.contents(dataset, split, root=data_root)
+
+
+def _complaints(runs: Sequence[_Run], refused: Mapping[_Run, str]) -> Iterator[str]:
+    """A line a grid of which runs cannot be made."""
+    for file in dict.fromkeys(file for file, _ in refused):
+        names = [name for each, name in refused if each == file]
+        missing = sum(each == file for each, _ in runs)
+        said = f"none of its {missing} runs without a record" if len(names) == missing else f"not {', '.join(names)}"
+        reasons = dict.fromkeys(reason for (each, _), reason in refused.items() if each == file)
+        yield f"{file}: {said} can be made: {'; '.join(reasons)}"
+
+
 @dataclass(frozen=True)
 class _Task:
-    """A run that is not recorded.
+    """A run that is to be made.
 
     Attributes:
         file: of its grid.
@@ -161,12 +221,13 @@ class _Task:
     name: str
     training: Training | None = None
     needed: Path | None = None
-    after: tuple[Path, str] | None = None
+    after: _Run | None = None
 
 
-def _tasks(grids: Mapping[Path, Grid], root: Path | str, data_root: Path | str | None) -> list[_Task]:
-    """What is not recorded, in the order of the grids, and what has to be there before."""
-    runs = [(file, name) for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)]
+def _tasks(
+    grids: Mapping[Path, Grid], runs: Sequence[_Run], root: Path | str, data_root: Path | str | None
+) -> list[_Task]:
+    """Runs, and what has to be there before each."""
     places = {_path(file, name).resolve(): (file, name) for file, name in runs}
     found = []
     for file, name in runs:
@@ -260,7 +321,7 @@ def _measure(
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     grids = {file: load_grid(file) for file in dict.fromkeys(task.file for task in tasks)}
-    failed: set[tuple[Path, str]] = set()
+    failed: set[_Run] = set()
     while time.monotonic() - began < seconds:
         last = trained.is_set()
         found = False
@@ -430,7 +491,7 @@ def pack(
     files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
     files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
     grids = {Path(path): load_grid(path) for path in paths}
-    waiting = itertools.chain(*_wanted(_tasks(grids, root, None)).values())
+    waiting = itertools.chain(*_wanted(_tasks(grids, _unrecorded(grids), root, None)).values())
     files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
     files = [file for file in files if not file.name.startswith(".")]
     groups: list[list[Path]] = []
