@@ -8,6 +8,7 @@
 Trainings share the card in one process, see :func:`robattr.training.train_together`; other processes measure each
 network as soon as it is there. Everything is kept as soon as it is made, so that a cut loses only what was going on,
 and a second call goes on. What has to be there: this package, the grids, and the data sets below ``ROBATTR_DATA``.
+A refusal is one line on stderr and exit status 2; 1 says that runs are left.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import signal
 import sys
 import tarfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +39,11 @@ from robattr import data
 from robattr._files import free, write_text
 from robattr._yaml import one_line
 from robattr.data import ImageSet, ImageStream
-from robattr.models import check_allowed
+from robattr.models import ModelError, check_allowed
 from robattr.regularizers import Losses
 from robattr.studies.grids import Grid, Network, load_grid, load_record, run_record
 from robattr.studies.grids.making import _check_before
+from robattr.studies.grids.measured import said
 from robattr.studies.runs import environment
 from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
@@ -51,13 +58,22 @@ def _say(line: str) -> None:
 
 
 def _device(compute: Compute) -> str:
-    if compute.accelerator in ("auto", "gpu", "cuda"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return compute.accelerator
+    """PyTorch's word for the device; raises a ValueError where it is not there."""
+    if compute.accelerator not in ("auto", "cpu", "cuda", "gpu"):
+        raise ValueError(f"accelerator is {compute.accelerator}; accepted are auto, cpu, cuda and gpu")
+    there = torch.cuda.is_available()
+    if compute.accelerator in ("cuda", "gpu") and not there:
+        raise ValueError(
+            f"accelerator is {compute.accelerator}; no CUDA device is here: leave it out for what there is"
+        )
+    return "cuda" if there and compute.accelerator != "cpu" else "cpu"
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Everything that is not recorded
+
+
+_LONGEST = 100_000  # minutes; what waits for processes takes no more than some weeks
 
 
 def within(
@@ -92,10 +108,17 @@ def within(
         The runs that were not reached or cannot be made, ``<grid>/<run>``.
 
     Raises:
-        ValueError: a grid cannot be read, or names a file of Python code, see :func:`robattr.models.check_allowed`.
+        ValueError: a number or the device that cannot be had; a grid cannot be read, or names a file of Python code,
+            see :func:`robattr.models.check_allowed`. Before work starts.
     """
     began = time.monotonic()
     compute = compute or Compute()
+    if not 0 < minutes <= _LONGEST:
+        raise ValueError(f"minutes is {minutes:g}; accepted is more than 0, up to {_LONGEST:,}")
+    for option, number in (("workers", workers), ("together", together)):
+        if number < 1:
+            raise ValueError(f"{option} is {number}; accepted is a whole number from 1")
+    device = _device(compute)
     files = [Path(path) for path in paths]
     grids = {file: load_grid(file) for file in files}
     for file, grid in grids.items():
@@ -116,17 +139,17 @@ def within(
     measuring = [
         context.Process(
             target=_measure,
-            args=(number, tasks, Path(root), data_root, _device(compute), deadline - time.monotonic(), trained),
+            args=(number, tasks, Path(root), data_root, device, deadline - time.monotonic(), trained),
             daemon=True,
         )
         for number in range(workers if tasks else 0)
     ]
-    for process in measuring:
-        process.start()
     sets: dict[str, tuple[ImageSet | ImageStream, ImageSet | ImageStream]] = {}
-    for trainings in _wanted(tasks).values():
-        for wave in _waves(trainings, together):
-            if time.monotonic() < deadline:
+    with _beside(measuring):
+        for trainings in _wanted(tasks).values():
+            for wave in _waves(trainings, together):
+                if time.monotonic() > deadline:
+                    break
                 try:
                     failed = run_trainings(
                         wave,
@@ -142,17 +165,53 @@ def within(
                     continue
                 for each in failed.values():
                     stamped(f"a training failed: {each}")
-    trained.set()
-    stamped("trained")
-    for process in measuring:
-        process.join(max(0.0, deadline - time.monotonic()))
-    for process in measuring:
-        if process.is_alive():
-            process.terminate()
-            process.join()
+        trained.set()
+        stamped("trained")
+        for process in measuring:
+            process.join(max(0.0, deadline - time.monotonic()))
     left = [f"{file.stem}/{name}" for file, name in _unrecorded(grids)]
     stamped(f"not reached: {', '.join(left)}" if left else "everything is recorded")
     return left
+
+
+@contextmanager
+def _beside(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Processes that work meanwhile, and are ended however this ends."""
+    try:
+        with _deaf():
+            for process in processes:
+                process.start()
+        yield
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started in here do not hear Ctrl-C, from their first moment on: their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_with_parent() -> None:
+    """Let this process end as soon as the one that started it does, even where that one is killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 _Run = tuple[Path, str]  # the file of a grid, and a name in it
@@ -316,6 +375,7 @@ def _measure(
 ) -> None:
     """A process that measures: the next run, in the order of the grids, whose network is there and nobody measures."""
     began = time.monotonic()
+    _end_with_parent()
     torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // 2)))
     # What is measured is float32, and so are its products.
     torch.backends.cudnn.allow_tf32 = False
@@ -383,8 +443,16 @@ def rates(
         highest last one.
 
     Raises:
-        ValueError: the grid has no such training.
+        ValueError: the grid has no such training; the device is not there; a rate that is none, or two that have one
+            name here.
     """
+    _device(compute or Compute())
+    for rate in candidates:
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rates has {rate:g}; accepted are numbers > 0")
+    named = [f"{rate:g}" for rate in candidates]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise ValueError(f"rates has {twice[0]} twice, in the six digits that count; give it once")
     trained = _trainings(grid).values()
     base = next((each for each in trained if (each.objective, each.seed) == ("cross-entropy", seed)), None)
     if base is None:
@@ -431,10 +499,10 @@ def rates(
 def precision(
     grid: Grid, *, data_root: Path | str | None = None, device: str = "cuda", images: int = 128
 ) -> dict[str, dict[str, float]]:
-    """How far gradients of the loss turn in a lower precision: cosines with those in float32, by objective.
+    """How far gradients of the loss turn in a lower precision: cosines with those in float32, by run.
 
-    Initial networks, one batch, the same noise. ``tf32`` is that of convolutions and products, ``bf16`` what
-    ``bf16-mixed`` computes.
+    Initial networks, one batch of at most ``images``, the same noise. ``tf32`` is that of convolutions and products,
+    which only a GPU has; ``bf16`` what ``bf16-mixed`` computes.
     """
     found: dict[str, dict[str, float]] = {}
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -443,7 +511,8 @@ def precision(
     try:
         for name, config in _trainings(grid).items():
             if config.seed not in batches:
-                chosen = config.sets(data_root)[0].select(torch.arange(images))
+                drawn = config.sets(data_root)[0]
+                chosen = drawn.select(torch.arange(min(images, len(drawn))))
                 batches[config.seed] = chosen.read() if isinstance(chosen, ImageStream) else chosen
             batch = batches[config.seed].to(device)
             objective = config.objective_for(config.build(len(batch.class_names))).to(device)
@@ -514,14 +583,32 @@ def pack(
     return made
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose refusals are one line, as all of this program's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m robattr.studies.gpu", description="One GPU, used well.")
+    """The command line; a refusal is one line on stderr and 2, Ctrl-C one line and 130."""
+    try:
+        return _do(_parser().parse_args(words))
+    except (ValueError, OSError, ModelError) as error:
+        print(f"robattr: {said(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("robattr: interrupted; records and trainings that are finished are kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m robattr.studies.gpu", description="One GPU, used well.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "rates", "precision", "pack"):
         command = commands.add_parser(name)
         command.add_argument("--root", type=Path, default=Path("runs"))
-        command.add_argument("--accelerator", default="auto")
+        command.add_argument("--accelerator", default="auto", help="auto, cpu, cuda or gpu")
         if name == "run":
             command.add_argument("--minutes", type=float, default=12)
             command.add_argument("--workers", type=int, default=4)
@@ -538,7 +625,10 @@ def main(words: Sequence[str] | None = None) -> int:
             command.add_argument("--validation", type=int)
         if name in ("rates", "precision"):
             command.add_argument("--output", type=Path)
-    chosen = parser.parse_args(words)
+    return parser
+
+
+def _do(chosen: argparse.Namespace) -> int:
     compute = Compute(accelerator=chosen.accelerator)
     if chosen.command == "run":
         left = within(
@@ -554,6 +644,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for path in pack(chosen.folder, chosen.grids, root=chosen.root):
             _say(str(path))
         return 0
+    if chosen.output is not None and chosen.output.is_dir():
+        raise ValueError(f"--output is {chosen.output}; accepted is a file")
     grid = load_grid(chosen.grid)
     found: dict[str, Any]
     if chosen.command == "rates":
@@ -561,7 +653,10 @@ def main(words: Sequence[str] | None = None) -> int:
         changed = {name: value for name, value in asked.items() if value is not None}
         found = rates(grid, chosen.rates, changed=changed, compute=compute)
     else:
-        found = precision(grid, device=_device(compute))
+        device = _device(compute)
+        cosines = precision(grid, device=device)
+        name = torch.cuda.get_device_name() if device == "cuda" else device
+        found = {"device": name, "cosines": cosines, **environment()}
     text = json.dumps(found, indent=1)
     if chosen.output is not None:
         write_text(chosen.output, text + "\n")
