@@ -232,6 +232,26 @@ def test_time_that_is_over_ends_what_goes_on(sets: tuple[ImageSet, ImageSet]) ->
     assert str(second).startswith("the time was over after epoch 2 of 4")
 
 
+def test_time_that_is_over_within_an_epoch_keeps_what_is_finished(
+    sets: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_ASK_SECONDS", 0.0)
+    # Of 3 and of 100 steps an epoch: when the question comes the sixth time, the short one's epoch is done.
+    long = Watching(small())
+    jobs = [
+        Job(CrossEntropy(small()), *sets, schedule(epochs=1)),
+        Job(long, *sets, schedule(epochs=1, batch_size=1)),
+        Job(CrossEntropy(small()), *sets, schedule(epochs=2)),
+    ]
+    answers = iter([*[False] * 5, True])
+    first, second, third = train_together(jobs, compute=CPU, stop=lambda: next(answers))
+    assert isinstance(first, TrainingResult)
+    assert_same(first, run(CrossEntropy(small()), sets, schedule(epochs=1)))
+    assert str(second).startswith("the time was over after epoch 0 of 1")
+    assert str(third).startswith("the time was over after epoch 1 of 2")
+    assert len(long.seen) == 5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("make", [CrossEntropy, GradientAlignment, HessianPenalty], ids=lambda make: make.__name__)
 def test_a_captured_step_is_the_step(make: Any, sets: tuple[ImageSet, ImageSet]) -> None:
