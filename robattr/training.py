@@ -681,6 +681,7 @@ class _Run:
             cudnn.benchmark = True  # the first steps try its algorithms, the graph keeps the fastest
             for _ in range(3):
                 step()
+                self._place.zero_()  # an epoch may have fewer steps than are tried here
             torch.cuda.synchronize(device)
             with torch.cuda.graph(graph, stream=self._stream):
                 step()
