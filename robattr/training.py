@@ -257,6 +257,9 @@ class Job:
     measure_every: int = 1
 
 
+_ASK_SECONDS = 1.0  # between two questions whether the time is over
+
+
 def train_together(
     jobs: Sequence[Job],
     *,
@@ -276,7 +279,8 @@ def train_together(
         jobs: what to train.
         compute: device and precision, of one process.
         done: told of each result, by the job's number, as soon as it is there.
-        stop: asked after every epoch; once it says so, nothing goes on.
+        stop: asked after every epoch, and within one about every second; once it says so, nothing goes on. A GPU still
+            ends the steps that wait for it.
         say: told how it goes, a line at a time.
 
     Returns:
@@ -312,7 +316,14 @@ def train_together(
         say(f"{len(runs)} trainings ready after {time.monotonic() - began:.1f} s")
         while runs:
             turn = [number for number in runs if attempt(number, runs[number].begin_next) is not None]
+            asked, over = time.monotonic(), False
             for place in range(max((runs[number].steps for number in turn), default=0)):
+                # A clock of the processor's: looking at the device would wait for it.
+                if time.monotonic() - asked >= _ASK_SECONDS:
+                    asked, over = time.monotonic(), stop()
+                    if over:
+                        turn = [number for number in turn if number in runs and runs[number].steps <= place]
+                        break
                 for number in turn:
                     if number in runs and place < runs[number].steps:
                         attempt(number, partial(runs[number].step, place))
@@ -331,14 +342,14 @@ def train_together(
                     attempt(number, partial(done, number, result))
             if turn and (lines := [f"{n}: {_line(runs[n].state.history[-1])}" for n in turn if n in runs]):
                 say(f"{time.monotonic() - began:.1f} s; " + "; ".join(lines))
-            if stop():
+            if over or stop():
                 for number in list(runs):
                     after = len(runs[number].state.history)
                     found[number] = TrainingError(
                         f"the time was over after epoch {after} of {runs[number].job.schedule.epochs}; give it more, "
                         "or train fewer at once"
                     )
-                    runs.pop(number)
+                    runs.pop(number).stop_reading()
     finally:
         for run in runs.values():
             run.stop_reading()
@@ -670,6 +681,7 @@ class _Run:
             cudnn.benchmark = True  # the first steps try its algorithms, the graph keeps the fastest
             for _ in range(3):
                 step()
+                self._place.zero_()  # an epoch may have fewer steps than are tried here
             torch.cuda.synchronize(device)
             with torch.cuda.graph(graph, stream=self._stream):
                 step()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from robattr.studies import gpu
 from robattr.studies.grids import load_grid, load_records, run_record
-from robattr.studies.trainings import run_training
+from robattr.studies.trainings import Training, run_training
 from robattr.training import Compute
 
 CPU = Compute(accelerator="cpu")
@@ -95,9 +101,63 @@ def test_everything_is_recorded_and_a_second_time_nothing_is_done(grids: list[Pa
     assert added == f"training-{grid.networks['l2+cosine-3'].training.key}"
 
 
+def test_nothing_is_trained_whose_records_are_there(grids: list[Path]) -> None:
+    grid = load_grid(grids[0])
+    for name in grid.networks:
+        run_record(grid, name, Path("trained") / f"{name}.json", compute=CPU, progress=False, timed=False)
+    shutil.rmtree("runs")  # on another machine, which has the records alone
+    assert gpu.within(grids[:1], 5, workers=1, compute=CPU, say=lambda line: None) == []
+    assert not Path("runs").exists()
+    Path("trained/cross-entropy-3.jsonl").unlink()  # half a record is none
+    lines: list[str] = []
+    assert gpu.within(grids, 5, workers=1, compute=CPU, say=lines.append) == []
+    assert [line.split("] ")[1].split(":")[0] for line in lines if "trained in" in line] == ["cross-entropy, seed 3"]
+    # What was attacked without a training are the weights that are kept.
+    kept = [record.weights for record in load_records("trained") if record.name.startswith("l2+cosine")]
+    assert [record.weights for record in load_records("attacked")] == kept
+
+
+def test_networks_that_no_record_keeps_are_trained_for_another_grid(grids: list[Path]) -> None:
+    lines: list[str] = []
+    assert gpu.within(grids[1:], 5, workers=1, compute=CPU, say=lines.append) == []
+    assert sum("trained in" in line for line in lines) == 2
+    assert len(load_records("attacked")) == 2
+
+
+def test_what_cannot_be_made_is_named_and_leaves_the_others(
+    grids: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROBATTR_DATA", str(tmp_path / "none"))
+    far, pictures = Path("far.yaml"), Path("pictures.yaml")
+    training = TRAINED["training"] | {"dataset": "tiny-imagenet-100", "model": "resnet18-cifar"}
+    measured = TRAINED["alignment"] | {"dataset": "tiny-imagenet-100"}
+    far.write_text(yaml.safe_dump(TRAINED | {"training": training, "alignment": measured}, sort_keys=False))
+    fragility = {"dataset": "folder:photographs", "images": 2, "attacks": ["random-sign"], "k": 5}
+    content = {"description": "p", "networks": {"one": {"model": "efficientnet-lite0"}}, "fragility": fragility}
+    pictures.write_text(yaml.safe_dump(content))
+    run_trainings = gpu.run_trainings
+
+    def failing(wave: list[Training], **options: Any) -> dict[str, Exception]:
+        if wave[0].objective == "l2+cosine":
+            raise RuntimeError("out of\nsomething")
+        return run_trainings(wave, **options)
+
+    monkeypatch.setattr(gpu, "run_trainings", failing)
+    words = ["run", "--accelerator", "cpu", "--workers", "1", "--together", "2"]
+    assert gpu.main([*words, "far.yaml", "pictures.yaml", "trained.yaml"]) == 1
+    found = capsys.readouterr()
+    first, second = found.err.splitlines()
+    assert first.startswith("robattr: far.yaml: none of its 4 runs without a record can be made: ")
+    assert "tiny-imagenet" in first
+    assert second.startswith("robattr: pictures.yaml: none of its 1 runs without a record can be made: ")
+    assert "photographs" in second
+    assert "2 trainings failed: RuntimeError: out of something" in found.out
+    assert {record.name for record in load_records("trained")} == {"cross-entropy-0", "cross-entropy-3"}
+
+
 def test_time_that_is_over_leaves_what_is_there(grids: list[Path]) -> None:
     began = time.monotonic()
-    left = gpu.within(grids, 0, workers=1, compute=CPU, say=lambda line: None)
+    left = gpu.within(grids, 1e-9, workers=1, compute=CPU, say=lambda line: None)
     assert time.monotonic() - began < 30
     assert left == [
         "trained/l2+cosine-0", "trained/cross-entropy-0", "trained/l2+cosine-3", "trained/cross-entropy-3",
@@ -118,8 +178,8 @@ def test_a_rate_is_chosen_on_validation_images(grids: list[Path], capsys: pytest
     own = json.loads(Path("own.json").read_text())
     assert (own["training"]["images"], own["training"]["validation"], own["images"]) == (64, 50, 64)
     assert own["rates"]["0.02"]["last"] == found["rates"]["0.02"]["last"]
-    with pytest.raises(ValueError, match="no rate could be trained with: the loss of CrossEntropy is not finite"):
-        gpu.rates(load_grid(grids[0]), [float("inf")], compute=CPU, say=lambda line: None)
+    with pytest.raises(ValueError, match="no rate could be trained with: value cannot be converted"):
+        gpu.rates(load_grid(grids[0]), [1e300], compute=CPU, say=lambda line: None)
 
 
 def test_a_record_of_another_configuration_is_none(grids: list[Path]) -> None:
@@ -128,7 +188,7 @@ def test_a_record_of_another_configuration_is_none(grids: list[Path]) -> None:
     run_record(first, name, Path("trained") / f"{name}.json", compute=CPU, progress=False, timed=False)
 
     def missing() -> list[str]:
-        return gpu.within(grids[:1], 0, workers=1, compute=CPU, say=lambda line: None)
+        return gpu.within(grids[:1], 1e-9, workers=1, compute=CPU, say=lambda line: None)
 
     assert f"trained/{name}" not in missing()
     for change in ({"alignment": TRAINED["alignment"] | {"draws": 2}}, {"training": TRAINED["training"] | {"beta": 4}}):
@@ -136,10 +196,83 @@ def test_a_record_of_another_configuration_is_none(grids: list[Path]) -> None:
         assert f"trained/{name}" in missing()
 
 
-def test_a_lower_precision_turns_gradients_a_little(grids: list[Path]) -> None:
+def test_what_is_wrong_is_said_in_a_line_before_work_starts(
+    grids: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run, rates, precision = ["run", "trained.yaml"], ["rates", "trained.yaml"], ["precision", "trained.yaml"]
+    Path("folder").mkdir()
+    wrong = [
+        *(([*run, "--minutes", each], "minutes is") for each in ("inf", "nan", "0", "-3", "1e12")),
+        ([*run, "--minutes", "soon"], "invalid float value: 'soon'"),
+        ([*run, "--together", "0"], "together is 0; accepted is a whole number from 1"),
+        ([*run, "--workers", "0"], "workers is 0"),
+        (["run", "trained.yaml", "none.yaml"], "none.yaml"),
+        *(([*each, "--accelerator", "cuda"], "no CUDA device is here") for each in (run, [*rates, "1"], precision)),
+        ([*run, "--accelerator", "gpu"], "accelerator is gpu; no CUDA device is here"),
+        ([*run, "--accelerator", "abacus"], "accepted are auto, cpu, cuda and gpu"),
+        *(([*rates, "0.01", each], "accepted are numbers > 0") for each in ("0", "nan", "inf")),
+        ([*rates, "--", "0.01", "-1"], "rates has -1"),
+        ([*rates, "0.01", "0.0100000001"], "rates has 0.01 twice"),
+        ([*rates, "0.01", "--images", "0"], "images: "),
+        ([*precision, "--output", "folder"], "--output is folder; accepted is a file"),
+        (["walk"], "invalid choice: 'walk'"),
+    ]
+    for words, part in wrong:
+        assert gpu.main(words) == 2, words
+        found = capsys.readouterr()
+        assert found.out == "", words
+        assert found.err.startswith("robattr: "), words
+        assert part in found.err, words
+        assert found.err.count("\n") == 1, words
+    assert {path.name for path in Path().iterdir()} == {"trained.yaml", "attacked.yaml", "folder"}
+
+
+ENDLESS = TRAINED | {
+    "training": TRAINED["training"] | {"schedule": TRAINED["training"]["schedule"] | {"epochs": 100_000}},
+    "objectives": {"cross-entropy": None},
+    "seeds": [0],
+}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_processes_end_with_the_one_that_started_them(grids: list[Path], ending: signal.Signals) -> None:
+    grids[0].write_text(yaml.safe_dump(ENDLESS, sort_keys=False))
+    # Where tests run in the background, what they start would not hear Ctrl-C.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from robattr.studies import gpu; sys.exit(gpu.main())"
+    )
+    words = ["run", "--minutes", "5", "--workers", "2", "--accelerator", "cpu", "trained.yaml"]
+    root = Path(gpu.__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ) as process:
+        assert process.stdout is not None
+        assert any("epoch 2" in line for line in process.stdout)
+        # Ctrl-C is every process's of a terminal; what kills finds one.
+        (os.killpg if ending is signal.SIGINT else os.kill)(process.pid, ending)
+        # The pipes are closed once nobody holds them, the processes that measure neither.
+        _, said = process.communicate(timeout=30)
+    if ending is signal.SIGINT:
+        assert process.returncode == 130
+        assert said.splitlines()[-1] == "robattr: interrupted; records and trainings that are finished are kept"
+        assert "Traceback" not in said
+
+
+def test_a_lower_precision_turns_gradients_a_little(grids: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     found = gpu.precision(load_grid(grids[0]), device="cpu", images=32)
     assert set(found) == {"l2+cosine-0", "cross-entropy-0", "l2+cosine-3", "cross-entropy-3"}
     for cosines in found.values():
         # A CPU has no tf32; bfloat16 keeps eight bits of each factor.
         assert cosines["tf32"] == pytest.approx(1, abs=1e-6)
         assert 0.99 < cosines["bf16"] < 1 - 1e-9
+    assert gpu.main(["precision", "--accelerator", "cpu", "trained.yaml"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["device"] == "cpu"
+    assert written["cosines"].keys() == found.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -230,6 +231,43 @@ def test_time_that_is_over_ends_what_goes_on(sets: tuple[ImageSet, ImageSet]) ->
     assert isinstance(first, TrainingResult)
     assert isinstance(second, TrainingError)
     assert str(second).startswith("the time was over after epoch 2 of 4")
+
+
+def test_time_that_is_over_within_an_epoch_keeps_what_is_finished(
+    sets: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_ASK_SECONDS", 0.0)
+    # Of 3 and of 100 steps an epoch: when the question comes the sixth time, the short one's epoch is done.
+    long = Watching(small())
+    jobs = [
+        Job(CrossEntropy(small()), *sets, schedule(epochs=1)),
+        Job(long, *sets, schedule(epochs=1, batch_size=1)),
+        Job(CrossEntropy(small()), *sets, schedule(epochs=2)),
+    ]
+    answers = iter([*[False] * 5, True])
+    first, second, third = train_together(jobs, compute=CPU, stop=lambda: next(answers))
+    assert isinstance(first, TrainingResult)
+    assert_same(first, run(CrossEntropy(small()), sets, schedule(epochs=1)))
+    assert str(second).startswith("the time was over after epoch 0 of 1")
+    assert str(third).startswith("the time was over after epoch 1 of 2")
+    assert len(long.seen) == 5
+
+
+def test_steps_before_a_capture_stay_within_an_epoch(
+    sets: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, where a graph that is captured is a step that is done."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    fabric = training._fabric(CPU)
+    job = Job(CrossEntropy(small()), *sets, schedule(batch_size=100))
+    one = training._Run(job, fabric, training._Placed(fabric), training._Reading.of(CPU))
+    assert one.steps == 1
+    before = {name: value.clone() for name, value in job.objective.state_dict().items()}
+    monkeypatch.setattr(one, "_stream", "stream")
+    one.capture()
+    assert all(torch.equal(value, before[name]) for name, value in job.objective.state_dict().items())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

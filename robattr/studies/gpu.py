@@ -8,6 +8,7 @@
 Trainings share the card in one process, see :func:`robattr.training.train_together`; other processes measure each
 network as soon as it is there. Everything is kept as soon as it is made, so that a cut loses only what was going on,
 and a second call goes on. What has to be there: this package, the grids, and the data sets below ``ROBATTR_DATA``.
+A refusal is one line on stderr and exit status 2; 1 says that runs are left.
 """
 
 from __future__ import annotations
@@ -15,25 +16,34 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import signal
 import sys
 import tarfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from robattr import data
 from robattr._files import free, write_text
+from robattr._yaml import one_line
 from robattr.data import ImageSet, ImageStream
-from robattr.models import check_allowed
+from robattr.models import ModelError, check_allowed
 from robattr.regularizers import Losses
-from robattr.studies.grids import Grid, Network, load_grid, run_record
+from robattr.studies.grids import Grid, Network, load_grid, load_record, run_record
+from robattr.studies.grids.making import _check_before
+from robattr.studies.grids.measured import said
 from robattr.studies.runs import environment
 from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
@@ -48,13 +58,22 @@ def _say(line: str) -> None:
 
 
 def _device(compute: Compute) -> str:
-    if compute.accelerator in ("auto", "gpu", "cuda"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return compute.accelerator
+    """PyTorch's word for the device; raises a ValueError where it is not there."""
+    if compute.accelerator not in ("auto", "cpu", "cuda", "gpu"):
+        raise ValueError(f"accelerator is {compute.accelerator}; accepted are auto, cpu, cuda and gpu")
+    there = torch.cuda.is_available()
+    if compute.accelerator in ("cuda", "gpu") and not there:
+        raise ValueError(
+            f"accelerator is {compute.accelerator}; no CUDA device is here: leave it out for what there is"
+        )
+    return "cuda" if there and compute.accelerator != "cpu" else "cpu"
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Everything that is not recorded
+
+
+_LONGEST = 100_000  # minutes; what waits for processes takes no more than some weeks
 
 
 def within(
@@ -70,6 +89,10 @@ def within(
 ) -> list[str]:
     """Make every record of grids that is not there, or was of another configuration, as far as the minutes go.
 
+    Trained is what such a record needs: no network whose records are all there, nor one that another grid's record
+    keeps with its weights. Runs that cannot be made, for want of a data set perhaps, are named on stderr, a line a
+    grid, before the work begins; the others are made.
+
     Args:
         paths: YAML files, the most worth first. Of a grid of trainings, the objectives come in its own order, each with
             all its seeds.
@@ -82,19 +105,31 @@ def within(
         say: told how it goes, a line at a time.
 
     Returns:
-        The runs that were not reached, ``<grid>/<run>``.
+        The runs that were not reached or cannot be made, ``<grid>/<run>``.
 
     Raises:
-        ValueError: a grid cannot be read, or names a file of Python code, see :func:`robattr.models.check_allowed`.
+        ValueError: a number or the device that cannot be had; a grid cannot be read, or names a file of Python code,
+            see :func:`robattr.models.check_allowed`. Before work starts.
     """
     began = time.monotonic()
     compute = compute or Compute()
+    if not 0 < minutes <= _LONGEST:
+        raise ValueError(f"minutes is {minutes:g}; accepted is more than 0, up to {_LONGEST:,}")
+    for option, number in (("workers", workers), ("together", together)):
+        if number < 1:
+            raise ValueError(f"{option} is {number}; accepted is a whole number from 1")
+    device = _device(compute)
     files = [Path(path) for path in paths]
     grids = {file: load_grid(file) for file in files}
     for file, grid in grids.items():
         for name, network in grid.networks.items():
             check_allowed(network.code, f"{file}: {name}")
     deadline = began + 60 * minutes
+    runs = _unrecorded(grids)
+    refused = _refused(grids, runs, data_root)
+    for line in _complaints(runs, refused):
+        print(f"robattr: {line}", file=sys.stderr, flush=True)
+    tasks = _tasks(grids, [run for run in runs if run not in refused], root, data_root)
 
     def stamped(line: str) -> None:
         say(f"[{time.monotonic() - began:6.1f} s] {line}")
@@ -104,41 +139,188 @@ def within(
     measuring = [
         context.Process(
             target=_measure,
-            args=(number, files, Path(root), data_root, _device(compute), deadline - time.monotonic(), trained),
+            args=(number, tasks, Path(root), data_root, device, deadline - time.monotonic(), trained),
             daemon=True,
         )
-        for number in range(workers)
+        for number in range(workers if tasks else 0)
     ]
-    for process in measuring:
-        process.start()
     sets: dict[str, tuple[ImageSet | ImageStream, ImageSet | ImageStream]] = {}
-    for grid in grids.values():
-        for wave in _waves(grid, together):
-            if time.monotonic() < deadline:
-                failed = run_trainings(
-                    wave,
-                    root=root,
-                    data_root=data_root,
-                    compute=compute,
-                    stop=lambda: time.monotonic() > deadline,
-                    say=stamped,
-                    sets=sets,
-                )
-                for error in failed.values():
-                    stamped(f"a training failed: {error}")
-    trained.set()
-    stamped("trained")
-    for process in measuring:
-        process.join(max(0.0, deadline - time.monotonic()))
-    for process in measuring:
-        if process.is_alive():
-            process.terminate()
-            process.join()
-    left = [
-        f"{file.stem}/{name}" for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)
-    ]
+    with _beside(measuring):
+        for trainings in _wanted(tasks).values():
+            for wave in _waves(trainings, together):
+                if time.monotonic() > deadline:
+                    break
+                try:
+                    failed = run_trainings(
+                        wave,
+                        root=root,
+                        data_root=data_root,
+                        compute=compute,
+                        stop=lambda: time.monotonic() > deadline,
+                        say=stamped,
+                        sets=sets,
+                    )
+                except Exception as error:  # of whatever kind: the other trainings go on
+                    stamped(f"{len(wave)} trainings failed: {type(error).__name__}: {one_line(error)}")
+                    continue
+                for each in failed.values():
+                    stamped(f"a training failed: {each}")
+        trained.set()
+        stamped("trained")
+        for process in measuring:
+            process.join(max(0.0, deadline - time.monotonic()))
+    left = [f"{file.stem}/{name}" for file, name in _unrecorded(grids)]
     stamped(f"not reached: {', '.join(left)}" if left else "everything is recorded")
     return left
+
+
+@contextmanager
+def _beside(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Processes that work meanwhile, and are ended however this ends."""
+    try:
+        with _deaf():
+            for process in processes:
+                process.start()
+        yield
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started in here do not hear Ctrl-C, from their first moment on: their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_with_parent() -> None:
+    """Let this process end as soon as the one that started it does, even where that one is killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+_Run = tuple[Path, str]  # the file of a grid, and a name in it
+
+
+def _unrecorded(grids: Mapping[Path, Grid]) -> list[_Run]:
+    """Runs without a record, in the order of the grids."""
+    return [(file, name) for file, grid in grids.items() for name in grid.networks if not _record(grid, file, name)]
+
+
+def _refused(grids: Mapping[Path, Grid], runs: Sequence[_Run], data_root: Path | str | None) -> dict[_Run, str]:
+    """Why runs cannot be made, as far as that can be known before; a data set that can be fetched is."""
+    known: dict[str, str | None] = {}
+    found = {}
+    for file, name in runs:
+        grid, training = grids[file], grids[file].networks[name].training
+        config, kept = dict(grid.runs())[name], grid.recorded.get(name)
+        trains = training is not None and (kept is None or not _keeps(kept, training))
+        # Seeds and objectives of a grid share what is looked at: a folder is listed once.
+        drawn = training and training.model_dump(mode="json", include={"dataset", "images", "validation", "size"})
+        asked = json.dumps([grid.kind.name, config.model_dump(mode="json"), drawn, trains])
+        if asked not in known:
+            try:
+                _check_before(grid.kind, grid.networks[name], config, data_root)
+                _check_data(config.dataset, getattr(config, "split", "test"), data_root)
+                if training is not None and trains:
+                    _check_data(training.dataset, "train", data_root)
+                known[asked] = None
+            except (ValueError, OSError) as error:
+                known[asked] = one_line(error, 400)
+        if (reason := known[asked]) is not None:
+            found[file, name] = reason
+    return found
+
+
+def _check_data(dataset: str, split: str, data_root: Path | str | None) -> None:
+    """Whether a data set is here, once it was fetched where that can be done; raises a DataError."""
+    if any(each.name == dataset and not each.present for each in data.available(data_root)):
+        data.fetch(dataset, data_root, split)
+    data.contents(dataset, split, root=data_root)
+
+
+def _complaints(runs: Sequence[_Run], refused: Mapping[_Run, str]) -> Iterator[str]:
+    """A line a grid of which runs cannot be made."""
+    for file in dict.fromkeys(file for file, _ in refused):
+        names = [name for each, name in refused if each == file]
+        missing = sum(each == file for each, _ in runs)
+        said = f"none of its {missing} runs without a record" if len(names) == missing else f"not {', '.join(names)}"
+        reasons = dict.fromkeys(reason for (each, _), reason in refused.items() if each == file)
+        yield f"{file}: {said} can be made: {'; '.join(reasons)}"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A run that is to be made.
+
+    Attributes:
+        file: of its grid.
+        name: of the run.
+        training: of its network, where that has to be trained for it.
+        needed: the file that is there once there is a network to measure; None where it is there from the start.
+        after: file and name of the run of another grid whose record has to be made first: it keeps the network.
+    """
+
+    file: Path
+    name: str
+    training: Training | None = None
+    needed: Path | None = None
+    after: _Run | None = None
+
+
+def _tasks(
+    grids: Mapping[Path, Grid], runs: Sequence[_Run], root: Path | str, data_root: Path | str | None
+) -> list[_Task]:
+    """Runs, and what has to be there before each."""
+    places = {_path(file, name).resolve(): (file, name) for file, name in runs}
+    found = []
+    for file, name in runs:
+        network, kept = grids[file].networks[name], grids[file].recorded.get(name)
+        if network.training is None:
+            found.append(_Task(file, name, needed=None if network.record is None else Path(network.record)))
+        elif kept is not None and _keeps(kept, network.training):
+            found.append(_Task(file, name, needed=kept))
+        elif kept is not None and kept.resolve() in places:
+            found.append(_Task(file, name, after=places[kept.resolve()]))
+        else:
+            needed = Path(root) / f"training-{network.training.key_under(data_root)}" / "training.json"
+            found.append(_Task(file, name, network.training, needed))
+    return found
+
+
+def _keeps(path: Path, training: Training) -> bool:
+    """Whether a record names weights of a training; see :meth:`robattr.studies.grids.Network.load`."""
+    try:
+        found = load_record(path)
+    except (OSError, ValueError):
+        return False
+    return found.training == training and "file" in found.weights
+
+
+def _wanted(tasks: Sequence[_Task]) -> dict[Path, list[Training]]:
+    """What has to be trained, each network once, by the file of the first grid that needs it."""
+    seen: list[Training] = []
+    found: dict[Path, list[Training]] = {}
+    for task in tasks:
+        if task.training is not None and task.training not in seen:
+            seen.append(task.training)
+            found.setdefault(task.file, []).append(task.training)
+    return found
 
 
 def _trainings(grid: Grid) -> dict[str, Training]:
@@ -147,11 +329,10 @@ def _trainings(grid: Grid) -> dict[str, Training]:
     return {name: training for name, training in found.items() if training is not None}
 
 
-def _waves(grid: Grid, together: int) -> Iterator[list[Training]]:
+def _waves(trainings: Sequence[Training], together: int) -> Iterator[list[Training]]:
     """Trainings of one precision that share the device, those of the first objectives first."""
-    ordered = list(_trainings(grid).values())
-    objectives = list(dict.fromkeys(training.objective for training in ordered))
-    ordered.sort(key=lambda training: (training.precision, objectives.index(training.objective)))
+    objectives = list(dict.fromkeys(training.objective for training in trainings))
+    ordered = sorted(trainings, key=lambda training: (training.precision, objectives.index(training.objective)))
     for _, same in itertools.groupby(ordered, key=lambda training: training.precision):
         each = list(same)
         yield from (each[i : i + together] for i in range(0, len(each), together))
@@ -162,9 +343,9 @@ def _path(file: Path, name: str) -> Path:
 
 
 def _record(grid: Grid, file: Path, name: str) -> bool:
-    """Whether a run has its record; one that the grid asked for before it was changed is none."""
+    """Whether a run has its record, whole; one that the grid asked for before it was changed is none."""
     path = _path(file, name)
-    if not path.exists():
+    if not path.exists() or not path.with_suffix(".jsonl").exists():
         return False
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -175,19 +356,17 @@ def _record(grid: Grid, file: Path, name: str) -> bool:
     return network == grid.networks[name] and config == dict(grid.runs())[name]
 
 
-def _needed(grid: Grid, name: str, root: Path, data_root: Path | str | None) -> Path | None:
-    """The file that is there once there is a network to measure; None where it is there from the start."""
-    network = grid.networks[name]
-    if name in grid.recorded:
-        return grid.recorded[name]
-    if network.training is not None:
-        return root / f"training-{network.training.key_under(data_root)}" / "training.json"
-    return None if network.record is None else Path(network.record)
+def _ready(grids: Mapping[Path, Grid], task: _Task) -> bool:
+    """Whether there is a network to measure."""
+    if task.after is not None:
+        file, name = task.after
+        return _record(grids[file], file, name)
+    return task.needed is None or task.needed.exists()
 
 
 def _measure(
     worker: int,
-    files: Sequence[Path],
+    tasks: Sequence[_Task],
     root: Path,
     data_root: Path | str | None,
     device: str,
@@ -196,25 +375,22 @@ def _measure(
 ) -> None:
     """A process that measures: the next run, in the order of the grids, whose network is there and nobody measures."""
     began = time.monotonic()
+    _end_with_parent()
     torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // 2)))
     # What is measured is float32, and so are its products.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    grids = {file: load_grid(file) for file in files}
-    runs = [(file, name) for file, grid in grids.items() for name, _ in grid.runs()]
-    own = {file: _trainings(grid) for file, grid in grids.items()}
-    needed = {(file, name): _needed(grids[file], name, root, data_root) for file, name in runs}
-    failed: set[tuple[Path, str]] = set()
+    grids = {file: load_grid(file) for file in dict.fromkeys(task.file for task in tasks)}
+    failed: set[_Run] = set()
     while time.monotonic() - began < seconds:
         last = trained.is_set()
-        left = [
-            (file, name) for file, name in runs if not _record(grids[file], file, name) and (file, name) not in failed
-        ]
         found = False
-        for file, name in left:
+        for task in tasks:
+            file, name = task.file, task.name
+            if (file, name) in failed or _record(grids[file], file, name):
+                continue
             # What shares the device with trainings delays them: until they are done, only their own records are made.
-            network = needed[file, name]
-            if (not last and name not in own[file]) or (network is not None and not network.exists()):
+            if (not last and task.training is None) or not _ready(grids, task):
                 continue
             with free(_path(file, name)) as mine:
                 if not mine or _record(grids[file], file, name):
@@ -267,8 +443,16 @@ def rates(
         highest last one.
 
     Raises:
-        ValueError: the grid has no such training.
+        ValueError: the grid has no such training; the device is not there; a rate that is none, or two that have one
+            name here.
     """
+    _device(compute or Compute())
+    for rate in candidates:
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rates has {rate:g}; accepted are numbers > 0")
+    named = [f"{rate:g}" for rate in candidates]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise ValueError(f"rates has {twice[0]} twice, in the six digits that count; give it once")
     trained = _trainings(grid).values()
     base = next((each for each in trained if (each.objective, each.seed) == ("cross-entropy", seed)), None)
     if base is None:
@@ -315,10 +499,10 @@ def rates(
 def precision(
     grid: Grid, *, data_root: Path | str | None = None, device: str = "cuda", images: int = 128
 ) -> dict[str, dict[str, float]]:
-    """How far gradients of the loss turn in a lower precision: cosines with those in float32, by objective.
+    """How far gradients of the loss turn in a lower precision: cosines with those in float32, by run.
 
-    Initial networks, one batch, the same noise. ``tf32`` is that of convolutions and products, ``bf16`` what
-    ``bf16-mixed`` computes.
+    Initial networks, one batch of at most ``images``, the same noise. ``tf32`` is that of convolutions and products,
+    which only a GPU has; ``bf16`` what ``bf16-mixed`` computes.
     """
     found: dict[str, dict[str, float]] = {}
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -327,7 +511,8 @@ def precision(
     try:
         for name, config in _trainings(grid).items():
             if config.seed not in batches:
-                chosen = config.sets(data_root)[0].select(torch.arange(images))
+                drawn = config.sets(data_root)[0]
+                chosen = drawn.select(torch.arange(min(images, len(drawn))))
                 batches[config.seed] = chosen.read() if isinstance(chosen, ImageStream) else chosen
             batch = batches[config.seed].to(device)
             objective = config.objective_for(config.build(len(batch.class_names))).to(device)
@@ -374,10 +559,9 @@ def pack(
     """
     files = [file for path in paths for file in sorted(Path(path).with_suffix("").rglob("*")) if file.is_file()]
     files += [file for file in sorted(Path(root).glob("*/*.json*")) if not file.parent.name.startswith("training-")]
-    for path in map(Path, paths):
-        grid = load_grid(path)
-        waiting = [training for name, training in _trainings(grid).items() if not _record(grid, path, name)]
-        files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
+    grids = {Path(path): load_grid(path) for path in paths}
+    waiting = itertools.chain(*_wanted(_tasks(grids, _unrecorded(grids), root, None)).values())
+    files += [file for each in waiting for file in sorted((Path(root) / f"training-{each.key}").glob("*"))]
     files = [file for file in files if not file.name.startswith(".")]
     groups: list[list[Path]] = []
     room = 0
@@ -399,14 +583,32 @@ def pack(
     return made
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose refusals are one line, as all of this program's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m robattr.studies.gpu", description="One GPU, used well.")
+    """The command line; a refusal is one line on stderr and 2, Ctrl-C one line and 130."""
+    try:
+        return _do(_parser().parse_args(words))
+    except (ValueError, OSError, ModelError) as error:
+        print(f"robattr: {said(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("robattr: interrupted; records and trainings that are finished are kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m robattr.studies.gpu", description="One GPU, used well.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "rates", "precision", "pack"):
         command = commands.add_parser(name)
         command.add_argument("--root", type=Path, default=Path("runs"))
-        command.add_argument("--accelerator", default="auto")
+        command.add_argument("--accelerator", default="auto", help="auto, cpu, cuda or gpu")
         if name == "run":
             command.add_argument("--minutes", type=float, default=12)
             command.add_argument("--workers", type=int, default=4)
@@ -423,7 +625,10 @@ def main(words: Sequence[str] | None = None) -> int:
             command.add_argument("--validation", type=int)
         if name in ("rates", "precision"):
             command.add_argument("--output", type=Path)
-    chosen = parser.parse_args(words)
+    return parser
+
+
+def _do(chosen: argparse.Namespace) -> int:
     compute = Compute(accelerator=chosen.accelerator)
     if chosen.command == "run":
         left = within(
@@ -439,6 +644,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for path in pack(chosen.folder, chosen.grids, root=chosen.root):
             _say(str(path))
         return 0
+    if chosen.output is not None and chosen.output.is_dir():
+        raise ValueError(f"--output is {chosen.output}; accepted is a file")
     grid = load_grid(chosen.grid)
     found: dict[str, Any]
     if chosen.command == "rates":
@@ -446,7 +653,10 @@ def main(words: Sequence[str] | None = None) -> int:
         changed = {name: value for name, value in asked.items() if value is not None}
         found = rates(grid, chosen.rates, changed=changed, compute=compute)
     else:
-        found = precision(grid, device=_device(compute))
+        device = _device(compute)
+        cosines = precision(grid, device=device)
+        name = torch.cuda.get_device_name() if device == "cuda" else device
+        found = {"device": name, "cosines": cosines, **environment()}
     text = json.dumps(found, indent=1)
     if chosen.output is not None:
         write_text(chosen.output, text + "\n")
