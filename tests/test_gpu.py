@@ -214,7 +214,7 @@ def test_what_is_wrong_is_said_in_a_line_before_work_starts(
         *(([*rates, "0.01", each], "accepted are numbers > 0") for each in ("0", "nan", "inf")),
         ([*rates, "--", "0.01", "-1"], "rates has -1"),
         ([*rates, "0.01", "0.0100000001"], "rates has 0.01 twice"),
-        ([*rates, "0.01", "--images", "0"], "images: "),
+        ([*rates, "0.01", "--images", "0"], "images is 0: "),
         ([*precision, "--output", "folder"], "--output is folder; accepted is a file"),
         (["walk"], "invalid choice: 'walk'"),
     ]
