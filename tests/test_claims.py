@@ -625,10 +625,16 @@ def test_the_command_prints_every_form(tmp_path: Path) -> None:
     page.write_text("no markers")
     assert "has no line" in call(*places, "--into", str(page)).stderr
     # Contradiction: said, and seen by a program.
-    records.write(folder / "b.jsonl", measured("new", 0.7))
+    both = [*measured("new", 0.85), *measured("old", 0.8), *measured("new", 0.7)]
+    records.write(folder / "a.jsonl", both)
     done = call(*places)
     assert done.exit_code == 3
     assert "robattr: grid/new-0: rps is " in done.stderr
+    # A run in another file as well, whatever it says there, is refused.
+    records.write(folder / "b.jsonl", measured("new", 0.7))
+    done = call(*places)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "the run grid/new-0 stands in" in done.stderr
     (folder / "b.jsonl").write_text("{}\n")
     done = call(*places)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
