@@ -33,6 +33,7 @@ __all__ = [
     "locked",
     "note_digests",
     "store",
+    "write_bytes",
     "write_tensors",
     "write_text",
 ]
@@ -128,6 +129,12 @@ def write_text(path: Path, text: str) -> None:
     """
     with beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As :func:`write_text`."""
+    with beside(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

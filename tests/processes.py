@@ -167,15 +167,15 @@ def two(folder: Path) -> dict[str, Any]:
         both, log = folder / kind / "two", folder / f"{kind}.made"
         both.mkdir(parents=True)
         barrier = multiprocessing.get_context("fork").Barrier(2, timeout=PATIENCE_S)
-        check = making._check_before
+        check = making.check_before
 
         def waiting(*args: Any, check: Any = check, barrier: Any = barrier) -> None:
             check(*args)
             barrier.wait()
 
-        making._check_before = waiting
+        making.check_before = waiting
         processes = [fork(reference(both, kind), made_in(log, both)) for _ in range(2)]
-        making._check_before = check
+        making.check_before = check
         found[kind] = [process.end() for process in processes]
     return found
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from test_trainings import CPU, SCHEDULE, epoch, run, small
 
 from robattr import _files, cli, models, training
-from robattr.studies import alignment, fragility, grids, records, trainings
+from robattr.studies import alignment, fragility, grids, records, runs, trainings
 from robattr.studies.alignment import Alignment
 from robattr.studies.fragility import Fragility
 from robattr.studies.grids import (
@@ -382,7 +382,7 @@ def test_what_is_measured_has_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
         cudnn=SimpleNamespace(allow_tf32=True), cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True))
     )
     monkeypatch.setattr(torch, "backends", flags)
-    with making._float32():
+    with runs.tf32(False):
         assert (flags.cudnn.allow_tf32, flags.cuda.matmul.allow_tf32) == (False, False)
     assert (flags.cudnn.allow_tf32, flags.cuda.matmul.allow_tf32) == (True, True)
 

@@ -210,7 +210,7 @@ def _check(config: Alignment, shape: tuple[int, int, int]) -> None:
     check_sizes(shape, frame=config.frame, fractions=config.fractions)
 
 
-KIND = Kind("alignment", Alignment, measure, _describe, _check, keeps_weights=True)
+KIND = Kind("alignment", Alignment, measure, _describe, _check, keeps_weights=True, whole_split=True)
 """What :mod:`robattr.studies.grids` needs to know."""
 
 

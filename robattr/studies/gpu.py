@@ -41,10 +41,10 @@ from robattr._yaml import one_line
 from robattr.data import ImageSet, ImageStream
 from robattr.models import ModelError, check_allowed
 from robattr.regularizers import Losses
-from robattr.studies.grids import Grid, Network, load_grid, load_record, run_record
-from robattr.studies.grids.making import _check_before
-from robattr.studies.grids.measured import said
-from robattr.studies.runs import environment
+from robattr.studies.grids import Grid, Network, load_grid, run_record
+from robattr.studies.grids.making import check_before
+from robattr.studies.grids.measured import record_of_weights, said
+from robattr.studies.runs import environment, tf32
 from robattr.studies.trainings import Training, run_trainings
 from robattr.training import Compute, Job, TrainingResult, train_together
 
@@ -229,13 +229,13 @@ def _refused(grids: Mapping[Path, Grid], runs: Sequence[_Run], data_root: Path |
     for file, name in runs:
         grid, training = grids[file], grids[file].networks[name].training
         config, kept = dict(grid.runs())[name], grid.recorded.get(name)
-        trains = training is not None and (kept is None or not _keeps(kept, training))
+        trains = training is not None and not _keeps(kept, training)
         # Seeds and objectives of a grid share what is looked at: a folder is listed once.
         drawn = training and training.model_dump(mode="json", include={"dataset", "images", "validation", "size"})
         asked = json.dumps([grid.kind.name, config.model_dump(mode="json"), drawn, trains])
         if asked not in known:
             try:
-                _check_before(grid.kind, grid.networks[name], config, data_root)
+                check_before(grid.kind, grid.networks[name], config, data_root)
                 _check_data(config.dataset, getattr(config, "split", "test"), data_root)
                 if training is not None and trains:
                     _check_data(training.dataset, "train", data_root)
@@ -293,7 +293,7 @@ def _tasks(
         network, kept = grids[file].networks[name], grids[file].recorded.get(name)
         if network.training is None:
             found.append(_Task(file, name, needed=None if network.record is None else Path(network.record)))
-        elif kept is not None and _keeps(kept, network.training):
+        elif _keeps(kept, network.training):
             found.append(_Task(file, name, needed=kept))
         elif kept is not None and kept.resolve() in places:
             found.append(_Task(file, name, after=places[kept.resolve()]))
@@ -303,13 +303,12 @@ def _tasks(
     return found
 
 
-def _keeps(path: Path, training: Training) -> bool:
-    """Whether a record names weights of a training; see :meth:`robattr.studies.grids.Network.load`."""
+def _keeps(path: Path | None, training: Training) -> bool:
+    """Whether there is a record that names weights of a training."""
     try:
-        found = load_record(path)
+        return path is not None and record_of_weights(path, training) is not None
     except (OSError, ValueError):
         return False
-    return found.training == training and "file" in found.weights
 
 
 def _wanted(tasks: Sequence[_Task]) -> dict[Path, list[Training]]:
@@ -502,32 +501,27 @@ def precision(
     which only a GPU has; ``bf16`` what ``bf16-mixed`` computes.
     """
     found: dict[str, dict[str, float]] = {}
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
     batches: dict[int, Any] = {}
-    try:
-        for name, config in _trainings(grid).items():
-            if config.seed not in batches:
-                drawn = config.sets(data_root)[0]
-                chosen = drawn.select(torch.arange(min(images, len(drawn))))
-                batches[config.seed] = chosen.read() if isinstance(chosen, ImageStream) else chosen
-            batch = batches[config.seed].to(device)
-            objective = config.objective_for(config.build(len(batch.class_names))).to(device)
-            objective.to(memory_format=torch.channels_last).train()
-            noise = objective.draw(batch.images.shape, torch.Generator(device).manual_seed(0), torch.device(device))
-            gradients = {}
-            for kind, tf32, bf16 in (("float32", False, False), ("tf32", True, False), ("bf16", False, True)):
-                cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+    for name, config in _trainings(grid).items():
+        if config.seed not in batches:
+            drawn = config.sets(data_root)[0]
+            chosen = drawn.select(torch.arange(min(images, len(drawn))))
+            batches[config.seed] = chosen.read() if isinstance(chosen, ImageStream) else chosen
+        batch = batches[config.seed].to(device)
+        objective = config.objective_for(config.build(len(batch.class_names))).to(device)
+        objective.to(memory_format=torch.channels_last).train()
+        noise = objective.draw(batch.images.shape, torch.Generator(device).manual_seed(0), torch.device(device))
+        gradients = {}
+        for kind, allowed, bf16 in (("float32", False, False), ("tf32", True, False), ("bf16", False, True)):
+            with tf32(allowed):
                 with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
                     losses: Losses = objective(batch.images, batch.labels, noise)
                 gradients[kind] = _gradient(losses.total, objective)
-            exact = gradients.pop("float32")
-            found[name] = {
-                kind: float(nn.functional.cosine_similarity(g.double(), exact.double(), dim=0))
-                for kind, g in gradients.items()
-            }
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        exact = gradients.pop("float32")
+        found[name] = {
+            kind: float(nn.functional.cosine_similarity(g.double(), exact.double(), dim=0))
+            for kind, g in gradients.items()
+        }
     return found
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from robattr import data, metrics, models
-from robattr._files import beside, file_digest, write_text
+from robattr._files import file_digest, write_bytes, write_text
 from robattr.attacks.climbing import linf_ball
 from robattr.attributions import heatmap
 from robattr.models import Classifier
@@ -164,10 +164,8 @@ def keep(
         "attacks": kept,
         "made": environment(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for file, png in files.items():
-        with beside(folder / file) as temporary:
-            temporary.write_bytes(png)
+        write_bytes(folder / file, png)
     said = folder.with_suffix(".json")
     write_text(said, json.dumps(content, indent=1) + "\n")
     return said

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from robattr import data
 from robattr._files import file_digest
 from robattr.studies._code import code_digest
 
-__all__ = ["code_digest", "environment", "files_digest", "public_name", "state_digest"]
+__all__ = ["code_digest", "environment", "files_digest", "public_name", "state_digest", "tf32"]
 
 
 def files_digest(
@@ -112,6 +113,18 @@ def environment(root: Path | None = None) -> dict[str, Any]:
         "gpu": _gpu(),
         "commit": _commit(root or Path(__file__).parents[2]),
     }
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether convolutions and products of float32 may be rounded to TF32 on a GPU; as before afterwards."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _versions() -> dict[str, str]:

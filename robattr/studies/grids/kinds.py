@@ -70,6 +70,7 @@ class Kind:
             network is trained for it; raises a ValueError.
         keeps_weights: the weights of a training are rounded to float16, measured like that, and kept beside the record:
             so everybody can measure them again.
+        whole_split: some of it is measured on every image of the split, whatever number the configuration has.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Kind:
     check: Callable[[Any, tuple[int, int, int]], None]
     digits: int = 5
     keeps_weights: bool = False
+    whole_split: bool = False
 
     @property
     def code(self) -> str:

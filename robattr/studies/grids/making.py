@@ -6,8 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from robattr import data, models
-from robattr._files import intact, keep_values, kept_values, locked, store, write_tensors
+from robattr._files import intact, keep_values, kept_values, locked, store, write_bytes, write_tensors
 from robattr.studies import trainings
 from robattr.studies.grids.grid import Grid
 from robattr.studies.grids.kinds import Kind
 from robattr.studies.grids.measured import Loaded, Network, Record, load_record, save_record
 from robattr.studies.receipts import OWN
-from robattr.studies.runs import code_digest, environment, files_digest, public_name
+from robattr.studies.runs import code_digest, environment, files_digest, public_name, tf32
 from robattr.studies.trainings import Training
 from robattr.training import Compute
 
-__all__ = ["run", "run_record"]
+__all__ = ["check_before", "run", "run_record"]
 
 
 def run_record(
@@ -58,15 +56,15 @@ def run_record(
         raise ValueError(f"no run {name!r} (there are {', '.join(grid.networks)})")
     before = _stamp(path)
     models.check_allowed(grid.networks[name].code, f"the run {name} of the grid")
-    _check_before(grid.kind, grid.networks[name], dict(grid.runs())[name], data_root)
+    check_before(grid.kind, grid.networks[name], dict(grid.runs())[name], data_root)
     loaded = grid.networks[name].load(
         root, data_root=data_root, compute=compute, recorded=grid.recorded.get(name), progress=progress
     )
     if not trainings.is_first():
         return None
-    kept: dict[str, Tensor] = {}
+    weights = None
     if grid.kind.keeps_weights and loaded.history:
-        loaded, kept = _rounded(loaded, path)
+        loaded, weights = _rounded(loaded, path)
     config, device = dict(grid.runs())[name], _device(compute)
     text = json.dumps([config.model_dump(mode="json"), loaded.source["weights"]["sha256"]], sort_keys=True)
     text += grid.kind.code + files_digest(config.dataset, data_root=data_root)
@@ -78,10 +76,8 @@ def run_record(
         record = _measured(
             grid.kind, name, grid.networks[name], loaded, config, parts, data_root, device, progress, options
         )
-        if kept:  # only now: until here an earlier record may stand there, with weights of its own
-            weights = path.parent / record.weights["file"]
-            weights.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(weights, kept)
+        if weights is not None:  # only now: until here an earlier record may stand there, with weights of its own
+            write_bytes(path.parent / record.weights["file"], weights)
         save_record(record, path)
     return record
 
@@ -140,7 +136,7 @@ def run(
     with locked(folder):
         found = _kept(folder)
         if found is None:
-            _check_before(kind, network, config, data_root)
+            check_before(kind, network, config, data_root)
             loaded = network.load(root, data_root=data_root, progress=progress)
             parts = folder.with_name(f".{folder.name}.parts")
             found = _measured(kind, folder.name, network, loaded, config, parts, data_root, chosen, progress, options)
@@ -156,7 +152,7 @@ def run(
     return found
 
 
-def _check_before(kind: Kind, network: Network, config: Any, data_root: Path | str | None) -> None:
+def check_before(kind: Kind, network: Network, config: Any, data_root: Path | str | None) -> None:
     """What would be found out only when a training is over: pictures and sizes that do not fit its network, and
     pictures of the measurement that cannot be read.
     """
@@ -183,8 +179,7 @@ def _check_before(kind: Kind, network: Network, config: Any, data_root: Path | s
     if max(wanted) > found.images:
         raise ValueError(f"images is {max(wanted)}; {config.dataset} ({split}) has {found.images}")
     if config.dataset.startswith("folder:") or data.is_streamed(config.dataset):
-        # The accuracy of a study of alignment is that over the whole split.
-        drawn = None if kind.name == "alignment" or config.images is None else max(wanted)
+        drawn = None if kind.whole_split or config.images is None else max(wanted)
         try:
             data.check_pictures(config.dataset, split, root=data_root, limit=drawn, seed=config.seed)
         except data.DataError as error:
@@ -208,7 +203,7 @@ def _measured(
     kind.check(config, loaded.model.input_size)
     earlier, started = _begin(parts), time.monotonic()
     training = loaded.source.get("training")
-    with _float32():
+    with tf32(False):  # what is measured is float32, and so are its products, whoever asks for the record
         measured = kind.measure(
             loaded.model.to(device),
             config,
@@ -243,17 +238,6 @@ def _measured(
     )
 
 
-@contextmanager
-def _float32() -> Iterator[None]:
-    """What is measured is float32, and so are its products: without TF32, whoever asks for the record."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def _begin(parts: Path) -> float:
     """Note that a process begins to measure; seconds that earlier ones worked on what they kept, however they ended.
 
@@ -269,13 +253,13 @@ def _begin(parts: Path) -> float:
     return earlier
 
 
-def _rounded(loaded: Loaded, path: Path) -> tuple[Loaded, dict[str, Tensor]]:
-    """The network with its weights rounded to float16, and those, which are to be kept beside the record."""
+def _rounded(loaded: Loaded, path: Path) -> tuple[Loaded, bytes]:
+    """The network with its weights rounded to float16, and the file of those, which is to stand beside the record."""
     state = {name: v.half() if v.is_floating_point() else v for name, v in loaded.model.state_dict().items()}
     loaded.model.load_state_dict(state)
-    state = {name: v.detach().cpu().contiguous() for name, v in state.items()}
-    weights = {"sha256": hashlib.sha256(save(state)).hexdigest(), "file": f"weights/{path.stem}.safetensors"}
-    return replace(loaded, source=loaded.source | {"weights": weights}), state
+    content = save({name: v.cpu().contiguous() for name, v in state.items()})
+    weights = {"sha256": hashlib.sha256(content).hexdigest(), "file": f"weights/{path.stem}.safetensors"}
+    return replace(loaded, source=loaded.source | {"weights": weights}), content
 
 
 def _device(compute: Compute | None) -> torch.device:

@@ -155,10 +155,8 @@ class Network(BaseModel):
         if self.record is not None:
             return _of_record(load_record(self.record), Path(self.record))
         if self.training is not None:
-            if recorded is not None and recorded.is_file():
-                found = load_record(recorded)
-                if found.training == self.training and "file" in found.weights:
-                    return _of_record(found, recorded)
+            if recorded is not None and (found := record_of_weights(recorded, self.training)) is not None:
+                return _of_record(found, recorded)
             trained = trainings.run_training(
                 self.training, root=root, data_root=data_root, compute=compute, progress=progress
             )
@@ -367,6 +365,16 @@ def load_records(folder: Path | str, *, missing_ok: bool = False) -> list[Record
         return (-1, 0) if training is None else (trainings.OBJECTIVES.index(training.objective), training.seed)
 
     return sorted(found, key=place)
+
+
+def record_of_weights(path: Path, training: Training) -> Record | None:
+    """The record at a path where it keeps weights of a training; None where it does not, or is not there.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    found = load_record(path) if path.is_file() else None
+    return found if found is not None and found.training == training and "file" in found.weights else None
 
 
 def said(error: Exception) -> str:
